@@ -1,0 +1,1 @@
+"""Pure vocabulary shared by all layers: sums, the tree, layouts, random streams, errors. NumPy only."""

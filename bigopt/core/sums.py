@@ -1,0 +1,93 @@
+"""What crosses the wire: named tuples of sums, each with a stated merge.
+
+A gradient over big data is a sum over rows. `Sums` is that sum for one unit; means are taken once, on the driver. The
+left operand of a merge owns its buffers and may reuse them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from bigopt.core.codec import wire
+
+
+class Mergeable(Protocol):
+    """A value that a tree can fold."""
+
+    def merge(self, other: Self) -> Self:
+        """Return the value of both; associative up to rounding."""
+        ...
+
+
+def merge(left: Any, right: Any) -> Any:
+    """Merge two values of the same type (the function the tree is folded with)."""
+    return left.merge(right)
+
+
+def added(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return left + right, in left's buffer where that may be written."""
+    return np.add(left, right, out=left) if left.flags.writeable else left + right
+
+
+@wire
+class Sums(NamedTuple):
+    """Gradient and loss sums over rows.
+
+    Parameters
+    ----------
+    grad : ndarray, shape (p,)
+        sum_i s_i grad loss_i in ``run.dtype``: the true gradient sum (2 sum e x for squared loss), no penalty.
+    loss : float
+        sum_i s_i loss_i, float64.
+    weight : float
+        sum_i s_i, float64.
+    rows : int
+        Number of rows.
+    """
+
+    grad: npt.NDArray[Any]
+    loss: float
+    weight: float
+    rows: int
+
+    def merge(self, other: Sums) -> Sums:
+        """Add two sums."""
+        return Sums(
+            added(self.grad, other.grad), self.loss + other.loss, self.weight + other.weight, self.rows + other.rows
+        )
+
+
+@wire
+class Moments(NamedTuple):
+    """Weighted count, mean and sum of squared deviations per column, merged without cancellation.
+
+    Parameters
+    ----------
+    weight : float
+        sum_i s_i.
+    mean : ndarray, shape (d,), float64
+    spread : ndarray, shape (d,), float64
+        sum_i s_i (x_i - mean)^2.
+
+    Notes
+    -----
+    Merge after Chan, Golub and LeVeque (1979): ``spread = a.spread + b.spread + delta^2 w_a w_b / (w_a + w_b)``.
+    """
+
+    weight: float
+    mean: npt.NDArray[np.float64]
+    spread: npt.NDArray[np.float64]
+
+    def merge(self, other: Moments) -> Moments:
+        """Merge two sets of moments."""
+        total = self.weight + other.weight
+        if total == 0.0:
+            return self
+        delta = other.mean - self.mean
+        share = other.weight / total
+        return Moments(
+            total, self.mean + delta * share, self.spread + other.spread + delta * delta * (self.weight * share)
+        )
