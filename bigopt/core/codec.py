@@ -1,8 +1,12 @@
 """Plain data in, plain data out: how frozen values cross a socket or reach the disk without pickle.
 
-A value made of registered dataclasses and NamedTuples, tuples, lists, dicts with string keys, numbers, strings, None and
-NumPy arrays becomes a JSON tree and a list of arrays; nothing else is accepted, and only registered types are built
+A value made of registered dataclasses and NamedTuples, tuples, lists, dicts with string keys, numbers, strings, None
+and NumPy arrays becomes a JSON tree and a list of arrays; nothing else is accepted, and only registered types are built
 again. Checkpoints and models (`save`, `load`) and the messages between driver and workers (`dumps`, `loads`) use it.
+
+What is read is not trusted: a file or message that this module cannot have written is refused before anything of the
+size it claims is allocated. Python floats keep their bits (JSON writes the shortest text that reads back equal); NumPy
+scalars become Python numbers of the same value.
 """
 
 from __future__ import annotations
@@ -11,8 +15,10 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
-import tempfile
+import re
+import secrets
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +27,7 @@ from typing import IO, Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from bigopt.core.errors import CheckpointError
+from bigopt.core.errors import BigoptError, CheckpointError
 
 C = TypeVar("C", bound=type)
 Array = npt.NDArray[Any]
@@ -29,6 +35,7 @@ Array = npt.NDArray[Any]
 _TYPES: dict[str, type] = {}
 _TREE: Final = "tree"
 _KINDS: Final = "biufcSU"
+_MEMBER: Final = re.compile(r"(tree|a(0|[1-9][0-9]*))\.npy", re.ASCII)
 
 
 def wire(cls: C) -> C:
@@ -51,30 +58,30 @@ def pack(value: Any) -> tuple[Any, list[Array]]:
     Raises
     ------
     TypeError
-        For a type that is not registered.
+        For a type that is not registered (a subclass of a registered or built-in type is another type).
     """
     arrays: list[Array] = []
 
     def walk(v: Any) -> Any:
-        if v is None or isinstance(v, (bool, int, float, str)) and type(v).__module__ == "builtins":
+        kind = type(v)
+        if v is None or kind in (bool, int, float, str):
             return v
-        if isinstance(v, np.ndarray):
+        if kind in (np.ndarray, np.memmap):  # a masked array or a matrix would come back as something else
             if v.dtype.kind not in _KINDS:
                 raise TypeError(f"arrays of dtype {v.dtype} do not travel")
             arrays.append(v)
             return {"@": len(arrays) - 1}
-        if isinstance(v, np.generic):
-            return walk(v.item())
-        name = type(v).__name__
-        if _TYPES.get(name) is type(v):
-            return {"$": name, "f": {k: walk(getattr(v, k)) for k in _fields(type(v))}}
-        if isinstance(v, tuple):
+        if isinstance(v, np.generic) and v.dtype.kind in "biufU" and not isinstance(v.item(), np.generic):
+            return v.item()
+        if _TYPES.get(kind.__name__) is kind:
+            return {"$": kind.__name__, "f": {k: walk(getattr(v, k)) for k in _fields(kind)}}
+        if kind is tuple:
             return {"t": [walk(x) for x in v]}
-        if isinstance(v, list):
+        if kind is list:
             return [walk(x) for x in v]
-        if isinstance(v, dict) and all(isinstance(k, str) for k in v):
+        if kind is dict and all(type(k) is str for k in v):
             return {"d": {k: walk(x) for k, x in v.items()}}
-        raise TypeError(f"a value of type {type(v).__qualname__} does not travel")
+        raise TypeError(f"a value of type {kind.__qualname__} does not travel")
 
     return walk(value), arrays
 
@@ -95,13 +102,15 @@ def unpack(tree: Any, arrays: list[Array]) -> Any:
             return v
         try:
             if "@" in v:
+                if not 0 <= v["@"] < len(arrays):
+                    raise IndexError(f"array {v['@']} of {len(arrays)}")
                 return arrays[v["@"]]
             if "t" in v:
                 return tuple(walk(x) for x in v["t"])
             if "d" in v:
                 return {k: walk(x) for k, x in v["d"].items()}
             return _TYPES[v["$"]](**{k: walk(x) for k, x in v["f"].items()})
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, AttributeError, ArithmeticError, BigoptError) as error:
             raise ValueError(f"not a bigopt value: {type(error).__name__}: {error}") from error
 
     return walk(tree)
@@ -112,23 +121,43 @@ def dumps(value: Any) -> list[bytes | memoryview]:
     tree, arrays = pack(value)
     arrays = [np.ascontiguousarray(a).reshape(a.shape) for a in arrays]
     header = {"v": tree, "a": [[a.dtype.str, list(a.shape)] for a in arrays]}
-    return [json.dumps(header).encode(), *(memoryview(a.reshape(-1).view(np.uint8)) for a in arrays)]
+    return [json.dumps(header).encode(), *(a.reshape(-1).view(np.uint8).data for a in arrays)]
 
 
 def loads(parts: list[bytes]) -> Any:
-    """Read a message made by `dumps`; arrays are read-only views of the parts where the buffer allows no writing."""
-    header = json.loads(parts[0])
-    arrays = [
-        np.frombuffer(part, dtype=np.dtype(dtype)).reshape(shape)
-        for part, (dtype, shape) in zip(parts[1:], header["a"], strict=True)
-    ]
-    return unpack(header["v"], arrays)
+    """Read a message made by `dumps`; arrays are read-only views of the parts where the buffer allows no writing.
+
+    Raises
+    ------
+    ValueError
+        For parts that `dumps` cannot have made.
+    """
+    try:
+        header = json.loads(parts[0])
+        arrays = [
+            np.frombuffer(part, dtype=_plain(np.dtype(dtype))).reshape(tuple(shape))
+            for part, (dtype, shape) in zip(parts[1:], header["a"], strict=True)
+        ]
+        tree = header["v"]
+    except (LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"not a bigopt message: {type(error).__name__}: {error}") from error
+    return unpack(tree, arrays)
+
+
+def _plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    if dtype.kind not in _KINDS:
+        raise ValueError(f"arrays of dtype {dtype} do not travel")
+    return dtype
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file that is either the old one or the new one: tmp, fsync, rename, fsync of the directory."""
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    """Write a file that is either the old one or the new one: tmp, fsync, rename, fsync of the directory.
+
+    The temporary file is ``.NAME.RANDOM.tmp`` beside it; the mode is the user's umask's.
+    """
+    name = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(fd, "wb") as handle:
             yield handle
@@ -179,28 +208,34 @@ def load(path: Path, *, limit: int = 1 << 40) -> Any:
         Where the file is missing, torn, altered, too large or not one of ours.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as handle, zipfile.ZipFile(handle) as archive:
             infos = archive.infolist()
-            names = [i.filename for i in infos]
-            allowed = all(n == f"{_TREE}.npy" or (n[0] == "a" and n[1:-4].isdigit() and n.endswith(".npy")) for n in names)
-            if len(set(names)) != len(names) or not allowed:
+            names = {i.filename for i in infos}
+            if len(names) != len(infos) or not all(_MEMBER.fullmatch(n) for n in names):
                 raise CheckpointError("members that bigopt does not write", where=str(path))
-            if sum(i.file_size for i in infos) > limit or any(i.compress_type for i in infos):
-                raise CheckpointError(f"larger than {limit} bytes, or compressed", where=str(path))
-            parts = {i.filename[:-4]: _member(archive, i) for i in infos}
+            claimed, size = sum(i.file_size for i in infos), os.fstat(handle.fileno()).st_size
+            if claimed > min(limit, size) or any(i.compress_type for i in infos):
+                reason = f"claims {claimed} bytes of arrays in a file of {size} (limit {limit}), or is compressed"
+                raise CheckpointError(reason, where=str(path))
+            parts = {i.filename.removesuffix(".npy"): _member(archive, i) for i in infos}
         tree = json.loads(parts.pop(_TREE).tobytes())
         return unpack(tree, [parts[f"a{k}"] for k in range(len(parts))])
     except CheckpointError:
         raise
-    except FileNotFoundError as error:
-        raise CheckpointError("no such file", where=str(path)) from error
-    except (OSError, ValueError, KeyError, EOFError, RecursionError, NotImplementedError, zipfile.BadZipFile) as error:
+    except OSError as error:
+        raise CheckpointError(f"cannot read: {error.strerror or error}", where=str(path)) from error
+    except Exception as error:  # whatever the zip, npy and JSON readers make of foreign bytes
         raise CheckpointError(f"damaged or not written by bigopt: {error}", where=str(path)) from error
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
+    """Read one npy member; its header may not claim more bytes than follow it."""
     data = archive.read(info)
-    array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    if array.dtype.kind not in _KINDS:
-        raise ValueError(f"member {info.filename} has dtype {array.dtype}")
-    return array
+    stream = io.BytesIO(data)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, fortran, dtype = read_header[np.lib.format.read_magic(stream)](stream)
+    start = stream.tell()
+    if math.prod(shape) * _plain(dtype).itemsize != len(data) - start:
+        raise ValueError(f"{info.filename} has {len(data) - start} bytes for shape {shape} of {dtype}")
+    flat = np.frombuffer(data, dtype=dtype, offset=start)
+    return flat.reshape(shape, order="F" if fortran else "C").copy(order="K")

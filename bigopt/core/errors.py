@@ -49,13 +49,6 @@ class BigoptError(Exception):
         text = f"{self.where}: {self.message}" if self.where else self.message
         return f"{text} ({self.hint})" if self.hint else text
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.message, self.where, self.hint))
-
-
-def _rebuild(kind: type[BigoptError], message: str, where: str, hint: str) -> BigoptError:
-    return kind(message, where=where, hint=hint)
-
 
 class ConfError(BigoptError):
     """Usage or configuration: unknown key, wrong type, refused combination."""
@@ -106,6 +99,5 @@ class InterruptedRun(BigoptError):
 
 
 ERRORS: dict[str, type[BigoptError]] = {
-    kind.__name__: kind
-    for kind in (ConfError, DataError, DivergedError, ClusterError, CheckpointError, SecurityError)
+    kind.__name__: kind for kind in (ConfError, DataError, DivergedError, ClusterError, CheckpointError, SecurityError)
 }

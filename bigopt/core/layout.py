@@ -49,9 +49,13 @@ class Block:
 @wire
 @dataclass(frozen=True)
 class Layout:
-    """Blocks in their order within the flat vector."""
+    """Blocks in their order within the flat vector; their names differ."""
 
     blocks: tuple[Block, ...]
+
+    def __post_init__(self) -> None:
+        if len({b.name for b in self.blocks}) != len(self.blocks):
+            raise ValueError(f"blocks with the same name in {[b.name for b in self.blocks]}")
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:

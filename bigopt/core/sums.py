@@ -29,7 +29,8 @@ def merge(left: Any, right: Any) -> Any:
 
 def added(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return left + right, in left's buffer where that may be written."""
-    return np.add(left, right, out=left) if left.flags.writeable else left + right
+    total: npt.NDArray[Any] = np.add(left, right, out=left if left.flags.writeable else None)
+    return total
 
 
 @wire
@@ -82,10 +83,12 @@ class Moments(NamedTuple):
     spread: npt.NDArray[np.float64]
 
     def merge(self, other: Moments) -> Moments:
-        """Merge two sets of moments."""
-        total = self.weight + other.weight
-        if total == 0.0:
+        """Merge two sets of moments (one of weight 0 adds nothing, whatever its mean)."""
+        if other.weight == 0.0:
             return self
+        if self.weight == 0.0:
+            return other
+        total = self.weight + other.weight
         delta = other.mean - self.mean
         share = other.weight / total
         return Moments(
