@@ -1,1 +1,1 @@
-"""."""
+"""Data: partitions, sources, readers and writers of chunked datasets; this package imports with NumPy alone."""

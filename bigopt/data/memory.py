@@ -1,0 +1,150 @@
+"""Rows that are already in this process: for the local backend, for Python users and for tests.
+
+The source *is* the arrays, so it does not travel: it is no `wire` type, and a backend with other processes refuses it.
+Needs NumPy alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigopt.core.errors import DataError
+from bigopt.data.source import (
+    NUMERIC,
+    Array,
+    Dataset,
+    Partition,
+    Rows,
+    chosen_partition_rows,
+    partition_sizes,
+    partitions_of,
+    target_kind,
+)
+
+
+@dataclass(frozen=True)
+class MemorySource:
+    """Arrays held in process.
+
+    Parameters
+    ----------
+    X : ndarray, shape (n, d)
+    y : ndarray, shape (n,) or (n, q), or None
+    weight : ndarray, shape (n,), or None
+    columns : tuple of str
+    """
+
+    X: Array
+    y: Array | None
+    weight: Array | None
+    columns: tuple[str, ...]
+
+    @property
+    def stored(self) -> str:
+        """NumPy dtype name of X."""
+        return self.X.dtype.name
+
+    def pieces(self, partition: Partition) -> Iterator[Rows]:
+        """Yield the partition as one piece of read-only views; nothing is read from any store."""
+        rows = slice(partition.start, partition.stop)
+        yield Rows(_view(self.X, rows), _maybe(self.y, rows), _maybe(self.weight, rows))
+
+    def place(self, partition: Partition, row: int) -> str:
+        """Say where a row of the partition lies."""
+        return f"row {partition.start + row} in memory"
+
+    def identity(self) -> str:
+        """Return the SHA-256 of names, shapes, dtypes and bytes."""
+        digest = hashlib.sha256(repr(self.columns).encode())
+        for array in (self.X, self.y, self.weight):
+            if array is None:
+                digest.update(b"none")
+                continue
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            block = max(1, (1 << 20) // max(1, array.itemsize * (array.size // max(1, len(array)))))
+            for start in range(0, len(array), block):
+                digest.update(np.ascontiguousarray(array[start : start + block]).tobytes())
+        return digest.hexdigest()
+
+
+def _view(array: Array, rows: slice) -> Array:
+    view = array[rows].view()
+    view.flags.writeable = False
+    return view
+
+
+def _maybe(array: Array | None, rows: slice) -> Array | None:
+    return None if array is None else _view(array, rows)
+
+
+def from_arrays(
+    X: npt.ArrayLike,
+    y: npt.ArrayLike | None = None,
+    weight: npt.ArrayLike | None = None,
+    *,
+    partition_rows: int | Sequence[int] | None = None,
+    columns: Sequence[str] | None = None,
+    target: str | Sequence[str] = "y",
+    classes: Sequence[Any] | None = None,
+) -> Dataset:
+    """Make a dataset of arrays held in this process.
+
+    Parameters
+    ----------
+    X : array_like, shape (n, d)
+        Bool, integers or floating; no copy of an array.
+    y : array_like, shape (n,) or (n, q), optional
+        Numbers, booleans or text.
+    weight : array_like, shape (n,), optional
+    partition_rows : int or sequence of int, optional
+        Rows of each partition, or the sizes of all; chosen where None (`chosen_partition_rows`).
+    columns : sequence of str, optional
+        Names of the features; ``x0, x1, ...`` where None.
+    target : str or sequence of str
+        Names of the target columns.
+    classes : sequence, optional
+        Declared labels.
+
+    Raises
+    ------
+    DataError
+        Where shapes disagree or a dtype cannot be used.
+    """
+    features = np.asarray(X)
+    if features.ndim != 2 or features.dtype.name not in NUMERIC:
+        raise DataError(f"X has shape {features.shape} and dtype {features.dtype}", hint="2-D numbers or booleans")
+    n, d = features.shape
+    labels = None if y is None else np.asarray(y)
+    weights = None if weight is None else np.asarray(weight)
+    if labels is not None and (labels.ndim not in (1, 2) or len(labels) != n):
+        raise DataError(f"y has shape {labels.shape}, X has {n} rows")
+    if weights is not None and (weights.shape != (n,) or weights.dtype.name not in NUMERIC):
+        raise DataError(f"weight has shape {weights.shape} and dtype {weights.dtype}, X has {n} rows")
+    if n == 0:
+        raise DataError("X has no rows")
+    names = tuple(columns) if columns is not None else tuple(f"x{j}" for j in range(d))
+    if len(names) != d or len(set(names)) != d:
+        raise DataError(f"{len(names)} column names ({len(set(names))} distinct) for {d} features")
+    q = 1 if labels is None or labels.ndim == 1 else labels.shape[1]
+    targets = (target,) if isinstance(target, str) else tuple(target)
+    if len(targets) == 1 and q > 1:
+        targets = tuple(f"{targets[0]}{k}" for k in range(q))
+    row_bytes = d * features.itemsize
+    sizes = partition_sizes(n, chosen_partition_rows(n, row_bytes) if partition_rows is None else partition_rows)
+    total = row_bytes + sum(a.nbytes // n for a in (labels, weights) if a is not None)
+    return Dataset(
+        source=MemorySource(features, labels, weights, names),
+        partitions=partitions_of(sizes),
+        target=() if labels is None else targets,
+        classes=None if classes is None else tuple(classes),
+        target_kind=None if labels is None else target_kind(labels.dtype),
+        weight=None if weights is None else "weight",
+        row_bytes=total,
+        piece_bytes=max(sizes) * row_bytes,
+    )
