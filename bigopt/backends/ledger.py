@@ -1,0 +1,239 @@
+"""The ledger: each unit of a round is accepted exactly once, whatever an engine repeats, loses or delivers twice.
+
+A `Round` holds one Map-Reduce: it makes the orders, accepts arrivals into the tree, drops whole what overlaps with what
+is accepted already, and orders lost units again under a new attempt number until the retries are used up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bigopt.backends.base import Session
+from bigopt.core import tree
+from bigopt.core.errors import ClusterError
+from bigopt.core.sums import merge
+from bigopt.data.plan import Ints
+from bigopt.work import Arrival, Order, Work
+
+
+@dataclass
+class Ledger:
+    """Counters of a whole run.
+
+    Parameters
+    ----------
+    rounds : int
+        Map-Reduces finished.
+    planned, accepted : int
+        Units ordered by the plan, and units accepted; equal at the end of every round.
+    executed : int
+        Units of all arrivals that were done: more than `accepted` where work was repeated.
+    duplicates : int
+        Units dropped because they were accepted before.
+    lost : int
+        Units ordered again.
+    messages : int
+        Arrivals that carried values.
+    bytes_sent, bytes_received : int
+        Bytes of vectors and descriptors, driver to workers and back.
+    bytes_read : int
+        Bytes read from the store.
+    rows : int
+        Rows summed.
+    """
+
+    rounds: int = 0
+    planned: int = 0
+    accepted: int = 0
+    executed: int = 0
+    duplicates: int = 0
+    lost: int = 0
+    messages: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    bytes_read: int = 0
+    rows: int = 0
+
+
+class Round:
+    """One Map and Reduce.
+
+    Parameters
+    ----------
+    ticket : int
+        Number of the round, unique in a session.
+    work : Work
+    inputs : tuple of ndarray
+    units : ndarray, shape (k, 4)
+        The leaves, in the plan's order; at least one.
+    homes : ndarray, shape (k,)
+        Ascending slots.
+    retries : int
+        How often lost units are ordered again.
+    ledger : Ledger
+        Counters to add to.
+    where : str
+        What the round is, for messages ("step 12").
+    """
+
+    def __init__(
+        self,
+        ticket: int,
+        work: Work,
+        inputs: tuple[Any, ...],
+        units: Ints,
+        homes: Ints,
+        *,
+        retries: int,
+        ledger: Ledger,
+        where: str,
+    ) -> None:
+        if len(units) == 0:
+            raise ValueError("a round without units")
+        self.ticket = ticket
+        self.work = work
+        self.units = units
+        self.seconds_map = 0.0
+        self.rss = 0
+        self.where = where
+        self._inputs = inputs
+        self._homes = homes
+        self._retries = retries
+        self._ledger = ledger
+        self._accepted = np.zeros(len(units), dtype=np.bool_)
+        self._fold: tree.Fold[Any] = tree.Fold(len(units), merge)
+        ledger.planned += len(units)
+
+    @property
+    def done(self) -> bool:
+        """Whether every unit is accepted."""
+        return bool(self._accepted.all())
+
+    @property
+    def value(self) -> Any:
+        """The root of the tree; a partial sum is never given out."""
+        if not self.done:
+            raise RuntimeError(f"round {self.ticket} is not complete")
+        return self._fold.root
+
+    def orders(self) -> list[Order]:
+        """Return one order for each slot that has units."""
+        cuts = np.flatnonzero(np.diff(self._homes)) + 1
+        starts = [0, *cuts.tolist()]
+        stops = [*cuts.tolist(), len(self.units)]
+        return [self._order(a, b, 0, int(self._homes[a])) for a, b in zip(starts, stops, strict=True)]
+
+    def _order(self, start: int, stop: int, attempt: int, slot: int) -> Order:
+        return Order(
+            self.ticket, attempt, slot, self.work, self._inputs, len(self.units), start, self.units[start:stop]
+        )
+
+    def accept(self, arrival: Arrival) -> list[Order]:
+        """Take an arrival into the tree.
+
+        Returns
+        -------
+        list of Order
+            Units to order again.
+
+        Raises
+        ------
+        ClusterError
+            Where units were lost more often than ``backend.retries`` allows: named, with their partitions.
+        BigoptError
+            What a worker found wrong with data or conf.
+        """
+        order, ledger = arrival.order, self._ledger
+        size = order.stop - order.start
+        if arrival.error is not None:
+            raise arrival.error
+        if arrival.lost or order.ticket != self.ticket:
+            if order.ticket != self.ticket:
+                ledger.duplicates += size
+                return []
+            return self._again(order, arrival.lost)
+        ledger.messages += 1
+        ledger.executed += size
+        ledger.bytes_sent += arrival.sent
+        ledger.bytes_received += arrival.received
+        ledger.bytes_read += arrival.stats.bytes_read
+        expected = tree.cover(order.start, order.stop, len(self.units))
+        if arrival.nodes is None or tuple(arrival.nodes) != expected:
+            return self._again(order, "a result that is not what was ordered")
+        if self._accepted[order.start : order.stop].any():
+            ledger.duplicates += size
+            return self._missing(order)
+        self._accepted[order.start : order.stop] = True
+        ledger.accepted += size
+        ledger.rows += arrival.stats.rows
+        self.seconds_map = max(self.seconds_map, arrival.stats.seconds)
+        self.rss = max(self.rss, arrival.stats.rss)
+        for node, value in arrival.nodes.items():
+            self._fold.add(node, value)
+        if self.done:
+            ledger.rounds += 1
+        return []
+
+    def _again(self, order: Order, reason: str) -> list[Order]:
+        if order.attempt >= self._retries:
+            first, last = int(order.units[0][0]), int(order.units[-1][0])
+            raise ClusterError(
+                f"partitions {first}..{last} of round {self.ticket} were lost {order.attempt + 1} times: {reason}",
+                where=self.where,
+                hint="a partition that kills its worker? raise backend.retries or the workers' memory, then resume",
+            )
+        return self._missing(order)
+
+    def _missing(self, order: Order) -> list[Order]:
+        """Order again, one attempt later, the ranges of an order that are not accepted."""
+        open_ = np.flatnonzero(~self._accepted[order.start : order.stop]) + order.start
+        if len(open_) == 0:
+            return []
+        self._ledger.lost += len(open_)
+        cuts = np.flatnonzero(np.diff(open_) > 1) + 1
+        return [self._order(int(r[0]), int(r[-1]) + 1, order.attempt + 1, order.slot) for r in np.split(open_, cuts)]
+
+
+class Rounds:
+    """Makes the rounds of a run, with ticket numbers that are never used twice.
+
+    Parameters
+    ----------
+    ledger : Ledger
+    retries : int
+        ``backend.retries``.
+    """
+
+    def __init__(self, ledger: Ledger, retries: int) -> None:
+        self.ledger = ledger
+        self._retries = retries
+        self._ticket = 0
+
+    def new(self, work: Work, inputs: tuple[Any, ...], units: Ints, homes: Ints, *, where: str) -> Round:
+        """Return the next round; see `Round`."""
+        self._ticket += 1
+        return Round(
+            self._ticket, work, inputs, units, homes, retries=self._retries, ledger=self.ledger, where=where
+        )
+
+    def run(
+        self, session: Session, work: Work, inputs: tuple[Any, ...], units: Ints, homes: Callable[[int], Ints], where: str
+    ) -> Any:
+        """Run one round by itself and return the root of its tree.
+
+        Parameters
+        ----------
+        homes : callable
+            ``homes(slots)`` gives the slot of each unit.
+        """
+        round_ = self.new(work, inputs, units, homes(session.slots), where=where)
+        orders = round_.orders()
+        while not round_.done:
+            for order in orders:
+                session.submit(order)
+            orders = round_.accept(session.wait())
+        return round_.value

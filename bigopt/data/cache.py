@@ -1,0 +1,186 @@
+"""Decoded blocks kept within a byte budget: the one module of bigopt that keeps state.
+
+A process decodes a partition once and keeps it as long as the budget allows. Full passes are cyclic, where "least
+recently used" would evict exactly what is needed next; so the most recently used block goes first, except blocks that a
+lane is still walking through (*open*), which go last. Losing an entry is never an error: caches are not state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from bigopt.core.errors import ConfError
+from bigopt.data.plan import Ints, draw
+from bigopt.data.view import Block, DataView
+
+Key = tuple[str, int]
+
+
+@dataclass
+class Meter:
+    """What one order has read.
+
+    Parameters
+    ----------
+    bytes_read : int
+        Bytes read from the store.
+    rows : int
+        Rows that entered a sum.
+    """
+
+    bytes_read: int = 0
+    rows: int = 0
+
+
+@dataclass
+class Entry:
+    """A decoded block in the cache, pinned while somebody computes on it.
+
+    `open` says that the epoch has more of its rows to give.
+    """
+
+    block: Block
+    charge: int
+    pins: int = 0
+    open: bool = False
+    last_use: int = 0
+    _order: tuple[int, int, Ints] | None = field(default=None, repr=False)
+
+    def order(self, seed: int, unit: Ints) -> Ints:
+        """Return the permutation of this epoch (kept until the next epoch asks)."""
+        kept = self._order
+        if kept is None or kept[:2] != (seed, int(unit[1])):
+            kept = (seed, int(unit[1]), draw(seed, unit, len(self.block.X)))
+            self._order = kept
+        return kept[2]
+
+
+class BlockCache:
+    """Blocks by (view, partition) within `budget` bytes; safe for threads.
+
+    Parameters
+    ----------
+    budget : int
+        Bytes of decoded rows, read buffers and temporaries that this process may hold.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._entries: dict[Key, Entry] = {}
+        self._loading: set[Key] = set()
+        self._held = 0
+        self._clock = 0
+        self._changed = threading.Condition()
+
+    @property
+    def held(self) -> int:
+        """Bytes charged now."""
+        return self._held
+
+    @contextlib.contextmanager
+    def block(self, view: DataView, index: int, meter: Meter) -> Iterator[Entry]:
+        """Pin a partition's block for the length of a with statement.
+
+        Parameters
+        ----------
+        view : DataView
+        index : int
+            Partition number.
+        meter : Meter
+            Where bytes read are counted.
+
+        Raises
+        ------
+        ConfError
+            Where the partition cannot fit the budget even alone.
+        """
+        entry = self._pin((view.key, index), view, index, meter)
+        try:
+            yield entry
+        finally:
+            with self._changed:
+                entry.pins -= 1
+                self._changed.notify_all()
+
+    def _pin(self, key: Key, view: DataView, index: int, meter: Meter) -> Entry:
+        size = view.decoded_bytes(index)
+        with self._changed:
+            while key in self._loading:
+                self._changed.wait()
+            self._clock += 1
+            found = self._entries.get(key)
+            if found is not None:
+                found.pins += 1
+                found.last_use = self._clock
+                return found
+            raw = self._take_raw((view.raw.key, index)) if view.raw.key != view.key else None
+            room = size if raw is not None else 2 * size  # what the store decodes, and what we keep
+            if room > self.budget:
+                raise ConfError(
+                    f"partition {index} needs {room / 1e6:.1f} MB while it is decoded, data.memory allows "
+                    f"{self.budget / 1e6:.1f} MB",
+                    where="data.memory",
+                    hint="raise data.memory, or write the data again with a smaller ingest.partition_rows",
+                )
+            while self._held + room > self.budget:
+                if not self._evict():
+                    self._changed.wait()
+            self._held += room
+            self._loading.add(key)
+        try:
+            block = view.prepare(raw.block) if raw is not None else view.load(index)
+        except BaseException:
+            with self._changed:
+                self._held -= room
+                self._loading.discard(key)
+                self._changed.notify_all()
+            raise
+        if raw is None:
+            meter.bytes_read += block.bytes_read
+        with self._changed:
+            charge = max(size, block.nbytes)
+            self._held += charge - room
+            self._loading.discard(key)
+            entry = Entry(block, charge, pins=1, last_use=self._clock)
+            self._entries[key] = entry
+            self._changed.notify_all()
+        return entry
+
+    def _take_raw(self, key: Key) -> Entry | None:
+        """Give up an unpinned raw block so that it can be scaled in place."""
+        entry = self._entries.get(key)
+        if entry is None or entry.pins:
+            return None
+        self._held -= entry.charge
+        return self._entries.pop(key)
+
+    def _evict(self) -> bool:
+        free = [(key, e) for key, e in self._entries.items() if not e.pins]
+        if not free:
+            return False
+        key, entry = min(free, key=lambda item: (item[1].open, -item[1].last_use))
+        self._held -= entry.charge
+        del self._entries[key]
+        return True
+
+
+_STATE: dict[str, BlockCache] = {}
+
+
+def configure(budget: int) -> BlockCache:
+    """Start an empty cache for this process and return it."""
+    _STATE["cache"] = BlockCache(budget)
+    return _STATE["cache"]
+
+
+def current() -> BlockCache:
+    """Return the cache of this process."""
+    return _STATE["cache"]
+
+
+def release() -> None:
+    """Forget all decoded blocks."""
+    _STATE.pop("cache", None)

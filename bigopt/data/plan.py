@@ -1,0 +1,224 @@
+"""Which rows make which batch: a pure function of the counts, the seed and the step.
+
+A **unit** is the rows of one partition that one round uses; the units of a round, in the plan's order, are the leaves
+of its reduction tree. The driver only ever handles counts (one integer a partition), never an array of length n: a unit
+names a range of the partition's seeded permutation of this epoch, and the worker that holds the partition draws the
+permutation itself.
+
+An epoch is cut into **lanes**. Without ``batch.lanes`` every partition is a lane of its own and each batch takes its
+share from every partition. With L lanes the partitions are dealt to L lanes; a lane walks its partitions in the epoch's
+seeded order, so that a batch needs only L partitions at a time. A lane's share of the first T rows of an epoch is the number of
+its rows with ``(j + o) / rows < theta`` (o a fixed offset of the lane), theta such that the shares add up to T exactly:
+every batch has exactly `size` rows, and every share is proportional within a row or two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bigopt.core import rng
+from bigopt.core.errors import ConfError
+
+Ints = npt.NDArray[np.int64]
+Sampling = Literal["permuted", "block"]
+
+ALL: Final = -1
+"""Epoch number of a unit that means: all used rows of the partition, in order."""
+
+_GOLDEN: Final = 0.6180339887498949
+_PIECE_ROWS: Final = 128
+
+
+def whole(partitions: npt.ArrayLike, counts: Ints) -> Ints:
+    """Return the units that use every used row of some partitions, in order.
+
+    Parameters
+    ----------
+    partitions : array_like of int
+        Partition numbers.
+    counts : ndarray, shape (P,)
+        Used rows of each partition; partitions without rows are no leaf.
+
+    Returns
+    -------
+    ndarray, shape (k, 4), int64
+        Rows ``(partition, ALL, 0, rows)``.
+    """
+    index = np.asarray(partitions, dtype=np.int64)
+    index = index[counts[index] > 0]
+    units = np.zeros((len(index), 4), dtype=np.int64)
+    units[:, 0], units[:, 1], units[:, 3] = index, ALL, counts[index]
+    return units
+
+
+def choose_lanes(size: int, partitions: int) -> int:
+    """Return the default number of lanes for a batch: pieces of at least 128 rows, at least two lanes.
+
+    A piece of a batch costs one gradient vector; below about a hundred rows that shows. 0 means that every partition
+    gives its share to every batch.
+    """
+    lanes = max(2, size // _PIECE_ROWS)
+    return 0 if lanes >= partitions else lanes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sampler: units of every step.
+
+    Parameters
+    ----------
+    counts : ndarray, shape (P,), int64
+        Used rows of each partition.
+    size : int or None
+        Rows of a batch; None means all rows in every step.
+    lanes : int
+        Number of lanes; 0 for one a partition.
+    seed : int
+        The run's seed.
+    """
+
+    counts: Ints
+    size: int | None
+    lanes: int
+    seed: int
+    _walks: dict[tuple[int, int], tuple[Ints, Ints]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise ConfError(f"a batch of {self.size} rows", where="batch.size", hint="at least 1, or full")
+
+    @property
+    def rows(self) -> int:
+        """Number of used rows n."""
+        return int(self.counts.sum())
+
+    @property
+    def full(self) -> bool:
+        """Whether every step uses all rows."""
+        return self.size is None or self.size >= self.rows
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """ceil(n / size); 1 for a full batch."""
+        return 1 if self.size is None or self.full else -(-self.rows // self.size)
+
+    def batch_rows(self, step: int) -> int:
+        """Return the rows of a step of an epoch (the last one takes the remainder)."""
+        if self.size is None or self.full:
+            return self.rows
+        return min(self.size, self.rows - step * self.size)
+
+    @cached_property
+    def lane_of(self) -> Ints:
+        """Lane of each partition, shape (P,): the longest first, each to the lane with the fewest rows."""
+        used = np.flatnonzero(self.counts)
+        lane = np.full(len(self.counts), -1, dtype=np.int64)
+        if self.lanes == 0 or self.lanes >= len(used):
+            lane[used] = np.arange(len(used))
+            return lane
+        load = np.zeros(self.lanes, dtype=np.int64)
+        for index in used[np.argsort(-self.counts[used], kind="stable")]:
+            lane[index] = np.argmin(load)
+            load[lane[index]] += self.counts[index]
+        return lane
+
+    @cached_property
+    def lane_rows(self) -> Ints:
+        """Rows of each lane, shape (L,)."""
+        used = self.lane_of >= 0
+        return np.bincount(self.lane_of[used], weights=self.counts[used]).astype(np.int64)
+
+    def shares(self, drawn: int) -> Ints:
+        """Return how many of the first `drawn` rows of an epoch each lane gives, shape (L,); they add up to `drawn`."""
+        rows = self.lane_rows
+        if drawn >= self.rows:
+            return rows.copy()
+        offset = (np.arange(1, len(rows) + 1) * _GOLDEN) % 1.0
+
+        def below(theta: float) -> Ints:
+            return np.clip(np.ceil(rows * theta - offset), 0, rows).astype(np.int64)
+
+        low, high = (drawn - len(rows) - 1) / self.rows, (drawn + len(rows) + 1) / self.rows
+        while True:
+            middle = 0.5 * (low + high)
+            if middle in (low, high):
+                break
+            total = int(below(middle).sum())
+            if total == drawn:
+                return below(middle)
+            low, high = (middle, high) if total < drawn else (low, middle)
+        taken, more = below(low), below(high)  # lanes that tie at theta: the first ones give their row
+        ties = np.flatnonzero(more > taken)[: drawn - int(taken.sum())]
+        taken[ties] += 1
+        return taken
+
+    def _walk(self, epoch: int, lane: int) -> tuple[Ints, Ints]:
+        """Partitions of a lane in this epoch's order, and where each starts within the lane, with the end."""
+        if (epoch, lane) not in self._walks:
+            members = np.flatnonzero(self.lane_of == lane)
+            order = rng.permutation(rng.stream(self.seed, "order", epoch=epoch, partition=lane), len(members))
+            members = members[order]
+            for old in [key for key in self._walks if key[0] != epoch]:
+                del self._walks[old]
+            self._walks[epoch, lane] = members, np.concatenate([[0], np.cumsum(self.counts[members])])
+        return self._walks[epoch, lane]
+
+    def units(self, epoch: int, step: int) -> Ints:
+        """Return the units of one step.
+
+        Parameters
+        ----------
+        epoch, step : int
+            From 0; `step` counts within the epoch.
+
+        Returns
+        -------
+        ndarray, shape (k, 4), int64
+            Rows ``(partition, epoch, start, stop)``: the range of the partition's permutation of this epoch.
+        """
+        if self.size is None or self.full:
+            return whole(np.arange(len(self.counts)), self.counts)
+        first, last = self.shares(step * self.size), self.shares(step * self.size + self.batch_rows(step))
+        if len(self.lane_rows) == np.count_nonzero(self.counts):
+            used = np.flatnonzero(self.counts)
+            table = np.stack([used, np.full_like(used, epoch), first, last], axis=1)
+            return table[last > first]
+        pieces: list[tuple[int, int, int, int]] = []
+        for lane in np.flatnonzero(last > first):
+            start, stop = int(first[lane]), int(last[lane])
+            members, starts = self._walk(epoch, int(lane))
+            for k in range(int(np.searchsorted(starts, start, "right")) - 1, len(members)):
+                a, b = max(start, int(starts[k])), min(stop, int(starts[k + 1]))
+                if a >= b:
+                    break
+                pieces.append((int(members[k]), epoch, a - int(starts[k]), b - int(starts[k])))
+        return np.array(pieces, dtype=np.int64).reshape(-1, 4)
+
+    def homes(self, units: Ints, slots: int) -> Ints:
+        """Return the slot each unit goes to, ascending in the plan's order, shape (k,).
+
+        A lane (or partition) has the same home in every round, so that decoded blocks stay where they are; homes hold
+        about equal numbers of rows.
+        """
+        if self.full:
+            return homes(self.counts, slots)[units[:, 0]]
+        return homes(self.lane_rows, slots)[self.lane_of[units[:, 0]]]
+
+
+def homes(rows: Ints, slots: int) -> Ints:
+    """Return a slot for each of some consecutive pieces: contiguous ranges of about equal rows, shape (len(rows),)."""
+    total = max(1, int(rows.sum()))
+    middle = np.cumsum(rows) - rows / 2
+    return np.minimum((middle * slots / total).astype(np.int64), slots - 1)
+
+
+def draw(seed: int, unit: Ints, count: int) -> Ints:
+    """Return the permutation that a unit's range refers to: used-row numbers of its partition, shape (count,)."""
+    return rng.permutation(rng.stream(seed, "rows", epoch=int(unit[1]), partition=int(unit[0])), count)

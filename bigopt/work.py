@@ -1,0 +1,379 @@
+"""What one slot computes: frozen, pure values that are called with parameters and a unit.
+
+A `Work` says what to compute on the rows of one unit; an `Order` asks a slot for a contiguous range of a round's units
+and carries nothing but descriptors and vectors; `execute` runs the units in order, folds them along the round's tree
+and returns the few nodes that cover the range. Work may be done again anywhere with the same bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bigopt.core import arrays, tree
+from bigopt.core.codec import wire
+from bigopt.core.errors import BigoptError, DataError
+from bigopt.core.sums import Mergeable, Moments, Sums, merge
+from bigopt.data import cache
+from bigopt.data.cache import Meter
+from bigopt.data.plan import ALL, Ints
+from bigopt.data.view import DataView
+from bigopt.models.base import Model
+from bigopt.models.metrics import MetricSums, metric_sums
+
+Array = npt.NDArray[Any]
+
+_MOMENT_ROWS = 4096
+_MOST_LABELS = 100_000
+
+
+class Work(Protocol):
+    """What to compute on the rows of a unit; frozen and pure."""
+
+    @property
+    def view(self) -> DataView:
+        """The rows it works on."""
+        ...
+
+    def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
+        """Convert the inputs once for all units of an order."""
+        ...
+
+    def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Mergeable:
+        """Return the value of one leaf; `unit` is ``(partition, epoch, start, stop)``."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """A request to one slot.
+
+    Parameters
+    ----------
+    ticket : int
+        Number of the round.
+    attempt : int
+        0, then one more each time the units are ordered again.
+    slot : int
+        Where the decoded blocks should be; a preference.
+    work : Work
+    inputs : tuple of ndarray
+        Vectors the work needs (params, ...).
+    leaves : int
+        Number of leaves of the round's tree.
+    start : int
+        Leaf of the first unit.
+    units : ndarray, shape (k, 4), int64
+        Consecutive units of the round.
+    """
+
+    ticket: int
+    attempt: int
+    slot: int
+    work: Work
+    inputs: tuple[Array, ...]
+    leaves: int
+    start: int
+    units: Ints
+
+    @property
+    def stop(self) -> int:
+        """One past the last leaf."""
+        return self.start + len(self.units)
+
+
+@wire
+class Stats(NamedTuple):
+    """What an order cost: seconds in the Map, bytes read from the store, rows summed, bytes held, process id."""
+
+    seconds: float = 0.0
+    bytes_read: int = 0
+    rows: int = 0
+    rss: int = 0
+    pid: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Arrival:
+    """The end of an order: done (nodes), lost (a reason), or failed (an error that no repetition will cure)."""
+
+    order: Order
+    nodes: dict[tree.Node, Any] | None = None
+    stats: Stats = field(default_factory=Stats)
+    lost: str = ""
+    error: BigoptError | None = None
+    sent: int = 0
+    received: int = 0
+
+
+def execute(
+    work: Work, inputs: tuple[Array, ...], leaves: int, start: int, units: Ints
+) -> tuple[dict[tree.Node, Any], Stats]:
+    """Compute consecutive leaves and fold them.
+
+    Returns
+    -------
+    nodes : dict
+        Node to value, for the nodes of ``cover(start, start + len(units), leaves)``.
+    stats : Stats
+    """
+    begin = time.perf_counter()
+    meter = Meter()
+    ready = work.prepare(inputs)
+    nodes = tree.fold((work(ready, unit, meter) for unit in units), leaves, merge, start=start)
+    return nodes, Stats(time.perf_counter() - begin, meter.bytes_read, meter.rows)
+
+
+def sum_rows(
+    model: Model, params: Any, rows: tuple[Any, Any, Any], *, block_rows: int, dtype: str, device: arrays.Device = "cpu"
+) -> Sums:
+    """Fold the gradient sums of one unit's rows in blocks counted from its first row.
+
+    Parameters
+    ----------
+    model : Model
+    params : array, shape (p,)
+        In the block dtype, on the device.
+    rows : tuple
+        X (k, d), y, weight (k,) or None, of the unit, on the host.
+    block_rows : int
+        Rows of a block.
+    dtype : str
+        ``run.dtype``, in which block sums are added.
+    device : {"cpu", "gpu"}
+
+    Returns
+    -------
+    Sums
+        With the gradient on the host.
+    """
+    X, y, weight = rows
+    grad: Any = None
+    loss = total = 0.0
+    for lo in range(0, len(X), block_rows):
+        part = slice(lo, lo + block_rows)
+        g, value, mass = model.grad_sum(
+            params,
+            arrays.to_device(X[part], device),
+            arrays.to_device(y[part], device),
+            None if weight is None else arrays.to_device(weight[part], device),
+        )
+        if grad is None:
+            grad = g.astype(dtype, copy=False)
+        else:
+            grad += g
+        loss, total = loss + float(value), total + float(mass)
+    return Sums(arrays.to_host(grad), loss, total, len(X))
+
+
+def _rows(entry: cache.Entry, seed: int, unit: Ints) -> tuple[Array, Any, Array | None]:
+    """The rows of a unit: the whole block, or a range of this epoch's permutation of it."""
+    block, (_, epoch, start, stop) = entry.block, unit
+    if epoch == ALL:
+        return block.X, block.y, block.weight
+    entry.open = stop < len(block.X)
+    rows = entry.order(seed, unit)[start:stop]
+    return (
+        block.X[rows],
+        None if block.y is None else block.y[rows],
+        None if block.weight is None else block.weight[rows],
+    )
+
+
+@wire
+@dataclass(frozen=True)
+class GradientSum:
+    """Gradient and loss sums at some params (``model.backprop: map``).
+
+    Parameters
+    ----------
+    model : Model
+    view : DataView
+    seed : int
+    dtype : str
+        ``run.dtype``.
+    block_rows : int
+    device : str
+    """
+
+    model: Model
+    view: DataView
+    seed: int
+    dtype: str
+    block_rows: int
+    device: arrays.Device = "cpu"
+
+    def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
+        """Cast params once to the block dtype."""
+        return (arrays.to_device(np.ascontiguousarray(inputs[0], dtype=self.view.dtype), self.device),)
+
+    def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Sums:
+        """Return the unit's `Sums`."""
+        with cache.current().block(self.view, int(unit[0]), meter) as entry:
+            rows = _rows(entry, self.seed, unit)
+            meter.rows += len(rows[0])
+            return sum_rows(
+                self.model, inputs[0], rows, block_rows=self.block_rows, dtype=self.dtype, device=self.device
+            )
+
+
+@wire
+class Selected(NamedTuple):
+    """Rows of consecutive units, not merged: the one value that is concatenated (``backprop: driver``)."""
+
+    units: tuple[tuple[Array, Any, Any], ...]
+
+    def merge(self, other: Selected) -> Selected:
+        """Append the units of the right operand."""
+        return Selected(self.units + other.units)
+
+
+@wire
+@dataclass(frozen=True)
+class SelectRows:
+    """The rows of a mini-batch, for a driver that runs forward and backward itself (``model.backprop: driver``)."""
+
+    view: DataView
+    seed: int
+
+    def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
+        """Need nothing."""
+        return inputs
+
+    def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Selected:
+        """Return copies of the unit's rows."""
+        with cache.current().block(self.view, int(unit[0]), meter) as entry:
+            rows = _rows(entry, self.seed, unit)
+            meter.rows += len(rows[0])
+            return Selected((tuple(rows),))
+
+
+def sum_selected(work: GradientSum, params: Array, selected: Selected) -> Sums:
+    """Do on the driver what `GradientSum` does in the Map: unit by unit, along the same tree, with the same bits."""
+    ready = work.prepare((params,))[0]
+
+    def leaves() -> Iterator[Sums]:
+        for rows in selected.units:
+            yield sum_rows(
+                work.model, ready, rows, block_rows=work.block_rows, dtype=work.dtype, device=work.device
+            )
+
+    n = len(selected.units)
+    result: Sums = tree.fold(leaves(), n, merge)[(tree.height(n), 0)]
+    return result
+
+
+@wire
+@dataclass(frozen=True)
+class MetricSum:
+    """Metric sums of a model's predictions over whole partitions, with the loss."""
+
+    model: Model
+    view: DataView
+    block_rows: int
+    device: arrays.Device = "cpu"
+
+    def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
+        """Cast params once to the block dtype."""
+        return (arrays.to_device(np.ascontiguousarray(inputs[0], dtype=self.view.dtype), self.device),)
+
+    def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> MetricSums:
+        """Return the unit's metric sums."""
+        total: MetricSums | None = None
+        with cache.current().block(self.view, int(unit[0]), meter) as entry:
+            X, y, weight = _rows(entry, 0, unit)
+            meter.rows += len(X)
+            for lo in range(0, len(X), self.block_rows):
+                part = slice(lo, lo + self.block_rows)
+                w = None if weight is None else weight[part]
+                scores = arrays.to_host(self.model.scores(inputs[0], arrays.to_device(X[part], self.device)))
+                value = metric_sums(self.model, scores, y[part], w)
+                total = value if total is None else total.merge(value)
+        if total is None:
+            raise DataError("a unit without rows was evaluated")
+        return total
+
+
+@wire
+class Profile(NamedTuple):
+    """What one pass over the data finds: counts a partition, weight, feature moments, labels.
+
+    Parameters
+    ----------
+    index, used, skipped : ndarray, shape (k,), int64
+        Partition numbers with their used and skipped rows.
+    moments : Moments
+        Of the raw features, weighted.
+    labels, label_rows : ndarray
+        Sorted distinct labels and their rows; empty where not asked for.
+    """
+
+    index: Ints
+    used: Ints
+    skipped: Ints
+    moments: Moments
+    labels: Array
+    label_rows: Ints
+
+    def merge(self, other: Profile) -> Profile:
+        """Append the counts, merge the moments and the labels."""
+        found = [p for p in (self, other) if len(p.labels)] or [self]
+        labels, inverse = np.unique(np.concatenate([p.labels for p in found]), return_inverse=True)
+        rows = np.zeros(len(labels), dtype=np.int64)
+        np.add.at(rows, inverse, np.concatenate([p.label_rows for p in found]))
+        if len(labels) > _MOST_LABELS:
+            raise DataError(f"more than {_MOST_LABELS} distinct labels", hint="is the task a regression? set data.task")
+        return Profile(
+            np.concatenate([self.index, other.index]),
+            np.concatenate([self.used, other.used]),
+            np.concatenate([self.skipped, other.skipped]),
+            self.moments.merge(other.moments),
+            labels,
+            rows,
+        )
+
+
+@wire
+@dataclass(frozen=True)
+class ProfileData:
+    """Decode, check and count every used row once; optionally collect the distinct labels."""
+
+    view: DataView
+    labels: bool
+
+    def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
+        """Need nothing."""
+        return inputs
+
+    def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Profile:
+        """Return the partition's profile."""
+        index = int(unit[0])
+        with cache.current().block(self.view, index, meter) as entry:
+            X, y, weight, skipped, _ = entry.block
+            meter.rows += len(X)
+            labels, rows = np.empty(0), np.empty(0, dtype=np.int64)
+            if self.labels and y is not None and len(y):
+                labels, rows = np.unique(y, return_counts=True)
+            return Profile(
+                np.array([index]), np.array([len(X)]), np.array([skipped]), moments(X, weight), labels, rows
+            )
+
+
+def moments(X: Array, weight: Array | None) -> Moments:
+    """Return the moments of a block of shape (k, d), folded in pieces of 4096 rows in float64."""
+    total = Moments(0.0, np.zeros(X.shape[1]), np.zeros(X.shape[1]))
+    for lo in range(0, len(X), _MOMENT_ROWS):
+        part = X[lo : lo + _MOMENT_ROWS].astype(np.float64)
+        w = np.ones(len(part)) if weight is None else weight[lo : lo + _MOMENT_ROWS]
+        mass = float(w.sum())
+        if mass == 0.0:
+            continue
+        mean = (w @ part) / mass
+        part -= mean
+        total = total.merge(Moments(mass, mean, w @ (part * part)))
+    return total
