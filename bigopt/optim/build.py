@@ -1,0 +1,145 @@
+"""From names and numbers to a method: the only place where a conf's words meet the classes.
+
+Nothing is guessed beyond the documented defaults: unknown names and keys, numbers out of range and keys that the named
+optimizer or schedule does not use are refused with the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from bigopt.core.errors import ConfError
+from bigopt.core.layout import Layout
+from bigopt.core.names import lookup, nearest
+from bigopt.optim.method import FirstOrder, Penalty, Unit
+from bigopt.optim.schedules import SCHEDULES, Schedule
+from bigopt.optim.table import OPTIMIZERS, keys_of
+from bigopt.optim.transform import Transform
+
+NONE: Final[Mapping[str, float | None]] = MappingProxyType({})
+
+UNITS: Final[Mapping[str, Unit]] = MappingProxyType({"step": "step", "epoch": "epoch"})
+"""Names of ``schedule.unit``."""
+
+
+def build_transform(name: str, keys: Mapping[str, float | None] = NONE) -> Transform[Any]:
+    """Return the transform of a name.
+
+    Parameters
+    ----------
+    name : str
+        A name of `OPTIMIZERS`.
+    keys : mapping
+        Values of the conf's ``optimizer`` group; None means the default.
+
+    Raises
+    ------
+    ConfError
+        Unknown name, a key it does not use, or a value out of range.
+    """
+    entry = lookup(OPTIMIZERS, name, family="optimizer", where="optimizer.name")
+    return entry.make(**_given(keys, entry.keys, "optimizer", name))
+
+
+def build_schedule(
+    name: str, keys: Mapping[str, float | None], *, default_rate: float, default_period: float | None = None
+) -> Schedule:
+    """Return the schedule of a name.
+
+    Parameters
+    ----------
+    name : str
+        A name of `SCHEDULES`.
+    keys : mapping
+        Values of the conf's ``schedule`` group (without name, unit, scaling); None means the default.
+    default_rate : float
+        ``learning_rate`` where it is not given: the optimizer's own.
+    default_period : float or None
+        ``period`` where it is not given: the run's length in the schedule's unit; None where the run has none.
+
+    Raises
+    ------
+    ConfError
+        Unknown name, a key it does not use, a value out of range, or no period where one is needed.
+    """
+    cls = lookup(SCHEDULES, name, family="schedule", where="schedule.name")
+    values = _given(keys, keys_of(cls), "schedule", name)
+    values.setdefault("learning_rate", default_rate)
+    if "period" in keys_of(cls) and "period" not in values:
+        if default_period is None:
+            raise ConfError(
+                "null means the run's length, and this run has none",
+                where="schedule.period",
+                hint="set schedule.period, stop.epochs or stop.steps",
+            )
+        values["period"] = float(default_period)
+    return cls(**values)
+
+
+def build_method(
+    name: str,
+    layout: Layout,
+    *,
+    keys: Mapping[str, float | None] = NONE,
+    schedule: str = "constant",
+    schedule_keys: Mapping[str, float | None] = NONE,
+    unit: str = "step",
+    default_period: float | None = None,
+    penalty: Penalty | None = None,
+) -> FirstOrder:
+    """Return the method of an optimizer's and a schedule's name.
+
+    Parameters
+    ----------
+    name : str
+        A name of `OPTIMIZERS`.
+    layout : Layout
+        Of the model's parameters.
+    keys : mapping
+        Values of the conf's ``optimizer`` group; None means the default.
+    schedule : str
+        A name of `SCHEDULES`.
+    schedule_keys : mapping
+        Values of the conf's ``schedule`` group (without name, unit, scaling); None means the default, for
+        ``learning_rate`` the optimizer's own.
+    unit : str
+        ``step`` or ``epoch``.
+    default_period : float or None
+        The run's length in that unit, for a schedule whose period is not given.
+    penalty : callable or None
+        ``penalty(grad, params)`` adds the penalty's gradient to `grad` in place.
+
+    Raises
+    ------
+    ConfError
+        For anything that the named optimizer and schedule cannot take.
+    """
+    transform = build_transform(name, keys)
+    rule = build_schedule(
+        schedule, schedule_keys, default_rate=OPTIMIZERS[name].learning_rate, default_period=default_period
+    )
+    counted = lookup(UNITS, unit, family="unit", where="schedule.unit")
+    return FirstOrder(transform, rule, layout, counted, penalty)
+
+
+def settings(value: Any) -> dict[str, float]:
+    """Return the resolved keys of a transform or schedule, as printed at the start of a run."""
+    return dataclasses.asdict(value)
+
+
+def _given(keys: Mapping[str, float | None], used: Iterable[str], group: str, name: str) -> dict[str, float]:
+    given = {key: value for key, value in keys.items() if value is not None}
+    valid = tuple(used)
+    for key in given:
+        if key not in valid:
+            hint = nearest(key, valid) if valid else f"{name} has no keys of its own"
+            raise ConfError(f"{group} '{name}' does not use this key", where=f"{group}.{key}", hint=hint)
+    return {key: _plain(value) for key, value in given.items()}
+
+
+def _plain(value: float) -> float:
+    # A NumPy scalar would decide the dtype of float32 arithmetic; what is no number goes on to its range check.
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value

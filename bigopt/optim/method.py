@@ -1,0 +1,214 @@
+"""Methods ask and are told: the seam between an optimizer and whatever evaluates gradients.
+
+A method never calls a model or an engine. It says what the next Map-Reduce must evaluate (`Ask`) and is told the sums;
+its answer is either another `Ask` (a line search, a Hessian: further rounds of the same step) or a finished `Step`.
+
+::
+
+    state, ask = method.start(params)
+    while not done:
+        sums = evaluate(ask)                                    # one round
+        state, answer = method.tell(state, sums, divisor, epoch)
+        ask = method.ask(state)                                 # after an Ask this is that Ask
+
+`ask` is a pure function of the state, so a checkpoint holds the state and nothing else, in the middle of a step too.
+`FirstOrder` is the case of one ask a step.
+
+Ownership: `tell` takes over the buffers of the state and of the sums it is told, and may overwrite both; use neither
+afterwards. Parameters given out in an `Ask` or a `Step` are snapshots that nobody changes; they are marked read-only,
+so that an attempt to do so is an error. The new parameters live in the gradient's buffer, so a gradient array cannot be
+used for the next round by mistake.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from bigopt.core.codec import wire
+from bigopt.core.errors import DivergedError
+from bigopt.core.layout import Layout
+from bigopt.core.sums import Sums
+from bigopt.optim.schedules import Schedule
+from bigopt.optim.transform import Transform, Vector, norm
+
+Unit = Literal["step", "epoch"]
+Penalty = Callable[[Vector, Vector], object]
+"""``penalty(grad, params)`` adds the penalty's gradient at `params` to `grad` in place; what it returns is ignored."""
+
+S = TypeVar("S")
+
+
+@wire
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """What the next Map-Reduce must evaluate.
+
+    Parameters
+    ----------
+    kind : str
+        ``gradient``: gradient and loss sums (`Sums`) at `params` over the next batch.
+    params : ndarray, shape (p,)
+        Read-only snapshot.
+    candidates : tuple
+        Several points or step sizes to evaluate in one pass; empty for ``gradient``.
+    """
+
+    kind: Literal["gradient"]
+    params: Vector
+    candidates: tuple[Any, ...] = ()
+
+
+@wire
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A finished update.
+
+    Parameters
+    ----------
+    params : ndarray, shape (p,)
+        The new parameters, a read-only snapshot.
+    learning_rate : float
+        eta of this step.
+    grad_norm : float
+        Euclidean norm of the mean gradient, penalty included, that the step was made from.
+    """
+
+    params: Vector
+    learning_rate: float
+    grad_norm: float
+
+
+class Method(Protocol[S]):
+    """An optimizer as the strategies see it; see the module's docstring for the loop and who owns what."""
+
+    def start(self, params: Vector) -> tuple[S, Ask]:
+        """Return the state before step 1 and what to evaluate first; `params`, shape (p,), is copied."""
+        ...
+
+    def ask(self, state: S) -> Ask:
+        """Return what must be evaluated next, from the state alone."""
+        ...
+
+    def tell(self, state: S, sums: Sums, divisor: float, epoch: float) -> tuple[S, Step | Ask]:
+        """Take the sums that were asked for.
+
+        Parameters
+        ----------
+        state : State
+            Taken over.
+        sums : Sums
+            Of the round that `ask` asked for, taken over.
+        divisor : float
+            What makes the sums a mean: W for a full batch, b W/n for a mini-batch of b rows.
+        epoch : float
+            Rows drawn before this batch / n: where this step stands in the data.
+
+        Returns
+        -------
+        state : State
+        answer : Step or Ask
+        """
+        ...
+
+
+@wire
+class FirstOrderState(NamedTuple):
+    """What a checkpoint holds of a first-order method.
+
+    Parameters
+    ----------
+    params : ndarray, shape (p,)
+    inner : State of the transform
+    step : int
+        Finished steps; the next one has t = step + 1 and k = step.
+    """
+
+    params: Vector
+    inner: Any
+    step: int
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """One gradient, one step: g = sum / divisor + penalty's gradient;  w += transform(g; schedule(k)).
+
+    Parameters
+    ----------
+    transform : Transform
+    schedule : Schedule
+    layout : Layout
+        Of the parameters.
+    unit : {"step", "epoch"}
+        What k counts: finished steps, or epochs.
+    penalty : callable or None
+        ``penalty(grad, params)`` adds the penalty's gradient in place.
+    """
+
+    transform: Transform[Any]
+    schedule: Schedule
+    layout: Layout
+    unit: Unit = "step"
+    penalty: Penalty | None = None
+
+    def start(self, params: Vector) -> tuple[FirstOrderState, Ask]:
+        """Return the state before step 1 and the first question; see `Method.start`."""
+        if params.shape != (self.layout.size,):
+            raise ValueError(f"params of shape {params.shape} for a layout of {self.layout.size} parameters")
+        params = _snapshot(params.copy())
+        state = FirstOrderState(params, self.transform.init(params, self.layout), 0)
+        return state, self.ask(state)
+
+    def ask(self, state: FirstOrderState) -> Ask:
+        """Ask for the gradient at the current parameters."""
+        return Ask("gradient", _snapshot(state.params))
+
+    def tell(self, state: FirstOrderState, sums: Sums, divisor: float, epoch: float) -> tuple[FirstOrderState, Step]:
+        """Make one step; see `Method.tell`.
+
+        Raises
+        ------
+        DivergedError
+            Where the gradient is not finite. The state is as it was: the last finite one.
+        ValueError
+            For a gradient that does not match the parameters in shape or dtype, or a divisor that is not positive.
+        """
+        params, step = state.params, state.step + 1
+        grad = self._mean(sums, params, divisor)
+        grad_norm = norm(grad)
+        if not math.isfinite(grad_norm):
+            raise DivergedError(
+                f"the gradient is not finite (its norm is {grad_norm:g})",
+                where=f"step {step}",
+                hint="a smaller schedule.learning_rate, or model.standardize=true",
+            )
+        eta = float(self.schedule(float(state.step if self.unit == "step" else epoch)))
+        # Overflow here gives parameters whose next gradient is refused above.
+        with np.errstate(over="ignore", invalid="ignore"):
+            delta, inner = self.transform.update(grad, state.inner, params, step, eta)
+            new = _snapshot(np.add(params, delta, out=delta))
+        return FirstOrderState(new, inner, step), Step(new, eta, grad_norm)
+
+    def _mean(self, sums: Sums, params: Vector, divisor: float) -> Vector:
+        total = sums.grad
+        if total.shape != params.shape or total.dtype != params.dtype:
+            raise ValueError(
+                f"gradient {total.dtype}{total.shape} does not match the parameters {params.dtype}{params.shape}"
+            )
+        if not 0.0 < divisor < math.inf:
+            raise ValueError(f"divisor {divisor} is not a positive number")
+        grad = total if total.flags.writeable else np.empty_like(total)
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.divide(total, float(divisor), out=grad)
+            if self.penalty is not None:
+                self.penalty(grad, params)
+        return grad
+
+
+def _snapshot(array: Vector) -> Vector:
+    array.flags.writeable = False
+    return array
