@@ -1,0 +1,158 @@
+"""The families of names: what exists, which keys each name uses and what null means under it.
+
+One entry says everything that a conf has to know about an optimizer, a schedule or a strategy. The defaults stand here a
+second time beside the transforms' own (`bigopt.optim.table`), because a conf must be checked without loading them; a test
+keeps the two equal. `available` is False for names that are specified and known, but not built in this version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Name:
+    """One name of a family.
+
+    Parameters
+    ----------
+    uses : mapping
+        Keys of the group that it uses, with the default that null stands for (None: decided later, or off).
+    learning_rate : float or None
+        Optimizers: the rate that ``schedule.learning_rate: null`` means.
+    full_batch : bool
+        Optimizers and schedules: needs ``batch.size: full``.
+    available : bool
+        False: known, and refused by name.
+    """
+
+    uses: Mapping[str, Any] = field(default_factory=dict)
+    learning_rate: float | None = None
+    full_batch: bool = False
+    available: bool = True
+
+
+def _later(*keys: str, full_batch: bool = False) -> Name:
+    return Name(dict.fromkeys(keys), full_batch=full_batch, available=False)
+
+
+_ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+
+OPTIMIZERS: Mapping[str, Name] = {
+    "gd": Name({}, 0.01, full_batch=True),
+    "sgd": Name({}, 0.01),
+    "momentum": Name({"momentum": 0.9}, 0.01),
+    "nesterov": Name({"momentum": 0.9}, 0.01),
+    "adagrad": Name({"eps": 1e-10}, 0.01),
+    "rmsprop": Name({"decay": 0.9, "eps": 1e-8}, 0.001),
+    "adadelta": Name({"rho": 0.9, "eps": 1e-6}, 1.0),
+    "adam": Name(_ADAM, 0.001),
+    "adamw": Name({**_ADAM, "weight_decay": 0.01}, 0.001),
+    "amsgrad": _later("beta1", "beta2", "eps"),
+    "adamax": _later("beta1", "beta2", "eps"),
+    "nadam": _later("beta1", "beta2", "eps"),
+    "yogi": _later("beta1", "beta2", "eps"),
+    "lion": _later("beta1", "beta2", "weight_decay"),
+    "lars": _later("momentum", "weight_decay"),
+    "lamb": _later("beta1", "beta2", "eps", "weight_decay"),
+    "newton": _later("damping", full_batch=True),
+    "lbfgs": _later("history", full_batch=True),
+}
+
+_ALWAYS = {"learning_rate": None, "unit": None, "scaling": None, "warmup": None, "start_factor": None}
+
+SCHEDULES: Mapping[str, Name] = {
+    "constant": Name(_ALWAYS),
+    "inverse_time": Name({**_ALWAYS, "decay": 1.0}),
+    "cosine": Name({**_ALWAYS, "eta_min": 0.0, "period": None, "t_mul": 1.0}),
+    "inverse_sqrt": _later("decay"),
+    "exponential": _later("gamma"),
+    "step": _later("gamma", "every"),
+    "polynomial": _later("power", "period"),
+    "one_cycle": _later("pct_start", "div", "final_div", "period"),
+    "exact_line_search": _later(full_batch=True),
+    "backtracking": _later("gamma", "delta", full_batch=True),
+}
+
+STRATEGIES: Mapping[str, Name] = {
+    "sync": Name({"compression": None}),
+    "backup": _later("spares", "replicas", "compression"),
+    "async": _later("every", "reply", "compression"),
+    "ssp": _later("bound", "compression"),
+    "hogwild": _later("write"),
+    "local_sgd": _later("replicas", "local_steps", "local_learning_rate", "outer", "compression"),
+    "downpour": _later("replicas", "n_fetch", "n_push", "local_learning_rate", "shards", "shards_on", "compression"),
+    "easgd": _later("replicas", "every", "alpha", "local_learning_rate"),
+    "model_parallel": _later("replicas", "split", "blocks", "update_on"),
+    "hybrid": _later("replicas", "split", "blocks", "update_on"),
+}
+
+_MLP = {"hidden": None, "activation": None, "groups": None, "shortcut": None, "batchnorm": None, "init": None}
+_MODEL = dict.fromkeys(("loss", "huber_delta", "l2", "l1", "intercept", "standardize", "whiten", "init", "backprop"))
+
+MODELS: Mapping[str, Name] = {
+    "linear": Name(_MODEL),
+    "ridge": Name(_MODEL),
+    "logistic": Name(_MODEL),
+    "softmax": Name(_MODEL),
+    "mlp": Name({**_MODEL, **_MLP}),
+    "perceptron": _later(*_MODEL),
+    "svm": _later(*_MODEL),
+}
+
+_ENGINE = dict.fromkeys(("workers", "device", "retries", "timeout"))
+
+BACKENDS: Mapping[str, Name] = {
+    "auto": Name({**_ENGINE, "address": None}),
+    "local": Name(_ENGINE),
+    "dask": Name({**_ENGINE, "address": None}),
+    "spark": Name({**_ENGINE, "address": None}),
+}
+
+COMPRESSIONS: Mapping[str, Name] = {
+    name: _later("fraction", "error_feedback") for name in ("top_k", "random_k", "sign", "int8")
+}
+
+GROUPS: Mapping[str, Mapping[str, Name]] = {
+    "model": MODELS,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "strategy": STRATEGIES,
+    "backend": BACKENDS,
+}
+"""Groups with a ``name``: changing it drops the lower layers' keys which the new one does not use."""
+
+STRICT_GROUPS = ("optimizer", "schedule", "strategy", "backend")
+"""Groups in which a key that the chosen name does not use is an error; in the others it is a notice."""
+
+VALUES: Mapping[str, Mapping[str, bool]] = {
+    "model.activation": dict.fromkeys(("identity", "sigmoid", "tanh", "relu", "softmax"), True),
+    "model.loss": {
+        **dict.fromkeys(("squared", "huber", "binary_cross_entropy", "categorical_cross_entropy"), True),
+        **dict.fromkeys(("perceptron", "hinge", "squared_hinge"), False),
+    },
+    "batch.sampling": {
+        **dict.fromkeys(("auto", "permuted", "block"), True),
+        **dict.fromkeys(("subset", "bernoulli", "replacement"), False),
+    },
+    "schedule.scaling": {"none": True, "linear": False, "sqrt": False, "critical": False},
+    "run.on_divergence": {"stop": True, "halve_rate": False},
+}
+"""Plain keys that hold a name, and whether this version has it."""
+
+INIT_RULES = ("glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "zeros")
+
+METRICS: Mapping[str, bool] = {
+    **dict.fromkeys(("mse", "rmse", "r2", "accuracy", "log_loss", "auc"), True),
+    **dict.fromkeys(("mae", "precision", "recall", "f1", "top_k"), False),
+}
+
+LOSSES_OF: Mapping[str, tuple[str, ...]] = {
+    "linear": ("squared", "huber"),
+    "ridge": ("squared", "huber"),
+    "logistic": ("binary_cross_entropy",),
+    "softmax": ("categorical_cross_entropy",),
+}
+"""Losses that fit a model; the first is what null means. The mlp takes all."""

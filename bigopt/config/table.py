@@ -1,0 +1,318 @@
+"""The table of options: every key of a conf with its type, range, default and one line that says what it does.
+
+This is the single source. ``conf/base.yml``, ``bigopt options``, the checks of a conf and its resolved copy in the run
+directory are all made from these classes, so none of them can drift. One frozen struct is one group; a field is a key;
+its annotation holds the type, the range (``ge``, ``gt``, ``le``, ``lt``) and the comment. ``null`` means the sensible
+default of what was chosen (`bigopt.config.names` has those), and what was chosen is printed at the start of a run.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+Count = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+NonNegative = Annotated[float, Meta(ge=0)]
+Portion = Annotated[float, Meta(gt=0, lt=1)]
+Decay = Annotated[float, Meta(ge=0, lt=1)]
+Text = Annotated[str, Meta(min_length=1)]
+Bytes = Annotated[int, Meta(ge=1, extra={"unit": "bytes"})]
+Columns = Annotated[tuple[Text, ...], Meta(min_length=1)]
+
+
+def key(comment: str) -> Meta:
+    """Comment of one key, as base.yml and ``bigopt options`` print it."""
+    return Meta(description=comment)
+
+
+class Group(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A group of keys."""
+
+
+class Scratch(Group, frozen=True):
+    """A node-local place for decoded blocks."""
+
+    dir: Annotated[Text, key("directory on a local disk, the same path on every node")]
+    size: Annotated[Bytes, key("bytes to use there, such as 20GB")]
+
+
+class DataConf(Group, frozen=True):
+    """The dataset that is trained on."""
+
+    uri: Annotated[Text | None, key("Zarr group, Parquet file or directory, NPZ or NPY: a path or an fsspec URL")] = (
+        None
+    )
+    target: Annotated[
+        Text | Columns | None, key("target column or columns; null: what the dataset declares, else y")
+    ] = None
+    features: Annotated[
+        Columns | None, key("feature columns by name, in this order; null: all but target and weight")
+    ] = None
+    weight: Annotated[Text | None, key("column of sample weights; null: the dataset's own, else 1")] = None
+    task: Annotated[
+        Literal["regression", "classification"] | None,
+        key("regression | classification, for mlp; null: by the manifest, else by the target's dtype"),
+    ] = None
+    classes: Annotated[
+        tuple[bool | int | float | str, ...] | None,
+        key("class labels in order; null: the sorted distinct labels of the training rows"),
+    ] = None
+    validation: Annotated[
+        Portion | Text | None, key("a fraction of the rows (by keyed hash of the row number) or a URI; null: none")
+    ] = None
+    dtype: Annotated[
+        Literal["float32", "float64"] | None, key("float32 | float64 of the blocks; null: by what the features hold")
+    ] = None
+    memory: Annotated[Bytes, key("bytes of rows each process may hold: decoded blocks, buffers, temporaries")] = (
+        2 * 10**9
+    )
+    scratch: Annotated[
+        Scratch | None, key("{dir: ..., size: 20GB}: decoded blocks on a local disk, mapped by all workers of a node")
+    ] = None
+    block_rows: Annotated[Count | None, key("rows folded at a time inside a unit (part of the bits); null: chosen")] = (
+        None
+    )
+    unknown: Annotated[
+        Literal["error", "zero"], key("error | zero: a category the model has never seen, at evaluate and predict")
+    ] = "error"
+    on_bad_rows: Annotated[Literal["error", "skip"], key("error | skip: rows with nulls or non-finite numbers")] = (
+        "error"
+    )
+    storage_options: Annotated[
+        dict[str, Any], key("options for the store, as fsspec takes them; secrets are never written")
+    ] = {}
+
+
+class IngestConf(Group, frozen=True):
+    """How raw files become the dataset (bigopt ingest)."""
+
+    source: Annotated[
+        Text | list[Any] | dict[str, Any] | None, key("raw file or files: CSV (also zipped), Parquet, NPZ, NPY")
+    ] = None
+    columns: Annotated[list[Any] | dict[str, Any] | None, key("columns to read, with their types; null: all")] = None
+    derive: Annotated[dict[str, Any], key("new columns by formula, such as {late: arr_delay > 15}")] = {}
+    where: Annotated[Text | list[Any] | None, key("keep the rows where this holds, such as arr_delay == arr_delay")] = (
+        None
+    )
+    encode: Annotated[dict[str, Any], key("categories to numbers, such as {carrier: one-hot}")] = {}
+    nulls: Annotated[Text | dict[str, Any] | None, key("what to do with nulls, by column; null: refuse them")] = None
+    out: Annotated[Text | None, key("where the dataset is written; null: data.uri")] = None
+    format: Annotated[Literal["zarr", "parquet"] | None, key("zarr | parquet; null: by the suffix of the output")] = (
+        None
+    )
+    partition_rows: Annotated[
+        Count | tuple[Count, ...] | None, key("rows of a partition, or of each one; null: chosen from the size")
+    ] = None
+
+
+class ModelConf(Group, frozen=True):
+    """What is fitted."""
+
+    name: Annotated[Text, key("linear | ridge | logistic | softmax | mlp")] = "mlp"
+    hidden: Annotated[tuple[Count, ...], key("mlp: widths of the hidden layers; []: none")] = (128,)
+    activation: Annotated[Text, key("mlp: identity | sigmoid | tanh | relu | softmax of the hidden layers")] = "relu"
+    groups: Annotated[
+        Count | tuple[Count, ...] | None,
+        key("mlp: blocks of block-diagonal layers, one number or one a layer; null: 1"),
+    ] = None
+    shortcut: Annotated[bool, key("mlp: add the input of a layer to its output where the widths are equal")] = False
+    batchnorm: Annotated[bool, key("mlp: normalise inside, with moments from one Map-Reduce an epoch")] = False
+    loss: Annotated[
+        Text | None,
+        key("squared | huber | binary_cross_entropy | categorical_cross_entropy; null: by model and target"),
+    ] = None
+    huber_delta: Annotated[Positive, key("huber: where the square turns into a line")] = 1.0
+    l2: Annotated[NonNegative, key("penalty l2 * ||w||^2 (no 1/2; intercepts excluded)")] = 0.0
+    l1: Annotated[NonNegative, key("penalty l1 * ||w||_1 (intercepts excluded)")] = 0.0
+    intercept: Annotated[bool, key("fit intercepts, never penalised")] = True
+    standardize: Annotated[
+        bool | Literal["center"], key("true | false | center: features to mean 0 and deviation 1, or to mean 0 only")
+    ] = True
+    whiten: Annotated[bool, key("decorrelate the features (X^T X by one Map-Reduce)")] = False
+    init: Annotated[
+        Text, key("glorot_uniform | glorot_normal | he_uniform | he_normal | zeros; intercepts start at 0")
+    ] = "glorot_uniform"
+    backprop: Annotated[
+        Literal["map", "driver"],
+        key("map: in the workers | driver: workers send rows, the driver computes (same bits)"),
+    ] = "map"
+
+
+class OptimizerConf(Group, frozen=True):
+    """How a mean gradient becomes a step. A key the chosen optimizer does not use is refused."""
+
+    name: Annotated[Text, key("gd | sgd | momentum | nesterov | adagrad | rmsprop | adadelta | adam | adamw")] = "adam"
+    momentum: Annotated[Decay | None, key("momentum, nesterov: mu; null: 0.9")] = None
+    beta1: Annotated[Decay | None, key("adam, adamw: decay of the mean; null: 0.9")] = None
+    beta2: Annotated[Decay | None, key("adam, adamw: decay of the squares; null: 0.999")] = None
+    eps: Annotated[Positive | None, key("added to the root; null: adagrad 1e-10, adadelta 1e-6, else 1e-8")] = None
+    decay: Annotated[Decay | None, key("rmsprop: decay of the squares; null: 0.9")] = None
+    rho: Annotated[Decay | None, key("adadelta: decay of both averages; null: 0.9")] = None
+    weight_decay: Annotated[NonNegative | None, key("adamw: decoupled weight decay; null: 0.01")] = None
+    clip_norm: Annotated[Positive | None, key("clip the gradient's global norm; null: off")] = None
+    clip_value: Annotated[Positive | None, key("clip each entry of the gradient; null: off")] = None
+    average: Annotated[bool | Decay | None, key("Polyak averaging of the iterates; null: off")] = None
+    damping: Annotated[NonNegative | None, key("newton: lambda added to the Hessian's diagonal; null: 0")] = None
+    history: Annotated[Count | None, key("lbfgs: pairs kept; null: 10")] = None
+
+
+class ScheduleConf(Group, frozen=True):
+    """The learning rate as a function of time. A key the chosen schedule does not use is refused."""
+
+    name: Annotated[Text, key("constant | inverse_time | cosine")] = "constant"
+    learning_rate: Annotated[
+        Positive | Literal["auto"] | None,
+        key("eta at the start; null: the optimizer's own (adam 0.001, sgd 0.01, ...)"),
+    ] = None
+    decay: Annotated[NonNegative | None, key("inverse_time: eta / (1 + decay k); null: 1")] = None
+    gamma: Annotated[Annotated[float, Meta(gt=0, le=1)] | None, key("exponential, step, backtracking: the factor")] = (
+        None
+    )
+    every: Annotated[Positive | None, key("step: k between two drops")] = None
+    power: Annotated[Positive | None, key("polynomial: the exponent")] = None
+    eta_min: Annotated[NonNegative | None, key("cosine: the lowest rate; null: 0")] = None
+    period: Annotated[Positive | None, key("cosine: first period, in `unit`; null: the run's length")] = None
+    t_mul: Annotated[Annotated[float, Meta(ge=1)] | None, key("cosine: each period over the one before; null: 1")] = (
+        None
+    )
+    warmup: Annotated[Positive | None, key("k of a linear warm-up before the schedule; null: none")] = None
+    start_factor: Annotated[Annotated[float, Meta(gt=0, le=1)] | None, key("warm-up: the first factor")] = None
+    pct_start: Annotated[Portion | None, key("one_cycle: part of the run that rises")] = None
+    div: Annotated[Positive | None, key("one_cycle: highest rate over the first")] = None
+    final_div: Annotated[Positive | None, key("one_cycle: first rate over the last")] = None
+    delta: Annotated[Portion | None, key("backtracking: share of the expected decrease")] = None
+    M: Annotated[Positive | None, key("scaling: critical: the noise scale, by diagnose")] = None
+    unit: Annotated[Literal["step", "epoch"], key("step | epoch: what k and period count")] = "step"
+    scaling: Annotated[
+        Literal["none", "linear", "sqrt", "critical"], key("none: the rate does not follow the batch size")
+    ] = "none"
+
+
+class BatchConf(Group, frozen=True):
+    """Which rows are behind one gradient."""
+
+    size: Annotated[
+        Count | Literal["full"] | None, key("rows of a batch over all workers, or full; null: 128, but full for gd")
+    ] = None
+    sampling: Annotated[Text, key("auto | permuted | block (auto: permuted where the rows fit the memory)")] = "auto"
+    lanes: Annotated[
+        Natural | None, key("open partitions a batch draws from; 0: all; null: chosen from data and conf")
+    ] = None
+    growth: Annotated[Annotated[float, Meta(gt=1)] | None, key("multiply the batch during the run; null: off")] = None
+
+
+class CompressionConf(Group, frozen=True):
+    """Gradient compression on the wire."""
+
+    name: Annotated[Text | None, key("null: off")] = None
+    fraction: Annotated[Annotated[float, Meta(gt=0, le=1)] | None, key("part of the entries that is sent")] = None
+    error_feedback: Annotated[bool, key("add what was not sent to the next gradient")] = True
+
+
+class StrategyConf(Group, frozen=True):
+    """When updates are applied, and to what. A key the chosen strategy does not use is refused."""
+
+    name: Annotated[Text, key("sync")] = "sync"
+    replicas: Annotated[
+        Count | None, key("copies of w that take their own steps; null: the workers at the first start")
+    ] = None
+    bound: Annotated[Natural | None, key("ssp: largest staleness")] = None
+    local_steps: Annotated[Count | None, key("local_sgd: steps between two averages")] = None
+    n_fetch: Annotated[Count | None, key("downpour: steps between two fetches")] = None
+    n_push: Annotated[Count | None, key("downpour: steps between two pushes")] = None
+    local_learning_rate: Annotated[Positive | None, key("rate of local steps; null: the schedule's")] = None
+    update_on: Annotated[Literal["driver", "workers"] | None, key("model_parallel: where the update runs")] = None
+    shards: Annotated[Count | None, key("pieces of the parameter server")] = None
+    shards_on: Annotated[Literal["driver", "workers"] | None, key("where the pieces live")] = None
+    alpha: Annotated[Portion | None, key("easgd: elastic force")] = None
+    every: Annotated[Count | None, key("easgd: local steps between two pulls; async: updates between two checks")] = (
+        None
+    )
+    spares: Annotated[Natural | None, key("backup: further holders of each group of partitions")] = None
+    split: Annotated[Literal["units", "layers"] | None, key("model_parallel: how the layers are dealt")] = None
+    blocks: Annotated[Count | None, key("model_parallel: blocks of columns")] = None
+    write: Annotated[Literal["overwrite", "atomic_add"] | None, key("hogwild: how an entry is written")] = None
+    reply: Annotated[Literal["worker", "broadcast"] | None, key("async: who gets the new w")] = None
+    outer: Annotated[dict[str, Any] | None, key("local_sgd: optimizer of the outer step; null: plain averaging")] = None
+    compression: Annotated[CompressionConf, key("gradient compression on the wire")] = CompressionConf()
+
+
+class BackendConf(Group, frozen=True):
+    """Where the Map runs."""
+
+    name: Annotated[
+        Literal["auto", "local", "dask", "spark"],
+        key("auto | local | dask | spark (auto: spark under spark-submit, else local)"),
+    ] = "auto"
+    workers: Annotated[
+        Count | None, key("slots that run one unit at a time; null: the cores, or all of a given cluster")
+    ] = None
+    device: Annotated[Literal["cpu", "gpu", "auto"], key("cpu | gpu | auto: where the Map computes")] = "cpu"
+    address: Annotated[
+        Text | None, key("dask: scheduler address or file; spark: master; null: a cluster of bigopt's own")
+    ] = None
+    retries: Annotated[Natural, key("times a lost unit is ordered again")] = 3
+    timeout: Annotated[Positive, key("seconds to wait for workers")] = 60.0
+
+
+class StopConf(Group, frozen=True):
+    """When the run ends: the first limit or target reached. At least one of epochs, steps, seconds."""
+
+    epochs: Annotated[
+        Annotated[int, Meta(gt=0)] | Annotated[float, Meta(gt=0)] | None,
+        key("passes over the used rows; null: no limit"),
+    ] = 5
+    steps: Annotated[Count | None, key("updates of the parameters; null: no limit")] = None
+    seconds: Annotated[Positive | None, key("time, added up over resumes; null: no limit")] = None
+    target_loss: Annotated[float | None, key("stop at this loss or below; null: none")] = None
+    target_metric: Annotated[
+        dict[str, float] | None, key("stop at this metric, such as {accuracy: 0.9}; null: none")
+    ] = None
+    tolerance: Annotated[
+        NonNegative | None, key("stop without this relative improvement for `patience` checks; null: off")
+    ] = None
+    patience: Annotated[Count, key("checks without improvement before the run stops")] = 5
+
+
+class CheckpointConf(Group, frozen=True):
+    """When the state is saved."""
+
+    every_seconds: Annotated[Positive | None, key("seconds between checkpoints; null: not by time")] = 60.0
+    every_epochs: Annotated[Positive | None, key("epochs between checkpoints; null: not by epochs")] = None
+    every_steps: Annotated[Count | None, key("steps between checkpoints; null: not by steps")] = None
+    keep: Annotated[Count, key("checkpoints kept, the newest")] = 3
+
+
+class RunConf(Group, frozen=True):
+    """The run itself."""
+
+    dir: Annotated[Text, key("where run directories are made")] = "data/runs"
+    seed: Annotated[Natural, key("seed of every random stream")] = 0
+    dtype: Annotated[Literal["float64", "float32"], key("float64 | float32 of params, state and sums in the tree")] = (
+        "float64"
+    )
+    bits: Annotated[
+        Literal["strict", "any"], key("strict: workers with other software or CPU are refused | any: they are accepted")
+    ] = "strict"
+    audit: Annotated[bool, key("chain a hash over params, state and sampler at every step")] = False
+    on_divergence: Annotated[Literal["stop", "halve_rate"], key("stop: exit 4, the last finite state kept")] = "stop"
+    metrics_every_steps: Annotated[Count | None, key("steps between two lines of metrics.jsonl; null: chosen")] = None
+
+
+class Tree(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All groups, in the order of base.yml."""
+
+    data: DataConf = DataConf()
+    ingest: IngestConf = IngestConf()
+    model: ModelConf = ModelConf()
+    optimizer: OptimizerConf = OptimizerConf()
+    schedule: ScheduleConf = ScheduleConf()
+    batch: BatchConf = BatchConf()
+    strategy: StrategyConf = StrategyConf()
+    backend: BackendConf = BackendConf()
+    stop: StopConf = StopConf()
+    checkpoint: CheckpointConf = CheckpointConf()
+    run: RunConf = RunConf()
