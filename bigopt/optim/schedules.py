@@ -160,12 +160,10 @@ class Cosine:
 
     def start_of_cycle(self, i: int) -> float:
         """Return S_i, the k of the i-th restart (S_0 = 0)."""
-        ratio = float(self.t_mul)
-        if ratio == 1.0:
+        growth = float(self.t_mul) - 1.0
+        if not growth:
             return self.period * i
-        if ratio.is_integer():  # exact while T_mul^i < 2^53
-            return self.period * ((ratio**i - 1.0) / (ratio - 1.0))
-        return self.period * (math.expm1(i * math.log1p(ratio - 1.0)) / (ratio - 1.0))
+        return self.period * (math.expm1(i * math.log1p(growth)) / growth)  # T_mul near 1 must not cancel
 
     def cycle(self, k: float) -> int:
         """Return the number of restarts up to and including k."""
@@ -182,8 +180,8 @@ class Cosine:
         i = self.cycle(k)
         start = self.start_of_cycle(i)
         length = self.start_of_cycle(i + 1) - start
-        current = max(0.0, k - start)
-        return self.eta_min + (self.learning_rate - self.eta_min) / 2.0 * (1.0 + math.cos(math.pi * current / length))
+        turn = math.cos(math.pi * (k - start) / length)
+        return self.eta_min + (self.learning_rate - self.eta_min) / 2.0 * (1.0 + turn)
 
     @property
     def vanishes(self) -> bool:
