@@ -12,13 +12,22 @@ from typing import Any, Literal
 import numpy as np
 
 from bigopt.core.errors import ConfError
+from bigopt.core.names import nearest
 
 Device = Literal["cpu", "gpu"]
 
 
 def namespace(array: Any) -> Any:
-    """Return the array API namespace of an array (numpy, cupy, array_api_strict)."""
-    return array.__array_namespace__()
+    """Return the array API namespace of an array (numpy, cupy, array_api_strict).
+
+    CuPy mirrors the namespace in its main module, but its arrays (14.2) do not say so themselves.
+    """
+    find = getattr(array, "__array_namespace__", None)
+    if find is not None:
+        return find()
+    if type(array).__module__.partition(".")[0] == "cupy":
+        return _cupy()
+    raise TypeError(f"{type(array).__qualname__} is no array that models compute on")
 
 
 def _cupy() -> Any:
@@ -44,8 +53,11 @@ def resolve_device(asked: str) -> Device:
     Raises
     ------
     ConfError
-        Where ``gpu`` was asked for and there is none; never a silent CPU run.
+        Where ``gpu`` was asked for and there is none (never a silent CPU run), or for another name.
     """
+    names = ("cpu", "gpu", "auto")
+    if asked not in names:
+        raise ConfError(f"unknown device '{asked}'", where="backend.device", hint=nearest(asked, names))
     if asked == "cpu":
         return "cpu"
     reason = gpu_reason()
