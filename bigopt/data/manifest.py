@@ -1,12 +1,292 @@
-"""The manifest of a dataset (being filled in)."""
+"""The manifest: what bigopt knows about a dataset it wrote, and how it notices that a byte of it changed.
+
+``bigopt-manifest.json`` lies in the dataset's folder and is written last. It holds rows, columns with dtype, kind and
+moments, targets and their classes, the row ranges of the partitions, the recipe of ingest, and for every **chunk** (a
+Zarr key or metadata file whole, a Parquet row group or a Parquet file's footer as a byte range) its rows, bytes and
+CRC-32. Its **fingerprint** is the SHA-256 of all that, so one hash names the dataset: driver, workers and checkpoints
+compare it.
+
+Reading is strict: anything but what `Manifest.to_json` writes is a DataError, a path that leaves the folder a
+SecurityError.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final, NamedTuple, TypeVar
+
+from bigopt.core.errors import DataError, SecurityError
+from bigopt.data.files import Files, place, read_file
+
+NAME: Final = "bigopt-manifest.json"
+VERSION: Final = 1
+LIMIT: Final = 128 << 20
+"""Most bytes of a manifest."""
+
+T = TypeVar("T")
+
+
+class ColumnMoments(NamedTuple):
+    """Population moments of a column over all rows, float64 (mean and deviation NaN where a value is not finite)."""
+
+    mean: float
+    std: float
+    min: float
+    max: float
+
+
+class Column(NamedTuple):
+    """One feature, target or weight.
+
+    Parameters
+    ----------
+    name : str
+    dtype : str
+        NumPy dtype name as stored; ``text`` for strings.
+    kind : str
+        ``number``, ``integer``, ``boolean``, ``text``, or what ingest says (``category``).
+    moments : ColumnMoments or None
+        None for text.
+    """
+
+    name: str
+    dtype: str
+    kind: str
+    moments: ColumnMoments | None = None
+
+
+class Chunk(NamedTuple):
+    """Bytes [start, start + bytes) of a file and their CRC-32; `rows` is 0 for metadata."""
+
+    key: str
+    start: int
+    bytes: int
+    rows: int
+    crc32: int
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What bigopt knows about a dataset it wrote."""
+    """See the module; `partitions` are row counts in order, `extra` whatever else a writer wants to keep."""
 
+    format: str
+    layout: str
     rows: int
+    columns: tuple[Column, ...]
+    target: tuple[Column, ...]
+    weight: Column | None
+    classes: tuple[Any, ...] | None
+    partitions: tuple[int, ...]
+    chunks: tuple[Chunk, ...]
+    recipe: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, over everything else."""
+        return hashlib.sha256(_dumps(self._tree()).encode()).hexdigest()
+
+    @cached_property
+    def by_key(self) -> dict[tuple[str, int], Chunk]:
+        """Chunks by (key, start)."""
+        return {(chunk.key, chunk.start): chunk for chunk in self.chunks}
+
+    def _tree(self) -> dict[str, Any]:
+        return {
+            "bigopt_manifest": VERSION,
+            "format": self.format,
+            "layout": self.layout,
+            "rows": self.rows,
+            "columns": [_from_column(c) for c in self.columns],
+            "target": [_from_column(c) for c in self.target],
+            "weight": None if self.weight is None else _from_column(self.weight),
+            "classes": None if self.classes is None else list(self.classes),
+            "partitions": list(self.partitions),
+            "chunks": [[c.key, c.start, c.bytes, c.rows, f"{c.crc32:08x}"] for c in self.chunks],
+            "recipe": self.recipe,
+            "extra": self.extra,
+        }
+
+    def to_json(self) -> bytes:
+        """Return the file's bytes."""
+        return _dumps({**self._tree(), "fingerprint": self.fingerprint}).encode()
+
+    def check(self, key: str, data: bytes, where: str, *, start: int = 0) -> None:
+        """Compare bytes read from a chunk with the manifest.
+
+        Raises
+        ------
+        DataError
+            Where it is unknown, shorter, longer or altered.
+        """
+        chunk = self.by_key.get((key, start))
+        if chunk is None:
+            raise DataError("not in the manifest", where=where, hint="the dataset was altered: ingest it again")
+        if len(data) != chunk.bytes:
+            found = f"{len(data)} bytes, the manifest says {chunk.bytes}"
+            raise DataError(found, where=where, hint="truncated or altered: ingest again")
+        if zlib.crc32(data) != chunk.crc32:
+            raise DataError(
+                f"altered: CRC-32 {zlib.crc32(data):08x} of {len(data)} bytes, the manifest says {chunk.crc32:08x}",
+                where=where,
+                hint="ingest again, or restore the file",
+            )
+
+    def check_present(self, listing: Mapping[str, int], uri: str) -> None:
+        """Compare files and sizes with the manifest.
+
+        Raises
+        ------
+        DataError
+            Naming every file that is missing, or else every one of another size.
+        """
+        need: dict[str, int] = {}
+        for chunk in self.chunks:
+            need[chunk.key] = max(need.get(chunk.key, 0), chunk.start + chunk.bytes)
+        missing = [key for key in need if key not in listing]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of {len(need)} files that the manifest names are missing: {', '.join(missing)}",
+                where=uri,
+                hint="restore them or ingest again",
+            )
+        wrong = [f"{key} ({listing[key]} bytes, not {size})" for key, size in need.items() if listing[key] != size]
+        if wrong:
+            raise DataError(
+                f"{len(wrong)} files have another size than in the manifest: {', '.join(wrong)}",
+                where=uri,
+                hint="truncated or altered: restore them or ingest again",
+            )
+
+
+def _dumps(tree: Any) -> str:
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _from_column(column: Column) -> list[Any]:
+    moments = None
+    if column.moments is not None:
+        moments = [float(value) if math.isfinite(value) else None for value in column.moments]
+    return [column.name, column.dtype, column.kind, moments]
+
+
+def _expect(value: Any, kind: type[T], what: str) -> T:
+    if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or not 0 <= value < 1 << 62)):  # type: ignore[operator]
+        raise DataError(f"manifest: {what} is {str(value)[:40]!r}, not {kind.__name__}")
+    return value
+
+
+def _each(value: Any, what: str, build: Callable[[Any, str], T]) -> tuple[T, ...]:
+    return tuple(build(item, f"{what}[{i}]") for i, item in enumerate(_expect(value, list, what)))
+
+
+def _row(value: Any, what: str, length: int) -> list[Any]:
+    if len(_expect(value, list, what)) != length:
+        raise DataError(f"manifest: {what} has {len(value)} parts, not {length}")
+    return list(value)
+
+
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+        raise DataError(f"manifest: {what} is {str(value)[:40]!r}, not a number")
+    return math.nan if value is None else float(value)
+
+
+def _column(value: Any, what: str) -> Column:
+    name, dtype, kind, moments = _row(value, what, 4)
+    if moments is not None:
+        moments = ColumnMoments(*(_number(v, what) for v in _row(moments, what, 4)))
+    return Column(_expect(name, str, what), _expect(dtype, str, what), _expect(kind, str, what), moments)
+
+
+def _chunk(value: Any, what: str) -> Chunk:
+    key, start, size, rows, crc = _row(value, what, 5)
+    key, crc = _expect(key, str, what), _expect(crc, str, what)
+    if key.startswith("/") or "\\" in key or "\0" in key or ".." in key.split("/"):
+        raise SecurityError(f"manifest: {what} names '{key[:80]}', outside the dataset")
+    if len(crc) != 8 or not set(crc) <= set("0123456789abcdef"):
+        raise DataError(f"manifest: {what} has no CRC-32: {crc[:40]!r}")
+    return Chunk(key, _expect(start, int, what), _expect(size, int, what), _expect(rows, int, what), int(crc, 16))
+
+
+def _label(value: Any, what: str) -> Any:
+    if not isinstance(value, (bool, int, float, str)):
+        raise DataError(f"manifest: {what} is no label: {str(value)[:40]!r}")
+    return value
+
+
+def _constant(text: str) -> Any:
+    raise ValueError(f"{text} is not a number here")
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """Return the manifest of a file's bytes.
+
+    Raises
+    ------
+    DataError
+        For anything `Manifest.to_json` does not write, and where the fingerprint does not fit.
+    SecurityError
+        For a path outside the dataset.
+    """
+    try:
+        tree = json.loads(data.decode(), parse_constant=_constant)
+        return _parse(tree)
+    except (DataError, SecurityError) as error:
+        hint = error.hint or "the manifest was altered: ingest again"
+        raise type(error)(error.message, where=where, hint=hint) from error
+    except (ValueError, RecursionError, OverflowError, MemoryError) as error:
+        raise DataError(f"manifest: not readable: {error}", where=where, hint="ingest again") from error
+
+
+_KEYS = frozenset({
+    "bigopt_manifest", "format", "layout", "rows", "columns", "target", "weight", "classes", "partitions", "chunks",
+    "recipe", "extra", "fingerprint",
+})  # fmt: skip
+
+
+def _parse(tree: Any) -> Manifest:
+    _expect(tree, dict, "file")
+    if tree.get("bigopt_manifest") != VERSION:
+        raise DataError(f"manifest: version {str(tree.get('bigopt_manifest'))[:20]!r}, this bigopt reads {VERSION}")
+    if set(tree) != _KEYS:
+        raise DataError(f"manifest: keys that differ: {', '.join(sorted(set(tree) ^ _KEYS))[:200]}")
+    manifest = Manifest(
+        format=_expect(tree["format"], str, "format"),
+        layout=_expect(tree["layout"], str, "layout"),
+        rows=_expect(tree["rows"], int, "rows"),
+        columns=_each(tree["columns"], "columns", _column),
+        target=_each(tree["target"], "target", _column),
+        weight=None if tree["weight"] is None else _column(tree["weight"], "weight"),
+        classes=None if tree["classes"] is None else _each(tree["classes"], "classes", _label),
+        partitions=_each(tree["partitions"], "partitions", lambda v, what: _expect(v, int, what)),
+        chunks=_each(tree["chunks"], "chunks", _chunk),
+        recipe=None if tree["recipe"] is None else _expect(tree["recipe"], dict, "recipe"),
+        extra=_expect(tree["extra"], dict, "extra"),
+    )
+    if manifest.format not in ("zarr", "parquet") or manifest.layout not in ("columns", "list"):
+        raise DataError(f"manifest: format '{manifest.format[:20]}', layout '{manifest.layout[:20]}'")
+    if sum(manifest.partitions) != manifest.rows or manifest.rows == 0:
+        raise DataError(f"manifest: {len(manifest.partitions)} partitions do not add up to {manifest.rows} rows")
+    if tree["fingerprint"] != manifest.fingerprint:
+        raise DataError("manifest: altered, its fingerprint does not fit", hint="restore it or ingest again")
+    return manifest
+
+
+def read_manifest(files: Files) -> Manifest:
+    """Read and check the manifest in a dataset's folder."""
+    return parse_manifest(read_file(files, NAME, limit=LIMIT), place(files, NAME))
+
+
+def crc_of(parts: Iterable[bytes]) -> int:
+    """Return the CRC-32 of consecutive parts."""
+    value = 0
+    for part in parts:
+        value = zlib.crc32(part, value)
+    return value

@@ -1,0 +1,119 @@
+"""Which columns are features, target and weight: the conf's word, then the manifest's or the store's, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bigopt.core.errors import ConfError, DataError
+from bigopt.core.names import nearest
+from bigopt.data.source import NUMERIC, BadRows
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the conf asks for; see `bigopt.data.open.open_dataset`."""
+
+    target: tuple[str, ...] | None = None
+    features: tuple[str, ...] | None = None
+    weight: str | None = None
+    on_bad_rows: BadRows = "error"
+    need_target: bool = True
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Names of the selected columns."""
+
+    features: tuple[str, ...]
+    target: tuple[str, ...]
+    weight: str | None
+
+
+def choose(
+    wanted: Wanted,
+    columns: Sequence[str],
+    *,
+    labels: Sequence[str] = (),
+    target: Sequence[str] = (),
+    weight: str | None = None,
+    uri: str = "",
+) -> Chosen:
+    """Return the selected columns.
+
+    Parameters
+    ----------
+    wanted : Wanted
+    columns : sequence of str
+        Columns that may be features; each may also be named as target or weight.
+    labels : sequence of str
+        Further columns, for targets and weight alone (arrays beside X).
+    target, weight
+        What the manifest or the store names, used where `wanted` says nothing.
+    uri : str
+        For messages.
+
+    Raises
+    ------
+    ConfError
+        For a name that is not there (with the nearest one), a column in two roles, no target or no features.
+    """
+    known = list(dict.fromkeys([*columns, *labels]))
+    targets = tuple(target) if wanted.target is None else wanted.target
+    if not wanted.need_target:
+        targets = tuple(name for name in targets if name in known)
+    elif not targets:
+        raise ConfError(f"'{uri}' names no target", where="data.target", hint=f"set it to {listed(known)}")
+    weight = wanted.weight if wanted.weight is not None else weight
+    for name in targets:
+        _known(name, known, "data.target", uri)
+    if weight is not None:
+        _known(weight, known, "data.weight", uri)
+        if weight in targets:
+            raise ConfError(f"column '{weight}' is also the target", where="data.weight")
+    if wanted.features is None:
+        features = tuple(name for name in columns if name not in targets and name != weight)
+    else:
+        features = wanted.features
+        for name in features:
+            _known(name, columns, "data.features", uri)
+            if name in targets or name == weight:
+                role = "the weight" if name == weight else "a target"
+                raise ConfError(f"column '{name}' is also {role}", where="data.features")
+    for name in {name for name in (*features, *targets) if (*features, *targets).count(name) > 1}:
+        raise ConfError(f"column '{name}' is named twice", where="data.features" if name in features else "data.target")
+    if not features:
+        raise ConfError(f"'{uri}' has no column left as a feature", where="data.features")
+    return Chosen(features, targets, weight)
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Return names for a message, at most `most` of them."""
+    more = f" ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(f"'{name}'" for name in names[:most]) + more
+
+
+def _known(name: str, known: Sequence[str], where: str, uri: str) -> None:
+    if name not in known:
+        raise ConfError(f"'{uri}' has no column '{name}'", where=where, hint=nearest(name, known[:2000]))
+
+
+def require_numeric(name: str, dtype: str, uri: str) -> None:
+    """Refuse a feature or weight that is no number.
+
+    Raises
+    ------
+    DataError
+        Naming column and type.
+    """
+    if dtype not in NUMERIC:
+        raise DataError(
+            f"column '{name}' is {dtype}, not a number",
+            where=uri,
+            hint="encode it with ingest.encode, or leave it out of data.features",
+        )
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Return the names of columns that have none: x0, x1, ..."""
+    return tuple(f"x{j}" for j in range(count))
