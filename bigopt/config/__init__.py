@@ -8,7 +8,7 @@ Example
 (0.01, None, 'command line')
 """
 
-from bigopt.config.layers import COMMAND_LINE, Conf, fill, load_conf, load_text, resume_conf
+from bigopt.config.layers import Conf, fill, load_conf, load_text, resume_conf
 from bigopt.config.output import (
     RESUMABLE,
     Difference,
@@ -22,6 +22,7 @@ from bigopt.config.output import (
     to_yaml,
 )
 from bigopt.config.rules import choose_backend, describe_defaults
+from bigopt.config.settings import COMMAND_LINE
 from bigopt.config.table import (
     BackendConf,
     BatchConf,

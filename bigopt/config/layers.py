@@ -9,7 +9,6 @@ A layer sets keys. Three rules say what a higher layer does to the lower ones:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +19,13 @@ import msgspec
 from bigopt.config import rules, values
 from bigopt.config.names import GROUPS
 from bigopt.config.output import diff
-from bigopt.config.reader import Node, read_file, read_text, scalar
+from bigopt.config.reader import Node, read_file, read_text
+from bigopt.config.settings import file_settings, leaf_of, override_settings
 from bigopt.config.table import Tree
 from bigopt.core.errors import ConfError
-from bigopt.core.names import nearest
 
-COMMAND_LINE = "command line"
 BASE = "base"
 _LIMITS = ("stop.epochs", "stop.steps", "stop.seconds")
-_KEY = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 class Conf(Tree, frozen=True, kw_only=True):
@@ -42,11 +39,11 @@ class Conf(Tree, frozen=True, kw_only=True):
         Lines to print at the start: keys that were dropped or are not used.
     """
 
-    origins: dict[str, str] = {}
+    origins: dict[str, str] = msgspec.field(default_factory=dict)
     notices: tuple[str, ...] = ()
 
     def origin(self, path: str) -> str:
-        """Return where a key was set, for a message: ``conf/a.yml:12``, ``command line``, ``default of adam``, ``base``."""
+        """Return where a key was set: ``conf/a.yml:12``, ``command line``, ``default of adam`` or ``base``."""
         while path and path not in self.origins:
             path = path.rpartition(".")[0]
         return self.origins.get(path, BASE)
@@ -54,7 +51,8 @@ class Conf(Tree, frozen=True, kw_only=True):
     def error(self, path: str, message: str, hint: str = "") -> ConfError:
         """Return the error about one key, with its place: ``raise conf.error("batch.size", ...)``."""
         where = self.origin(path)
-        return ConfError(message, where=path if where == BASE else where, hint=hint)
+        known = where != BASE and not where.startswith("default of ")
+        return ConfError(message, where=where if known else path, hint=hint)
 
 
 @dataclass
@@ -79,7 +77,7 @@ class _Merge:
                     where = next(layer[p].where for p in _LIMITS if p in layer)
                     self.nodes[path] = Node(None, where)
         for path, node in layer.items():
-            leaf = _leaf(path)
+            leaf = leaf_of(path)
             if leaf is None or leaf == path:
                 self.nodes[path] = node
             else:
@@ -94,12 +92,6 @@ class _Merge:
                 if node.value is not None:
                     shown = values.shown(node.plain())
                     self.notices.append(f"{path}: {shown} ({node.where}) is dropped: {group} '{name}' does not use it")
-
-
-def _leaf(path: str) -> str | None:
-    """Return the key that a path is or lies in, None if there is none."""
-    parts = path.split(".")
-    return next((p for n in range(len(parts), 1, -1) if (p := ".".join(parts[:n])) in values.leaves()), None)
 
 
 def _graft(below: Node | None, leaf: str, path: str, node: Node) -> Node:
@@ -123,8 +115,8 @@ def load_conf(files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -
     Returns
     -------
     Conf
-        Frozen and checked; a null that the conf alone can decide (learning rate, batch size, optimizer and schedule keys)
-        is filled in, the others are left to the data.
+        Frozen and checked; a null that the conf alone can decide (learning rate, batch size, keys of optimizer and
+        schedule) is filled in, the others are left to the data.
 
     Raises
     ------
@@ -133,8 +125,8 @@ def load_conf(files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -
     SecurityError
         A YAML tag.
     """
-    layers = [_layer(read_file(Path(f))) for f in files]
-    layers.append(_command_line(overrides))
+    layers = [file_settings(read_file(Path(f))) for f in files]
+    layers.append(override_settings(overrides))
     merged = _Merge({}, [])
     for layer in layers:
         merged.add(layer)
@@ -144,8 +136,8 @@ def load_conf(files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -
 def load_text(text: str, name: str = "conf", overrides: Sequence[str] = ()) -> Conf:
     """Read a conf from text instead of a file; `name` stands for the file in messages."""
     merged = _Merge({}, [])
-    merged.add(_layer(read_text(text, name)))
-    merged.add(_command_line(overrides))
+    merged.add(file_settings(read_text(text, name)))
+    merged.add(override_settings(overrides))
     return _finish(merged)
 
 
@@ -236,113 +228,3 @@ def _finish(merged: _Merge) -> Conf:
     origins = {path: node.where for path, node in merged.nodes.items()}
     conf = build(settings, origins, merged.notices)
     return rules.resolve(conf)
-
-
-def _layer(root: Node) -> dict[str, Node]:
-    """Return the keys that one file sets, each checked by itself."""
-    if not isinstance(root.value, dict):
-        raise ConfError(
-            f"a conf is a mapping of groups, found {values.shown(root.plain())}",
-            where=root.where,
-            hint="write group: {key: value}",
-        )
-    found: dict[str, Node] = {}
-    for name, node in root.value.items():
-        if name not in values.groups():
-            raise ConfError(f"unknown group '{name}'", where=node.where, hint=_group_hint(name))
-        _settings(name, node, found)
-    return found
-
-
-def _settings(group: str, node: Node, found: dict[str, Node]) -> None:
-    if not isinstance(node.value, dict):
-        raise ConfError(
-            f"{group} is {values.shown(node.plain())}, expected its keys",
-            where=node.where,
-            hint="leave an empty group out" if node.value is None else f"write {group}: {{key: value}}",
-        )
-    for name, child in node.value.items():
-        path = f"{group}.{name}"
-        if path in values.groups():
-            _settings(path, child, found)
-        elif path in values.leaves():
-            values.convert(path, child)
-            rules.known(path, child)
-            found[path] = child
-        else:
-            raise _unknown(group, name, child.where)
-
-
-def _unknown(group: str, name: str, where: str) -> ConfError:
-    return ConfError(f"unknown key '{group}.{name}'", where=where, hint=_key_hint(group, name))
-
-
-def _key_hint(group: str, name: str) -> str:
-    hint = nearest(name, values.groups()[group])
-    homes = [p for p in values.leaves() if p.rpartition(".")[2] == name]
-    return f"it is {' or '.join(homes)}" if homes and not hint.startswith("did you mean") else hint
-
-
-def _group_hint(name: str) -> str:
-    tops = [g for g in values.groups() if "." not in g]
-    homes = [p for p in values.leaves() if p.rpartition(".")[2] == name]
-    if "." in name and _leaf(name) is not None:
-        group, _, key = name.partition(".")
-        return f"in a file write {group}: {{{key}: ...}}"
-    hint = nearest(name, tops)
-    return f"it is {' or '.join(homes)}" if homes and not hint.startswith("did you mean") else hint
-
-
-def _command_line(overrides: Sequence[str]) -> dict[str, Node]:
-    found: dict[str, Node] = {}
-    for text in overrides:
-        for path, node in _override(text).items():
-            if path in found:
-                raise ConfError(f"{path} is given twice", where=COMMAND_LINE, hint="give it once")
-            found[path] = node
-    return found
-
-
-def _override(text: str) -> dict[str, Node]:
-    path, equals, written = text.partition("=")
-    path, written = path.strip(), written.strip()
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ConfError("an argument that is not UTF-8 text", where=COMMAND_LINE) from None
-    if not equals or not _KEY.fullmatch(path):
-        raise ConfError(f"'{text}' is not key=value", where=COMMAND_LINE, hint="such as optimizer.name=adam")
-    if not written:
-        raise ConfError(
-            f"{path}= has no value", where=COMMAND_LINE, hint=f"write {path}=null for none, or '' in quotes"
-        )
-    if written[0] in "[{\"'!&*":
-        node = read_text(written, COMMAND_LINE, numbered=False)
-    else:
-        node = Node(scalar(written, COMMAND_LINE), COMMAND_LINE)
-    return _placed(path, node)
-
-
-def _placed(path: str, node: Node) -> dict[str, Node]:
-    if path in values.groups():
-        found: dict[str, Node] = {}
-        _settings(path, node, found)
-        return found
-    leaf = _leaf(path)
-    if leaf == path:
-        values.convert(path, node)
-        rules.known(path, node)
-    elif leaf is None or not values.is_mapping(leaf):
-        parts = path.split(".")
-        known = [g for n in range(len(parts), 0, -1) if (g := ".".join(parts[:n])) in values.groups()]
-        if not known:
-            whole = (
-                _group_hint(path)
-                if len(parts) == 1
-                else nearest(parts[0], [g for g in values.groups() if "." not in g])
-            )
-            raise ConfError(f"unknown key '{path}'", where=COMMAND_LINE, hint=whole)
-        if leaf is not None:
-            raise ConfError(f"unknown key '{path}'", where=COMMAND_LINE, hint=f"{leaf} is {values.expects(leaf)}")
-        raise _unknown(known[0], path[len(known[0]) + 1 :], COMMAND_LINE)
-    return {path: node}

@@ -1,8 +1,8 @@
 """The families of names: what exists, which keys each name uses and what null means under it.
 
-One entry says everything that a conf has to know about an optimizer, a schedule or a strategy. The defaults stand here a
-second time beside the transforms' own (`bigopt.optim.table`), because a conf must be checked without loading them; a test
-keeps the two equal. `available` is False for names that are specified and known, but not built in this version.
+One entry says everything that a conf has to know about an optimizer, a schedule or a strategy. The defaults stand here
+a second time beside the transforms' own (`bigopt.optim.table`), because a conf must be checked without loading them; a
+test keeps the two equal. `available` is False for names that are specified and known, but not built in this version.
 """
 
 from __future__ import annotations

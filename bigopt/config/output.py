@@ -1,8 +1,8 @@
 """Conf to text: the resolved copy of a run, base.yml, the table of ``bigopt options``, hash and difference.
 
 What is written here is read back by the strict reader to the same values. Secrets are not written: of
-``data.storage_options`` only switches, numbers and a short list of harmless names stay, and user names and passwords are
-taken out of URLs.
+``data.storage_options`` only switches, numbers and a short list of harmless names stay, and user names and passwords
+are taken out of URLs.
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ def base_yaml() -> str:
     head = (
         "# Every option of bigopt with its default: what runs when a conf says nothing.\n"
         "# Made from the code (python -m bigopt.config > conf/base.yml); `bigopt options` prints the same table.\n"
-        "# null is the sensible default of what was chosen, printed at the start of a run. 1e-3 is a number, 2GB is 2*10^9 bytes.\n"
+        "# null is the sensible default of what was chosen, printed at the start of a run. 1e-3 is a number,\n"
+        "# 2GB is 2*10^9 bytes.\n"
         "# Layers: this file < your conf files < key=value on the command line, such as optimizer.name=sgd.\n"
     )
     texts = {p: _written(p, v) for p, v in flat(Tree()).items()}

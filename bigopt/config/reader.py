@@ -1,12 +1,12 @@
 """Strict YAML: what a person sees in the file is what the program gets, or an error with the line.
 
-PyYAML reads ``1e-3`` as text, ``010`` as 8, ``on`` as true, keeps the last of two equal keys, follows aliases (a bomb of
-nine lines fills the memory) and knows tags that call Python. None of that here. The reader builds plain values from the
-parser's *events*, so there is no constructor that a tag could reach; anchors, aliases, tags, duplicate keys, a second
-document, text over 1 MB and nesting over 20 levels are errors, each with its line.
+PyYAML reads ``1e-3`` as text, ``010`` as 8, ``on`` as true, keeps the last of two equal keys, follows aliases (a bomb
+of nine lines fills the memory) and knows tags that call Python. None of that here. The reader builds plain values from
+the parser's *events*, so there is no constructor that a tag could reach; anchors, aliases, tags, duplicate keys, a
+second document, text over 1 MB and nesting over 20 levels are errors, each with its line.
 
-Scalars are those of YAML 1.2: ``true``/``false``, ``null`` or ``~`` or nothing, decimal integers, decimal numbers (``1e-3``,
-``.5``); everything else, and everything in quotes, is text.
+Scalars are those of YAML 1.2: ``true``/``false``, ``null`` or ``~`` or nothing, decimal integers, decimal numbers
+(``1e-3``, ``.5``); everything else, and everything in quotes, is text.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ def scalar(text: str, where: str) -> bool | int | float | str | None:
         return _WORDS[text]
     if _LEADING_ZERO.fullmatch(text):
         raise ConfError(
-            f"a number with a leading zero, {text[:40]}",
+            f"{text[:40]}, a number with a leading zero",
             where=where,
             hint=f"write {text.lstrip('+-0')[:40] or '0'} for the number or '{text[:40]}' for text",
         )
     if _NOT_FINITE.fullmatch(text):
-        raise ConfError(f"{text} is not a finite number", where=where, hint="quote it if it is text")
+        raise ConfError(f"{text}, not a finite number", where=where, hint="quote it if it is text")
     if _INTEGER.fullmatch(text):
         if len(text) > _MAX_DIGITS:
             raise ConfError(f"an integer of {len(text)} digits", where=where)
@@ -82,7 +82,7 @@ def scalar(text: str, where: str) -> bool | int | float | str | None:
     if _NUMBER.fullmatch(text):
         number = float(text)
         if number in (float("inf"), float("-inf")):
-            raise ConfError(f"{text[:40]} is beyond float64", where=where)
+            raise ConfError(f"{text[:40]}, beyond float64", where=where)
         return number
     return text
 
@@ -173,10 +173,21 @@ def _build(events: Any, where: Any) -> Node | None:
         if isinstance(parent.value, list):
             parent.value.append(node)
         elif not waiting:
-            waiting.append(Node(_key(node, parent), node.where))
+            above = [key.value for _, keys in stack for key in keys]
+            waiting.append(Node(_key(node, parent, above), node.where))
         else:
             key = waiting.pop()
             parent.value[key.value] = Node(node.value, key.where)
+
+    def value_of(event: Any, mark: Any) -> Any:
+        if not event.implicit[0]:
+            return event.value
+        try:
+            return scalar(event.value, where(mark))
+        except ConfError as error:
+            path = ".".join(key.value for _, waiting in stack for key in waiting)
+            message = f"{path} is {error.message}" if path else error.message
+            raise ConfError(message, where=error.where, hint=error.hint) from None
 
     for event in events:
         mark = event.start_mark
@@ -189,11 +200,11 @@ def _build(events: Any, where: Any) -> Node | None:
         elif isinstance(event, yaml.NodeEvent):
             if event.anchor is not None:
                 raise ConfError(f"a YAML anchor, &{event.anchor}", where=where(mark), hint="write the value out")
-            if event.tag is not None:
-                raise SecurityError(f"a YAML tag, {event.tag[:80]}", where=where(mark), hint="tags are refused")
+            tag = getattr(event, "tag", None)
+            if tag is not None:
+                raise SecurityError(f"a YAML tag, {tag[:80]}", where=where(mark), hint="tags are refused")
             if isinstance(event, yaml.ScalarEvent):
-                value = scalar(event.value, where(mark)) if event.implicit[0] else event.value
-                place(Node(value, where(mark)))
+                place(Node(value_of(event, mark), where(mark)))
                 continue
             if len(stack) >= MAX_DEPTH:
                 raise ConfError(f"nested deeper than {MAX_DEPTH} levels", where=where(mark))
@@ -207,11 +218,12 @@ def _build(events: Any, where: Any) -> Node | None:
     return root
 
 
-def _key(node: Node, parent: Node) -> str:
+def _key(node: Node, parent: Node, above: list[str]) -> str:
     name, where = node.value, node.where
     if not isinstance(name, str):
         raise ConfError(f"a key that is not text, {name!r}", where=where, hint=f"write '{name}' in quotes")
     if name in parent.value:
         first = parent.value[name].where
-        raise ConfError(f"duplicate key '{name}'", where=where, hint=f"the first is at {first}")
+        path = ".".join([*above, name])
+        raise ConfError(f"duplicate key '{path}'", where=where, hint=f"the first is at {first}")
     return name

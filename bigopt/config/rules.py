@@ -1,8 +1,8 @@
 """What one key alone cannot tell: names, keys that belong together, and what null means under the chosen names.
 
-`resolve` takes a merged conf and returns it checked and filled in. Everything refused here has the place of the key that
-is to blame. Names, keys and values that are specified but not built yet are refused as such ("... is not available in this
-version"), so that a conf written for a later version says why it does not run.
+`resolve` takes a merged conf and returns it checked and filled in. Everything refused here has the place of the key
+that is to blame. Names, keys and values that are specified but not built yet are refused as such ("... is not available
+in this version"), so that a conf written for a later version says why it does not run.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def known(path: str, node: Node) -> None:
     if table is None or node.value is None or node.value in table:
         return
     family = group.rpartition(".")[2] if key == "name" else key
-    raise ConfError(f"unknown {family} '{node.value}'", where=node.where, hint=nearest(str(node.value), table))
+    message = f"{path} is '{node.value}', an unknown {family}"
+    raise ConfError(message, where=node.where, hint=nearest(str(node.value), table))
 
 
 def resolve(conf: Conf) -> Conf:
@@ -64,7 +65,7 @@ def resolve(conf: Conf) -> Conf:
     Raises
     ------
     ConfError
-        A name or value that is not available, a key that its group's name does not use, keys that contradict each other.
+        A name or value that is not available, a key that its group's name does not use, keys that contradict.
     """
     _check_available(conf)
     _check_used(conf)
@@ -87,7 +88,7 @@ def _check_available(conf: Conf) -> None:
     for group, table in names.GROUPS.items():
         name = _get(conf, f"{group}.name")
         if not table[name].available:
-            raise conf.error(f"{group}.name", later(f"{group} '{name}'"), _available(table))
+            raise conf.error(f"{group}.name", f"{group}.name: " + later(f"{group} '{name}'"), _available(table))
     for path, choices in names.VALUES.items():
         value = _get(conf, path)
         if value is not None and not choices[value]:
@@ -95,7 +96,8 @@ def _check_available(conf: Conf) -> None:
                 path, later(f"{path} '{value}'"), f"one of {', '.join(n for n, ok in choices.items() if ok)}"
             )
     if conf.strategy.compression.name is not None:
-        raise conf.error("strategy.compression.name", later(f"compression '{conf.strategy.compression.name}'"))
+        path, name = "strategy.compression.name", conf.strategy.compression.name
+        raise conf.error(path, f"{path}: " + later(f"compression '{name}'"), "leave it at null")
     for path, only in _LATER.items():
         value = _get(conf, path)
         if value != only:
@@ -140,7 +142,7 @@ def _check_used(conf: Conf) -> None:
             uses = [*table[name].uses] if table else []
             takes = f"it uses {', '.join(uses)}" if uses else "it takes no keys"
             who = f"{group} '{name}'" if name else f"{group} without a name"
-            raise conf.error(path, f"{who} does not use '{path.rpartition('.')[2]}'", takes if table else "")
+            raise conf.error(path, f"{path} is not used by {who}", takes if table else "")
 
 
 def _check_data(conf: Conf) -> None:
@@ -184,11 +186,11 @@ def _check_model(conf: Conf) -> None:
         raise conf.error("data.task", f"data.task: {task}, but {model.name} is for {wanted}")
     if task == "regression" and model.loss is not None and model.loss.endswith("cross_entropy"):
         raise conf.error("model.loss", f"loss '{model.loss}' under data.task: regression", "squared or huber")
-    if isinstance(model.groups, tuple) and len(model.groups) != len(model.hidden) + 1:
+    if isinstance(model.groups, tuple) and len(model.groups) - len(model.hidden) not in (0, 1):
         raise conf.error(
             "model.groups",
             f"model.groups has {len(model.groups)} numbers for {len(model.hidden) + 1} layers",
-            "one for each hidden layer and one for the output, or one number",
+            "one number for all hidden layers, or a list with one for each layer, with or without the output",
         )
 
 
@@ -201,9 +203,13 @@ def _check_stop(conf: Conf) -> None:
         )
     for metric in stop.target_metric or {}:
         if metric not in names.METRICS:
-            raise conf.error("stop.target_metric", f"unknown metric '{metric}'", nearest(metric, names.METRICS))
+            raise conf.error(
+                "stop.target_metric",
+                f"stop.target_metric has an unknown metric, '{metric}'",
+                nearest(metric, names.METRICS),
+            )
         if not names.METRICS[metric]:
-            raise conf.error("stop.target_metric", later(f"metric '{metric}'"))
+            raise conf.error("stop.target_metric", "stop.target_metric: " + later(f"metric '{metric}'"))
     if stop.target_metric is not None and len(stop.target_metric) != 1:
         raise conf.error(
             "stop.target_metric",

@@ -12,14 +12,17 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-Count = Annotated[int, Meta(ge=1)]
-Natural = Annotated[int, Meta(ge=0)]
+MOST = 2**63 - 1
+"""Integers are those of 64 bits."""
+
+Count = Annotated[int, Meta(ge=1, le=MOST)]
+Natural = Annotated[int, Meta(ge=0, le=MOST)]
 Positive = Annotated[float, Meta(gt=0)]
 NonNegative = Annotated[float, Meta(ge=0)]
 Portion = Annotated[float, Meta(gt=0, lt=1)]
 Decay = Annotated[float, Meta(ge=0, lt=1)]
 Text = Annotated[str, Meta(min_length=1)]
-Bytes = Annotated[int, Meta(ge=1, extra={"unit": "bytes"})]
+Bytes = Annotated[int, Meta(ge=1, le=MOST, extra={"unit": "bytes"})]
 Columns = Annotated[tuple[Text, ...], Meta(min_length=1)]
 
 
@@ -131,7 +134,7 @@ class ModelConf(Group, frozen=True):
     standardize: Annotated[
         bool | Literal["center"], key("true | false | center: features to mean 0 and deviation 1, or to mean 0 only")
     ] = True
-    whiten: Annotated[bool, key("decorrelate the features (X^T X by one Map-Reduce)")] = False
+    whiten: Annotated[bool, key("decorrelate the features (moments X^T X by one Map-Reduce)")] = False
     init: Annotated[
         Text, key("glorot_uniform | glorot_normal | he_uniform | he_normal | zeros; intercepts start at 0")
     ] = "glorot_uniform"
@@ -167,7 +170,7 @@ class ScheduleConf(Group, frozen=True):
         Positive | Literal["auto"] | None,
         key("eta at the start; null: the optimizer's own (adam 0.001, sgd 0.01, ...)"),
     ] = None
-    decay: Annotated[NonNegative | None, key("inverse_time: eta / (1 + decay k); null: 1")] = None
+    decay: Annotated[Positive | None, key("inverse_time: eta / (1 + decay k); null: 1")] = None
     gamma: Annotated[Annotated[float, Meta(gt=0, le=1)] | None, key("exponential, step, backtracking: the factor")] = (
         None
     )

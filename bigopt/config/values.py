@@ -1,8 +1,8 @@
 """One value of one key: from what was written to what the program uses, or an error a person can act on.
 
 msgspec decides whether a value fits the annotation of its key; this module adds what a conf needs on top: sizes such as
-``2GB`` (2*10^9 bytes) and ``2GiB``, whole numbers written as ``1e3``, the nearest name for a misspelt one, and the type in
-words ("an integer >= 1, 'full' or null").
+``2GB`` (2*10^9 bytes) and ``2GiB``, whole numbers written as ``1e3``, the nearest name for a misspelt one, and the type
+in words ("an integer >= 1, 'full' or null").
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 from msgspec import inspect
 
 from bigopt.config.reader import Node
-from bigopt.config.table import Tree
+from bigopt.config.table import MOST, Tree
 from bigopt.core.errors import ConfError
 from bigopt.core.names import nearest
 
@@ -30,7 +30,7 @@ _SIZE = re.compile(r"([0-9]+)(?:\.([0-9]+))?\s*([KMGTP]i?B|B)")
 
 
 def parse_size(text: str) -> int | None:
-    """Return the bytes that text such as ``2GB``, ``1.5 MB`` or ``64KiB`` means; None if it is no whole number of bytes."""
+    """Return the bytes that ``2GB``, ``1.5 MB`` or ``64KiB`` means; None if that is no whole number of bytes."""
     match = _SIZE.fullmatch(text)
     if match is None or len(text) > 40:
         return None
@@ -76,7 +76,7 @@ def groups() -> dict[str, tuple[str, ...]]:
 
 
 @cache
-def annotations() -> dict[str, Any]:
+def hints() -> dict[str, Any]:
     """Return the annotation of every key by its path."""
     return dict(_annotations(Tree, ""))
 
@@ -154,8 +154,9 @@ def _words(bare: inspect.Type, extra: dict[str, Any]) -> list[str]:
     if isinstance(bare, (inspect.IntType, inspect.FloatType)):
         if extra.get("unit") == "bytes":
             return ["a size such as 2GB"]
+        top = None if bare.le == MOST else bare.le
         bounds = [
-            f"{s} {b:g}" for s, b in ((">=", bare.ge), (">", bare.gt), ("<=", bare.le), ("<", bare.lt)) if b is not None
+            f"{s} {b:g}" for s, b in ((">=", bare.ge), (">", bare.gt), ("<=", top), ("<", bare.lt)) if b is not None
         ]
         noun = "an integer" if isinstance(bare, inspect.IntType) else "a number"
         return [f"{noun} {' and '.join(bounds)}".strip()]
@@ -194,7 +195,7 @@ def convert(path: str, node: Node) -> Any:
     kind = leaves()[path].type
     ready = _prepare(path, kind, node)
     try:
-        return msgspec.convert(ready, annotations()[path], strict=True)
+        return msgspec.convert(ready, hints()[path], strict=True)
     except (msgspec.ValidationError, OverflowError) as error:
         raise _refused(*_culprit(path, kind, node, str(error))) from None
 
@@ -260,6 +261,8 @@ def _refused(path: str, kind: inspect.Type, node: Node) -> ConfError:
         names = [str(v) for b, _ in _options(kind) if isinstance(b, inspect.LiteralType) for v in b.values]
         close = nearest(node.value, names) if names else ""
         hint = close if close.startswith("did you mean") else _text_hint(kind, node.value)
+    elif isinstance(node.value, int) and abs(node.value) > MOST:
+        hint = "an integer has 64 bits"
     return ConfError(f"{path} is {shown(node.plain())}, expected {in_words(kind)}", where=node.where, hint=hint)
 
 
