@@ -24,7 +24,7 @@ from bigopt.data.cache import Meter
 from bigopt.data.plan import ALL, Ints
 from bigopt.data.view import DataView
 from bigopt.models.base import Model
-from bigopt.models.metrics import MetricSums, metric_sums
+from bigopt.models.metrics import MetricSums, evaluate_block
 
 Array = npt.NDArray[Any]
 
@@ -291,9 +291,8 @@ class MetricSum:
             for lo in range(0, len(X), self.block_rows):
                 part = slice(lo, lo + self.block_rows)
                 w = None if weight is None else weight[part]
-                scores = arrays.to_host(self.model.scores(inputs[0], arrays.to_device(X[part], self.device)))
-                value = metric_sums(self.model, scores, y[part], w)
-                total = value if total is None else total.merge(value)
+                value = evaluate_block(self.model, inputs[0], arrays.to_device(X[part], self.device), y[part], w)
+                total = value if total is None else merge(total, value)
         if total is None:
             raise DataError("a unit without rows was evaluated")
         return total
@@ -305,20 +304,23 @@ class Profile(NamedTuple):
 
     Parameters
     ----------
-    index, used, skipped : ndarray, shape (k,), int64
+    partitions, used, skipped : ndarray, shape (k,), int64
         Partition numbers with their used and skipped rows.
     moments : Moments
         Of the raw features, weighted.
     labels, label_rows : ndarray
         Sorted distinct labels and their rows; empty where not asked for.
+    width : int
+        Columns of the target.
     """
 
-    index: Ints
+    partitions: Ints
     used: Ints
     skipped: Ints
     moments: Moments
     labels: Array
     label_rows: Ints
+    width: int
 
     def merge(self, other: Profile) -> Profile:
         """Append the counts, merge the moments and the labels."""
@@ -329,12 +331,13 @@ class Profile(NamedTuple):
         if len(labels) > _MOST_LABELS:
             raise DataError(f"more than {_MOST_LABELS} distinct labels", hint="is the task a regression? set data.task")
         return Profile(
-            np.concatenate([self.index, other.index]),
+            np.concatenate([self.partitions, other.partitions]),
             np.concatenate([self.used, other.used]),
             np.concatenate([self.skipped, other.skipped]),
             self.moments.merge(other.moments),
             labels,
             rows,
+            max(self.width, other.width),
         )
 
 
@@ -357,10 +360,11 @@ class ProfileData:
             X, y, weight, skipped, _ = entry.block
             meter.rows += len(X)
             labels, rows = np.empty(0), np.empty(0, dtype=np.int64)
-            if self.labels and y is not None and len(y):
+            width = 0 if y is None else y.shape[1] if y.ndim == 2 else 1
+            if self.labels and y is not None and len(y) and width == 1:
                 labels, rows = np.unique(y, return_counts=True)
             return Profile(
-                np.array([index]), np.array([len(X)]), np.array([skipped]), moments(X, weight), labels, rows
+                np.array([index]), np.array([len(X)]), np.array([skipped]), moments(X, weight), labels, rows, width
             )
 
 

@@ -70,7 +70,7 @@ def one_blas_thread() -> Iterator[None]:
 
 def fingerprint() -> dict[str, str]:
     """Return what decides the bits of a block: package versions, SIMD features, BLAS and its core type."""
-    simd = np.show_config(mode="dicts")["SIMD Extensions"]  # type: ignore[call-overload]
+    simd = np.show_config(mode="dicts")["SIMD Extensions"]
     blas = "unknown"
     try:
         from threadpoolctl import threadpool_info

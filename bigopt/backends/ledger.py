@@ -221,7 +221,13 @@ class Rounds:
         )
 
     def run(
-        self, session: Session, work: Work, inputs: tuple[Any, ...], units: Ints, homes: Callable[[int], Ints], where: str
+        self,
+        session: Session,
+        work: Work,
+        inputs: tuple[Any, ...],
+        units: Ints,
+        homes: Callable[[int], Ints],
+        where: str,
     ) -> Any:
         """Run one round by itself and return the root of its tree.
 

@@ -7,9 +7,9 @@ permutation itself.
 
 An epoch is cut into **lanes**. Without ``batch.lanes`` every partition is a lane of its own and each batch takes its
 share from every partition. With L lanes the partitions are dealt to L lanes; a lane walks its partitions in the epoch's
-seeded order, so that a batch needs only L partitions at a time. A lane's share of the first T rows of an epoch is the number of
-its rows with ``(j + o) / rows < theta`` (o a fixed offset of the lane), theta such that the shares add up to T exactly:
-every batch has exactly `size` rows, and every share is proportional within a row or two.
+seeded order, so that a batch needs only L partitions at a time. A lane's share of the first T rows of an epoch is the
+number of its rows with ``(j + o) / rows < theta`` (o a fixed offset of the lane), theta such that the shares add up to
+T exactly: every batch has exactly `size` rows, and every share is proportional within a row or two.
 """
 
 from __future__ import annotations

@@ -256,12 +256,12 @@ class DataView:
         good = np.ones(len(piece.X), dtype=np.bool_) if piece.bad is None else ~piece.bad
         checks: list[tuple[str, npt.NDArray[np.bool_]]] = []
         if piece.y is not None and piece.y.dtype.kind == "f":
-            checks.append(("the target", np.isfinite(piece.y).reshape(len(piece.y), -1).all(axis=1)))
+            checks.append(("the target", np.asarray(np.isfinite(piece.y).reshape(len(piece.y), -1).all(axis=1))))
         if piece.weight is not None:
             weight = np.asarray(piece.weight, dtype=np.float64)
             checks.append(("the weight", np.isfinite(weight) & (weight >= 0)))
         if self.skip_bad and piece.X.dtype.kind == "f":
-            checks.append(("a feature", np.isfinite(piece.X).all(axis=1)))
+            checks.append(("a feature", np.asarray(np.isfinite(piece.X).all(axis=1))))
         for name, fine in checks:
             if not self.skip_bad and not fine[keep].all():
                 at = int(np.flatnonzero(keep & ~fine)[0])

@@ -1,1 +1,1 @@
-"""."""
+"""Studies: pictures and tables made from what runs leave behind."""

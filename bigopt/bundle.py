@@ -1,0 +1,133 @@
+"""The trained model as it is kept: everything that evaluate and predict need, without the run or its data.
+
+``model/model.npz`` is the `Bundle` (exact); ``model/model.json`` says the same to people, with the coefficients of
+linear models on the original scale of the features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigopt.core import codec
+from bigopt.core.codec import wire
+from bigopt.core.errors import CheckpointError
+from bigopt.data.view import Scaling, Targets
+from bigopt.models.base import Model
+from bigopt.models.linear import LinearModel
+from bigopt.rundir import RunDir
+
+Array = npt.NDArray[Any]
+
+
+@wire
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A model with its parameters and the preparation of its features and targets.
+
+    Parameters
+    ----------
+    model : Model
+    params : ndarray, shape (p,)
+    dtype : str
+        Block dtype.
+    columns : tuple of str
+        Features, in X's order.
+    target : tuple of str
+    scaling : Scaling or None
+    targets : Targets
+    recipe : object or None
+        The ingest recipe of the training data, so that raw data can be scored too.
+    penalty : float
+        l2.
+    sample : bool
+        Whether the training data was marked as a sample.
+    """
+
+    model: Model
+    params: Array
+    dtype: str
+    columns: tuple[str, ...]
+    target: tuple[str, ...]
+    scaling: Scaling | None
+    targets: Targets
+    recipe: Any
+    penalty: float
+    sample: bool = False
+
+
+def save(run: RunDir, bundle: Bundle) -> None:
+    """Write ``model/model.npz`` and ``model/model.json``."""
+    (run.path / "model").mkdir(mode=0o700, exist_ok=True)
+    codec.save(run.path / "model" / "model.npz", bundle)
+    blocks = [
+        {"name": block.name, "shape": block.shape, "start": part.start, "penalized": block.penalized}
+        for block, part in bundle.model.layout.slices()
+    ]
+    summary = {
+        "model": type(bundle.model).__name__,
+        "loss": bundle.model.loss.name,
+        "target": bundle.target,
+        "classes": bundle.targets.classes,
+        "features": bundle.columns,
+        "parameters": bundle.model.layout.size,
+        "layout": blocks,
+        "params_sha256": params_sha256(bundle.params),
+        "original_scale": coefficients(bundle),
+    }
+    run.write_json("model/model.json", summary)
+
+
+def params_sha256(params: Array) -> str:
+    """Return the SHA-256 of the little-endian bytes of params in layout order."""
+    data = np.ascontiguousarray(params, dtype=params.dtype.newbyteorder("<"))
+    return hashlib.sha256(data.tobytes()).hexdigest()
+
+
+def load(run: Path) -> Bundle:
+    """Read the model of a run directory.
+
+    Raises
+    ------
+    CheckpointError
+        Where there is none or it is damaged.
+    """
+    path = run / "model" / "model.npz"
+    value = codec.load(path)
+    if not isinstance(value, Bundle) or value.params.shape != (value.model.layout.size,):
+        raise CheckpointError("not a model of this version", where=str(path))
+    return value
+
+
+def coefficients(bundle: Bundle) -> dict[str, Any] | None:
+    """Return coefficients and intercepts on the original scale of the features; None where the model has hidden layers.
+
+    With x' = (x - mean) / scale:  v = w.x' + b = (w/scale).x + (b - mean.(w/scale)).
+
+    Returns
+    -------
+    dict or None
+        ``outputs`` names, ``coefficients`` {column: [one an output]}, ``intercept`` [one an output].
+    """
+    if not isinstance(bundle.model, LinearModel):
+        return None
+    named = {k: np.asarray(v, dtype=np.float64) for k, v in bundle.model.layout.views(bundle.params).items()}
+    weight = next(v for v in named.values() if v.ndim == 2)
+    shift = next((v for v in named.values() if v.ndim == 1), np.zeros(weight.shape[1]))
+    if bundle.scaling is not None:
+        weight = weight / bundle.scaling.scale[:, None]
+        shift = shift - bundle.scaling.mean @ weight
+    classes = bundle.targets.classes
+    outputs = list(bundle.target) if not classes else [str(c) for c in (classes[1:] if len(classes) == 2 else classes)]
+    if len(outputs) != weight.shape[1]:
+        outputs = [f"output {i}" for i in range(weight.shape[1])]
+    return {
+        "outputs": outputs,
+        "coefficients": {column: row.tolist() for column, row in zip(bundle.columns, weight, strict=True)},
+        "intercept": shift.tolist(),
+    }

@@ -1,0 +1,520 @@
+"""Training: open the data and the engine, find the facts, let a strategy's machine run, keep what it leaves behind.
+
+The loop is the same for every strategy and backend::
+
+    submit(machine.more(slots))
+    while not finished:
+        orders, record = machine.handle(session.wait())
+        submit(orders + machine.more(slots))
+
+Between two steps the loop looks at limits, validation, checkpoints and signals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bigopt import bundle, sessions
+from bigopt.backends.base import Session, check_fingerprint, fingerprint
+from bigopt.backends.ledger import Ledger, Rounds
+from bigopt.checkpoint import Cadence, Checkpoint, Checkpoints
+from bigopt.core import arrays, codec
+from bigopt.core.errors import BigoptError, CheckpointError, ConfError, DataError, DivergedError, InterruptedRun
+from bigopt.data.plan import homes, whole
+from bigopt.data.view import DataView
+from bigopt.optim.build import build_method
+from bigopt.optim.method import Method
+from bigopt.problem import Datasets, Facts, Problem, build, profile
+from bigopt.rundir import RunDir, machine
+from bigopt.stopping import Stopper
+from bigopt.strategies.base import StepRecord
+from bigopt.strategies.sync import Sync, SyncState
+
+if TYPE_CHECKING:
+    from bigopt.config import Conf
+
+Array = npt.NDArray[Any]
+Log = Callable[[str], None]
+
+
+class Progress(Protocol):
+    """Who shows a run to a person."""
+
+    def start(self, total_steps: int | None, total_epochs: float | None, text: str) -> None:
+        """Begin; totals are None where only time or a target ends the run."""
+        ...
+
+    def update(self, record: dict[str, Any]) -> None:
+        """Show a record (the keys of metrics.jsonl)."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Show a line."""
+        ...
+
+    def close(self) -> None:
+        """End."""
+        ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def start(self, total_steps: int | None, total_epochs: float | None, text: str) -> None:
+        """Show nothing."""
+
+    def update(self, record: dict[str, Any]) -> None:
+        """Show nothing."""
+
+    def note(self, text: str) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Show nothing."""
+
+
+def train(conf: Conf, *, data: Datasets | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """Train a model.
+
+    Parameters
+    ----------
+    conf : Conf
+        Checked.
+    data : Datasets, optional
+        Opened data (arrays in memory, say); ``data.uri`` and ``data.validation`` are opened where it is not given.
+    progress : Progress, optional
+
+    Returns
+    -------
+    dict
+        The success object of ``bigopt train --json``.
+
+    Raises
+    ------
+    BigoptError
+        See `bigopt.core.errors`.
+    """
+    data = data or open_data(conf)
+    run = RunDir.create(Path(conf.run.dir), conf.model.name)
+    with contextlib.closing(run):
+        return _Run(conf, data, run, progress or Silent()).go(resume=False)
+
+
+def resume(path: Path, overrides: list[str] | None = None, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Go on with a run from its newest checkpoint, on any backend.
+
+    Parameters
+    ----------
+    path : Path
+        Run directory.
+    overrides : list of str
+        ``key=value`` for the keys that may change (backend, stop, checkpoint, ...).
+    """
+    from bigopt.config import resume_conf
+
+    run = RunDir.open(path)
+    with contextlib.closing(run):
+        conf = resume_conf(run.path / "conf.yml", overrides or [])
+        return _Run(conf, open_data(conf), run, progress or Silent()).go(resume=True)
+
+
+def open_data(conf: Conf) -> Datasets:
+    """Open the training data, and the validation data where it is a dataset of its own."""
+    from bigopt.data.open import open_dataset
+
+    spec = conf.data
+    if spec.uri is None:
+        raise ConfError("no data", where="data.uri", hint="set data.uri to a Zarr group, Parquet, NPZ or NPY")
+
+    def opened(uri: str, target: Any, features: Any, weight: str | None) -> Any:
+        return open_dataset(
+            uri,
+            target=target,
+            features=features,
+            weight=weight,
+            on_bad_rows=spec.on_bad_rows,
+            storage_options=spec.storage_options,
+        )
+
+    data = opened(spec.uri, spec.target, spec.features, spec.weight)
+    if not isinstance(spec.validation, str):
+        return Datasets(data, None)
+    target = data.target[0] if len(data.target) == 1 else data.target
+    return Datasets(data, opened(spec.validation, target, data.columns, data.weight))
+
+
+class _Signals:
+    """Turns the first SIGINT or SIGTERM into a request, the second into an immediate end."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            os._exit(128 + number)
+        self.received = number
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        try:
+            old = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: signals are somebody else's business
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+class _Run:
+    """One start of a run: holds what the steps of `go` share."""
+
+    def __init__(self, conf: Conf, data: Datasets, run: RunDir, progress: Progress) -> None:
+        self.conf = conf
+        self.data = data
+        self.run = run
+        self.progress = progress
+        self.ledger = Ledger()
+        self.rounds = Rounds(self.ledger, conf.backend.retries)
+        self.checkpoints = Checkpoints(run.path / "checkpoints", conf.checkpoint.keep)
+        self.signals = _Signals()
+        self.mine = fingerprint()
+        self.idle_since = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        self.run.log(text)
+        self.progress.note(text)
+
+    def go(self, *, resume: bool) -> dict[str, Any]:
+        """Run from the start or from the newest checkpoint to the end."""
+        from bigopt.config import choose_backend, conf_hash, describe_defaults, to_yaml
+
+        conf, run = self.conf, self.run
+        backend, notice = choose_backend(conf, under_spark=sessions.under_spark())
+        device = arrays.resolve_device(conf.backend.device)
+        self.conf_hash = conf_hash(conf)
+        run.write_text("conf.yml", to_yaml(conf))
+        saved = self._saved() if resume else None
+        self.say(f"run: {run.path}")
+        for line in (*conf.notices, notice, *describe_defaults(conf), *self.data.train.warnings):
+            if line:
+                self.say(line)
+        self.say(f"backend: {backend}, device {device}")
+        with self.signals.caught(), contextlib.ExitStack() as stack:
+            try:
+                session = sessions.open_session(conf, backend, run.path.name)
+                stack.callback(session.close)
+                for line in session.notes:
+                    self.say(line)
+                facts = self._facts(session, resume)
+                problem = build(conf, self.data, facts, device)
+                for line in problem.notes:
+                    self.say(line)
+                return self._loop(session, problem, saved)
+            except BigoptError as error:
+                self.say(f"error: {error}")
+                error.run = str(run.path)  # type: ignore[attr-defined]
+                raise
+
+    def _saved(self) -> Checkpoint:
+        path, saved = self.checkpoints.newest()
+        if saved.conf != self.conf_hash:
+            raise ConfError("the conf is not the one this run was started with", where=str(path))
+        self.say(f"going on from {path.name}: step {saved.steps}, epoch {saved.epochs:.3g}")
+        warning = check_fingerprint(self.mine, saved.fingerprint, who="the run so far", bits=self.conf.run.bits)
+        if warning:
+            self.say(f"warning: {warning}")
+        return saved
+
+    def _facts(self, session: Session, resume: bool) -> Facts:
+        path = self.run.path / "facts.npz"
+        if not (resume and path.exists()):
+            facts = profile(self.conf, self.data, session, self.rounds)
+            codec.save(path, facts)
+            self.run.write_json("manifest.json", self._manifest(facts))
+            return facts
+        value = codec.load(path)
+        if not isinstance(value, Facts):
+            raise CheckpointError("not the facts of a run", where=str(path))
+        other = "" if self.data.validation is None else self.data.validation.source.identity()
+        if (self.data.train.source.identity(), other) != (value.identity, value.validation_identity):
+            raise DataError(
+                "the data is not what this run was started with", where=str(self.conf.data.uri), hint="start a new run"
+            )
+        return value
+
+    def _manifest(self, facts: Facts) -> dict[str, Any]:
+        data = self.data.train
+        return {
+            **machine(),
+            "fingerprint": self.mine,
+            "data": {
+                "uri": self.conf.data.uri,
+                "identity": facts.identity,
+                "rows": data.rows,
+                "training_rows": int(facts.train.counts.sum()),
+                "validation_rows": 0 if facts.validation is None else int(facts.validation.counts.sum()),
+                "skipped_rows": int(facts.train.skipped.sum()),
+                "partitions": len(data.partitions),
+                "columns": data.columns,
+                "target": data.target,
+                "classes": facts.classes,
+            },
+            "conf": self.conf_hash,
+        }
+
+    def _method(self, problem: Problem, stopper: Stopper) -> Method[Any]:
+        conf, layout = self.conf, problem.model.layout
+        keys = {f: getattr(conf.optimizer, f) for f in conf.optimizer.__struct_fields__ if f != "name"}
+        others = ("name", "unit", "scaling")
+        schedule = {f: getattr(conf.schedule, f) for f in conf.schedule.__struct_fields__ if f not in others}
+        length = None if stopper.max_steps is None else float(stopper.max_steps)
+        if length is not None and conf.schedule.unit == "epoch":
+            length /= problem.plan.steps_per_epoch
+        return build_method(
+            conf.optimizer.name,
+            layout,
+            keys=keys,
+            schedule=conf.schedule.name,
+            schedule_keys=schedule,
+            unit=conf.schedule.unit,
+            default_period=length,
+            penalty=lambda grad, params: problem.penalty.add_gradient(grad, params, layout),
+        )
+
+    def _loop(self, session: Session, problem: Problem, saved: Checkpoint | None) -> dict[str, Any]:
+        conf, plan, facts = self.conf, problem.plan, problem.facts
+        layout = problem.model.layout
+        stopper = Stopper(
+            conf.stop,
+            plan,
+            seconds=saved.seconds if saved else 0.0,
+            best=saved.best if saved else None,
+            stale=saved.stale if saved else 0,
+        )
+        method = self._method(problem, stopper)
+        if saved is not None:
+            if saved.data != facts.identity:
+                raise DataError("the checkpoint belongs to other data", where=str(self.run.path))
+            state = saved.state
+            self.run.cut_metrics(saved.steps)
+        else:
+            params = problem.model.init(conf.model.init, conf.run.seed).astype(conf.run.dtype)
+            state = SyncState(method.start(params)[0], 0, 0, 0)
+        work, finish = problem.batch_work(conf.run.dtype, conf.model.backprop)
+        strategy = Sync(
+            method,
+            state,
+            plan,
+            work,
+            finish=finish,
+            penalty=lambda params: problem.penalty.value(params, layout),
+            total_weight=facts.train.moments.weight,
+            rounds=self.rounds,
+        )
+        every = conf.run.metrics_every_steps or max(1, plan.steps_per_epoch // 20)
+        cadence = Cadence(
+            conf.checkpoint.every_seconds,
+            conf.checkpoint.every_epochs,
+            conf.checkpoint.every_steps,
+            steps=state.steps,
+            epochs=strategy.epochs,
+        )
+        self.say(
+            f"{layout.size} parameters, {plan.rows} training rows in {problem.view.partitions} partitions, "
+            f"{plan.steps_per_epoch} steps an epoch, {session.slots} slots"
+        )
+        self.progress.start(stopper.max_steps, conf.stop.epochs, conf.model.name)
+        self._sum = self._count = 0.0
+        steps, why = state.steps, stopper.limit(state.steps)
+        try:
+            if not why:
+                self._submit(session, strategy.more(session.slots))
+            while not why:
+                begin = time.perf_counter()
+                arrival = session.wait()
+                waited = time.perf_counter() - begin
+                again, record = strategy.handle(arrival)
+                self._submit(session, again)
+                if record is None:
+                    self._submit(session, strategy.more(session.slots))
+                    continue
+                steps = record.step
+                why = self._after_step(session, problem, strategy, stopper, record, every, waited)
+                why = why or stopper.limit(steps)
+                if self.signals.received:
+                    break
+                if not why and cadence.due(steps, strategy.epochs):
+                    self._checkpoint(strategy, stopper, facts)
+                if not why:
+                    self._submit(session, strategy.more(session.slots))
+        except DivergedError as error:
+            path = self._checkpoint(strategy, stopper, facts)
+            raise DivergedError(
+                error.message,
+                where=error.where,
+                hint=f"{error.hint}; the last finite state is {path}",
+            ) from error
+        finally:
+            self.progress.close()
+        self._checkpoint(strategy, stopper, facts)
+        if self.signals.received:
+            name = signal.Signals(self.signals.received).name
+            raise InterruptedRun(
+                f"{name} after step {steps}",
+                where=str(self.run.path),
+                hint=f"go on with: bigopt resume {self.run.path}",
+                signal=self.signals.received,
+            )
+        self.say(f"stopped: {why}")
+        return self._result(session, problem, strategy, stopper)
+
+    @staticmethod
+    def _submit(session: Session, orders: list[Any]) -> None:
+        for order in orders:
+            session.submit(order)
+
+    def _after_step(
+        self,
+        session: Session,
+        problem: Problem,
+        strategy: Sync,
+        stopper: Stopper,
+        record: StepRecord,
+        every: int,
+        waited: float,
+    ) -> str:
+        """Record a step; at the end of an epoch look at validation and targets. Return why to end, or nothing."""
+        self._sum += record.loss * record.rows
+        self._count += record.rows
+        if record.step % every and not record.end_of_epoch:
+            return ""
+        ledger = self.ledger
+        line: dict[str, Any] = {
+            "step": record.step,
+            "round": ledger.rounds,
+            "epoch": strategy.epochs,
+            "loss": record.loss,
+            "grad_norm": record.grad_norm,
+            "learning_rate": record.learning_rate,
+            "rows": ledger.rows,
+            "bytes_read": ledger.bytes_read,
+            "bytes_sent": ledger.bytes_sent + ledger.bytes_received,
+            "seconds": stopper.seconds,
+            "seconds_map": record.seconds_map,
+            "seconds_reduce": record.seconds_reduce,
+            "seconds_update": record.seconds_update,
+            "seconds_idle": max(0.0, waited - record.seconds_map),
+            "rss": record.rss,
+            "staleness": record.staleness,
+        }
+        why = ""
+        if record.end_of_epoch:
+            metrics: dict[str, float] = {}
+            loss = self._sum / self._count
+            self._sum = self._count = 0.0
+            if problem.validation is not None and problem.facts.validation is not None:
+                metrics = self._metrics(session, problem, problem.validation, strategy.params)
+                loss = metrics["loss"]
+                line["validation"] = metrics
+            elif self.conf.stop.target_metric:
+                metrics = self._metrics(session, problem, problem.view, strategy.params)
+            why = stopper.check(loss, metrics)
+        self.run.metrics(line)
+        self.progress.update(line)
+        session.report(
+            f"round {ledger.rounds}, step {record.step}, epoch {strategy.epochs:.3g}, loss {record.loss:.6g}", line
+        )
+        return why
+
+    def _metrics(self, session: Session, problem: Problem, view: DataView, params: Array) -> dict[str, float]:
+        """Evaluate params on a view by one Map-Reduce; the loss is that of the rows, without the penalty."""
+        facts = problem.facts
+        side = facts.train if view is problem.view or facts.validation is None else facts.validation
+        units = whole(np.arange(view.partitions), side.counts)
+        sums = self.rounds.run(
+            session,
+            problem.metrics(view),
+            (params,),
+            units,
+            lambda slots: homes(side.counts, slots)[units[:, 0]],
+            "an evaluation",
+        )
+        values: dict[str, float] = sums.values()
+        return values
+
+    def _checkpoint(self, strategy: Sync, stopper: Stopper, facts: Facts) -> Path:
+        state = strategy.snapshot()
+        return self.checkpoints.save(
+            Checkpoint(
+                1,
+                self.conf_hash,
+                facts.identity,
+                self.mine,
+                state,
+                state.steps,
+                self.ledger.rounds,
+                strategy.epochs,
+                stopper.seconds,
+                stopper.best,
+                stopper.stale,
+            )
+        )
+
+    def _result(self, session: Session, problem: Problem, strategy: Sync, stopper: Stopper) -> dict[str, Any]:
+        params = strategy.params
+        metrics = self._metrics(session, problem, problem.view, params)
+        loss = metrics["loss"] + problem.penalty.value(params, problem.model.layout)
+        if not np.isfinite(loss):
+            raise DivergedError(f"the final loss is {loss}", where=f"step {strategy.snapshot().steps}")
+        if problem.validation is not None:
+            metrics = self._metrics(session, problem, problem.validation, params)
+        data = self.data.train
+        kept = bundle.Bundle(
+            model=problem.model,
+            params=params,
+            dtype=problem.view.dtype,
+            columns=data.columns,
+            target=data.target,
+            scaling=problem.view.scaling,
+            targets=problem.targets,
+            recipe=None if data.manifest is None else data.manifest.recipe,
+            penalty=problem.penalty.l2,
+        )
+        bundle.save(self.run, kept)
+        result = {
+            "status": "completed",
+            "run": str(self.run.path),
+            "steps": strategy.snapshot().steps,
+            "rounds": self.ledger.rounds,
+            "epochs": strategy.epochs,
+            "loss": loss,
+            "metrics": {k: v for k, v in metrics.items() if k != "loss"},
+            "params_sha256": bundle.params_sha256(params),
+            "seconds": stopper.seconds,
+        }
+        self.run.write_json("result.json", {**result, "ledger": vars(self.ledger)})
+        self._picture()
+        return result
+
+    def _picture(self) -> None:
+        """Draw the learning curve where matplotlib is installed."""
+        try:
+            from bigopt.studies.curves import learning_curve
+        except ImportError:
+            self.say("no picture: matplotlib is not installed (pip install 'bigopt[plots]')")
+            return
+        path = learning_curve(self.run.path)
+        self.say(f"picture: {path}")

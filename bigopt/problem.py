@@ -1,0 +1,397 @@
+"""From a conf and a dataset to a problem: which task, which rows, which model, which batches.
+
+`profile` makes one pass over the data and finds the `Facts`: used rows of each partition, feature moments, classes.
+They are kept in the run directory. `build` turns conf, dataset and facts into a `Problem`; it is a pure function, so that a
+resumed run builds the same one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bigopt.backends.base import Session
+from bigopt.backends.ledger import Rounds
+from bigopt.core import arrays
+from bigopt.core.codec import wire
+from bigopt.core.errors import DataError
+from bigopt.core.sums import Moments, Sums
+from bigopt.data.plan import Ints, Plan, choose_lanes, homes, whole
+from bigopt.data.source import Dataset, block_dtype
+from bigopt.data.view import DataView, Scaling, Split, Targets
+from bigopt.models.base import Model
+from bigopt.models.build import build_model
+from bigopt.models.penalties import Penalty
+from bigopt.work import GradientSum, MetricSum, Profile, ProfileData, SelectRows, Work, sum_selected
+
+if TYPE_CHECKING:
+    from bigopt.config import Conf
+
+Array = npt.NDArray[Any]
+Log = Callable[[str], None]
+
+_CLASSIFIERS = ("logistic", "softmax")
+_CROSS_ENTROPIES = ("binary_cross_entropy", "categorical_cross_entropy")
+_BLOCK_BYTES = 1 << 20
+
+
+@wire
+class Side(NamedTuple):
+    """Facts about the training or the validation rows.
+
+    Parameters
+    ----------
+    counts, skipped : ndarray, shape (P,), int64
+        Used and skipped rows of each partition.
+    moments : Moments
+        Of the raw features.
+    width : int
+        Columns of the target.
+    """
+
+    counts: Ints
+    skipped: Ints
+    moments: Moments
+    width: int
+
+
+@wire
+class Facts(NamedTuple):
+    """What the data decided, once, at the first start.
+
+    Parameters
+    ----------
+    identity : str
+        Of the training dataset.
+    train : Side
+    validation : Side or None
+    classes : tuple
+        Sorted labels; empty for a regression.
+    labels_seen : int
+        Distinct labels of the training rows; 0 for a regression.
+    validation_identity : str
+        Of a validation dataset of its own; empty otherwise.
+    slots : int
+        Workers at the first start.
+    """
+
+    identity: str
+    train: Side
+    validation: Side | None
+    classes: tuple[Any, ...]
+    labels_seen: int
+    validation_identity: str
+    slots: int
+
+
+class Datasets(NamedTuple):
+    """The opened data of a run: training rows, and a validation dataset of its own or None."""
+
+    train: Dataset
+    validation: Dataset | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything a strategy needs, and what is printed at the start.
+
+    Parameters
+    ----------
+    model : Model
+    penalty : Penalty
+    targets : Targets
+        How labels are encoded.
+    view : DataView
+        Training rows.
+    validation : DataView or None
+    facts : Facts
+    plan : Plan
+    sampling : str
+    block_rows : int
+    device : str
+    notes : tuple of str
+        What null became, and warnings.
+    """
+
+    model: Model
+    penalty: Penalty
+    targets: Targets
+    view: DataView
+    validation: DataView | None
+    facts: Facts
+    plan: Plan
+    sampling: str
+    block_rows: int
+    device: arrays.Device
+    notes: tuple[str, ...]
+
+    def gradient(self, dtype: str) -> GradientSum:
+        """Return the work of ``backprop: map``."""
+        return GradientSum(self.model, self.view, self.plan.seed, dtype, self.block_rows, self.device)
+
+    def batch_work(self, dtype: str, backprop: str) -> tuple[Work, Callable[[Array, Any], Sums]]:
+        """Return what a batch's units compute, and how the root of the tree becomes `Sums`."""
+        gradient = self.gradient(dtype)
+        if backprop == "map":
+            return gradient, lambda _, root: root
+        return SelectRows(self.view, self.plan.seed), lambda params, rows: sum_selected(gradient, params, rows)
+
+    def metrics(self, view: DataView) -> MetricSum:
+        """Return the work that evaluates the model on a view."""
+        return MetricSum(self.model, view, self.block_rows, self.device)
+
+
+def side_view(conf: Conf, dataset: Dataset, *, validation: bool, own: bool) -> DataView:
+    """Return the raw view of the training or validation rows (`own`: of a validation dataset of its own)."""
+    fraction = conf.data.validation
+    split = Split(conf.run.seed, fraction, validation) if isinstance(fraction, float) and not own else None
+    bounds = np.array([0, *(p.stop for p in dataset.partitions)], dtype=np.int64)
+    dtype = block_dtype(dataset.stored, conf.data.dtype).name
+    return DataView(dataset.source, bounds, dtype, conf.data.on_bad_rows == "skip", split)
+
+
+def views(conf: Conf, data: Datasets) -> tuple[DataView, DataView | None]:
+    """Return the raw training and validation views."""
+    train = side_view(conf, data.train, validation=False, own=False)
+    if data.validation is not None:
+        other = side_view(conf, data.validation, validation=True, own=True)
+        return train, replace(other, dtype=train.dtype)
+    if conf.data.validation is None:
+        return train, None
+    return train, side_view(conf, data.train, validation=True, own=False)
+
+
+def is_classification(conf: Conf, dataset: Dataset) -> tuple[bool, str]:
+    """Decide the task of a model by CONTRACTS' rules.
+
+    Returns
+    -------
+    bool
+    str
+        Why, for the line at the start; empty where the model's name says it.
+
+    Raises
+    ------
+    ConfError
+        An mlp on integers without ``data.task``.
+    """
+    model = conf.model
+    if model.name != "mlp":
+        return model.name in _CLASSIFIERS, ""
+    if conf.data.task is not None:
+        return conf.data.task == "classification", "data.task"
+    if model.loss is not None:
+        return model.loss in _CROSS_ENTROPIES, "model.loss"
+    if conf.data.classes is not None:
+        return True, "data.classes"
+    manifest = "the manifest" if dataset.manifest is not None else "the target's dtype"
+    if dataset.classes:
+        return True, "the manifest's classes"
+    kind = dataset.target_kind
+    if kind == "integer":
+        raise conf.error(
+            "data.task",
+            f"the target {', '.join(dataset.target)} holds integers: numbers or classes?",
+            "set data.task=regression or data.task=classification",
+        )
+    return kind in ("text", "category", "boolean"), manifest
+
+
+def profile(conf: Conf, data: Datasets, session: Session, rounds: Rounds) -> Facts:
+    """Decode, check and count every row once, by one Map-Reduce a side.
+
+    Raises
+    ------
+    DataError
+        For the first bad row, no rows, no weight, or labels that the model cannot take.
+    """
+    labels = is_classification(conf, data.train)[0]
+    train_view, validation_view = views(conf, data)
+    found = _pass(session, rounds, ProfileData(train_view, labels), "the first pass over the data")
+    train = _side(found, train_view)
+    if int(train.counts.sum()) == 0:
+        raise DataError("no training rows", where=conf.data.uri or "", hint="empty data, or all rows held out or bad")
+    if train.moments.weight <= 0.0:
+        raise DataError("the weights add up to 0", where=conf.data.uri or "", hint="set data.weight to another column")
+    validation = None
+    if validation_view is not None:
+        work = ProfileData(validation_view, False)
+        validation = _side(_pass(session, rounds, work, "the first pass over the validation data"), validation_view)
+        if int(validation.counts.sum()) == 0:
+            raise conf.error("data.validation", "no validation rows", "a larger fraction, or another URI")
+    classes = tuple(conf.data.classes or ()) or tuple(v.item() for v in found.labels)
+    return Facts(
+        train_view.source.identity(),
+        train,
+        validation,
+        classes if labels and found.width == 1 else (),
+        len(found.labels),
+        "" if data.validation is None else data.validation.source.identity(),
+        session.slots,
+    )
+
+
+def _pass(session: Session, rounds: Rounds, work: ProfileData, where: str) -> Profile:
+    view = work.view
+    counts = np.diff(view.bounds)
+    units = whole(np.arange(view.partitions), counts)
+    if len(units) == 0:
+        raise DataError("0 rows", where=where, hint="the dataset is empty")
+    result: Profile = rounds.run(
+        session, work, (), units, lambda slots: homes(counts, slots)[units[:, 0]], where
+    )
+    return result
+
+
+def _side(found: Profile, view: DataView) -> Side:
+    counts, skipped = np.zeros(view.partitions, dtype=np.int64), np.zeros(view.partitions, dtype=np.int64)
+    counts[found.partitions], skipped[found.partitions] = found.used, found.skipped
+    return Side(counts, skipped, found.moments, found.width)
+
+
+def build(conf: Conf, data: Datasets, facts: Facts, device: arrays.Device) -> Problem:
+    """Return the problem; a pure function of its arguments.
+
+    Raises
+    ------
+    ConfError, DataError
+        A model, loss, sampling or batch that does not go with the data.
+    """
+    notes: list[str] = []
+    train_view, validation_view = views(conf, data)
+    classification, why = is_classification(conf, data.train)
+    if why:
+        notes.append(f"task: {'classification' if classification else 'regression'} (by {why})")
+    model, targets = _model(conf, data.train, facts, classification, notes)
+    scaling = _scaling(conf, data.train, facts.train.moments, notes)
+    view = replace(train_view, scaling=scaling, targets=targets)
+    block_rows = conf.data.block_rows or default_block_rows(len(view.source.columns), view.dtype)
+    plan, sampling = _plan(conf, view, facts, notes)
+    skipped = int(facts.train.skipped.sum())
+    if skipped:
+        notes.append(f"{skipped} bad rows are left out (data.on_bad_rows=skip)")
+    return Problem(
+        model=model,
+        penalty=Penalty(conf.model.l2),
+        targets=targets,
+        view=view,
+        validation=None if validation_view is None else replace(validation_view, scaling=scaling, targets=targets),
+        facts=facts,
+        plan=plan,
+        sampling=sampling,
+        block_rows=block_rows,
+        device=device,
+        notes=tuple(notes),
+    )
+
+
+def default_block_rows(features: int, dtype: str) -> int:
+    """Return the rows of a block: a power of two of about 1 MB, between 32 and 8192."""
+    rows = _BLOCK_BYTES // max(1, features * np.dtype(dtype).itemsize)
+    return int(min(8192, max(32, 1 << max(0, rows.bit_length() - 1))))
+
+
+def _model(
+    conf: Conf, dataset: Dataset, facts: Facts, classification: bool, notes: list[str]
+) -> tuple[Model, Targets]:
+    spec, classes, width = conf.model, facts.classes, facts.train.width
+    onehot = classification and width > 1
+    if onehot and spec.name == "logistic":
+        raise DataError(f"{width} one-hot columns", where="data.target", hint="use model.name=softmax")
+    if classification and not onehot:
+        _check_classes(conf, facts, notes)
+    model = build_model(
+        spec.name,
+        features=len(dataset.columns),
+        targets=width,
+        classes=(width if onehot else len(classes)) if classification else None,
+        loss=spec.loss,
+        huber_delta=spec.huber_delta,
+        hidden=spec.hidden,
+        activation=spec.activation,
+        groups=spec.groups,
+        intercept=spec.intercept,
+    )
+    if spec.loss is None:
+        notes.append(f"model.loss: {model.loss.name}")
+    if not classification:
+        if dataset.target_kind in ("text", "category"):
+            raise DataError(
+                f"the target {', '.join(dataset.target)} holds text, {spec.name} needs numbers",
+                where="data.target",
+                hint="model.name=logistic or softmax, or another target",
+            )
+        return model, Targets("values")
+    if onehot:
+        return model, Targets("onehot")
+    binary = model.loss.name == "binary_cross_entropy"
+    if binary:
+        notes.append(f"classes: {classes[1]!r} is the positive one, {classes[0]!r} the other")
+    else:
+        notes.append(f"classes: {len(classes)}")
+    return model, Targets("binary" if binary else "index", classes)
+
+
+def _check_classes(conf: Conf, facts: Facts, notes: list[str]) -> None:
+    classes = facts.classes
+    if conf.model.name == "logistic" and len(classes) > 2:
+        raise DataError(
+            f"the target has {len(classes)} classes, logistic separates two",
+            where="data.target",
+            hint="use model.name=softmax",
+        )
+    if facts.labels_seen > 1 and len(classes) > 1:
+        return
+    found = "the training rows have one class only" if facts.labels_seen else "the training rows have no labels"
+    if len(classes) > 1 and conf.model.l2 > 0 and not conf.model.intercept:
+        notes.append(f"warning: {found}")
+        return
+    raise DataError(
+        found,
+        where="data.target",
+        hint="to go on name the others in data.classes, with model.l2 > 0 and model.intercept=false",
+    )
+
+
+def _scaling(conf: Conf, dataset: Dataset, moments: Moments, notes: list[str]) -> Scaling | None:
+    how = conf.model.standardize
+    if how is False:
+        return None
+    if how == "center":
+        return Scaling(moments.mean, np.ones_like(moments.mean))
+    variance = moments.spread / moments.weight
+    constant = variance <= (16 * np.finfo(np.float64).eps * np.abs(moments.mean)) ** 2
+    if constant.any():
+        names = [dataset.columns[i] for i in np.flatnonzero(constant)]
+        shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        notes.append(f"warning: constant columns are not scaled: {shown}")
+    return Scaling(moments.mean, np.where(constant, 1.0, np.sqrt(np.where(constant, 1.0, variance))))
+
+
+def _plan(conf: Conf, view: DataView, facts: Facts, notes: list[str]) -> tuple[Plan, str]:
+    counts = facts.train.counts
+    n = int(counts.sum())
+    size = None if conf.batch.size == "full" else conf.batch.size
+    if size is not None and size > n:
+        notes.append(f"warning: batch.size {size} is more than the {n} rows; every step uses all rows")
+        size = None
+    sampling = conf.batch.sampling
+    row_bytes = len(view.source.columns) * np.dtype(view.dtype).itemsize
+    if sampling == "auto":
+        sampling = "permuted" if n * row_bytes <= conf.data.memory else "block"
+        if size is not None:
+            notes.append(f"batch.sampling: {sampling}")
+    used = int(np.count_nonzero(counts))
+    lanes = conf.batch.lanes
+    if size is not None and lanes is None:
+        lanes = choose_lanes(size, used)
+        if sampling == "block":
+            largest = max(view.decoded_bytes(i) for i in range(view.partitions))
+            lanes = max(1, min(lanes or used, math.floor(conf.data.memory / (3 * largest))))
+        notes.append(f"batch.lanes: {lanes or 'off'}")
+    return Plan(counts, size, lanes or 0, conf.run.seed), sampling

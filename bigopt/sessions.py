@@ -1,0 +1,46 @@
+"""Which engine runs the Map: the table of backends, each imported only where it is asked for."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from bigopt.backends.base import Session
+from bigopt.backends.local import LocalSession
+
+if TYPE_CHECKING:
+    from bigopt.config import Conf
+
+
+def under_spark() -> bool:
+    """Return whether this process was started by spark-submit."""
+    return "PYSPARK_GATEWAY_PORT" in os.environ
+
+
+def open_session(conf: Conf, name: str, run: str) -> Session:
+    """Open the backend of a run.
+
+    Parameters
+    ----------
+    conf : Conf
+    name : str
+        local, dask or spark: ``backend.name`` resolved.
+    run : str
+        What engines call the run.
+
+    Raises
+    ------
+    ConfError
+        Where the engine is not installed.
+    ClusterError
+        Where no worker is there in time.
+    """
+    if name == "dask":
+        from bigopt.backends import dask
+
+        return dask.open_session(conf.backend, memory=conf.data.memory, bits=conf.run.bits, run=run)
+    if name == "spark":
+        from bigopt.backends import spark
+
+        return spark.open_session(conf.backend, memory=conf.data.memory, bits=conf.run.bits, run=run)
+    return LocalSession(conf.backend.workers or os.cpu_count() or 1, conf.data.memory)
