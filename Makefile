@@ -1,0 +1,57 @@
+# bigopt: `make help` lists what there is. Every target sets up what it needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+PY := $(BIN)/python
+CONF ?= conf/flights.yml
+BACKEND ?= local
+ARGS ?=
+
+.PHONY: help setup run pipeline test test-fast test-all lint format check lock clean
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: ## .venv with everything a CPU user needs (and CuPy where there is a card); Java for Spark
+	@tools/setup.sh
+
+run: setup ## the whole way on real data: fetch the flights, ingest, train, evaluate, show result and pictures
+	@$(PY) tools/demo.py conf/flights.yml
+
+pipeline: setup ## the same for CONF=conf/NAME.yml on BACKEND=local|dask|spark, with ARGS='key=value ...'
+	@$(PY) tools/demo.py "$(CONF)" --backend "$(BACKEND)" $(ARGS)
+
+test: setup ## all tests but the long fault, memory and peer runs
+	@$(PY) -m pytest -m "not all" $(ARGS)
+
+test-fast: setup ## the tests that start no engine
+	@$(PY) -m pytest -m "not all and not slow" $(ARGS)
+
+test-all: setup ## every test
+	@$(PY) -m pytest $(ARGS)
+
+lint: setup ## ruff, mypy --strict, the layers
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@PYTHONPATH=. $(BIN)/lint-imports
+
+format: setup ## put the code into the house's format
+	@$(PY) -m ruff check --fix --select I .
+	@$(PY) -m ruff format .
+
+check: lint test ## lint and test
+
+lock: setup ## resolve constraints.txt anew
+	@$(PY) -m pip --disable-pip-version-check --quiet install uv
+	@$(PY) -m uv pip compile --quiet --universal --python-version 3.11 pyproject.toml --all-extras \
+		--no-header --no-annotate --upgrade -o constraints.txt
+	@if grep -n '://' constraints.txt; then echo 'constraints.txt must not hold addresses' >&2; exit 1; fi
+
+clean: ## remove what tools left behind (not .venv, not data)
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis \
+		.coverage htmlcov spark-warehouse metastore_db derby.log dask-worker-space dask-scratch-space
+	@find bigopt pipelines tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
