@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bigopt.core.arrays import namespace
 from bigopt.core.codec import wire
 
 
@@ -76,7 +77,8 @@ class Layout:
 
     def views(self, flat: Any) -> dict[str, Any]:
         """Return named views of a flat vector of shape (p,), NumPy or CuPy."""
-        return {b.name: flat[s].reshape(b.shape) for b, s in self.slices()}
+        xp = namespace(flat)
+        return {b.name: xp.reshape(flat[s], b.shape) for b, s in self.slices()}
 
     def flatten(self, named: Mapping[str, Any], out: Any) -> Any:
         """Copy named arrays into the flat vector `out` of shape (p,) and return it."""

@@ -1,0 +1,156 @@
+"""The table that ``bigopt describe`` prints: what a model consists of, what a row costs and what a batch keeps.
+
+Multiply-adds are those of the forward products for one row; the backward pass takes about twice as many (once for the
+weights, once for the layer below). A layer of g groups has 1/g of the parameters and multiply-adds of a full one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bigopt.models.base import Model
+
+
+class LayerRow(NamedTuple):
+    """One line of the table.
+
+    Parameters
+    ----------
+    name : str
+        ``linear``, or ``layer1``, ``layer2``, ...
+    kind : str
+        ``dense`` or ``dense, 2 groups``.
+    inputs, outputs : int
+        Widths of what goes in and out.
+    shape : tuple of int
+        Of the weight: (in, out) or (g, in/g, out/g).
+    parameters : int
+        Weights and intercepts.
+    multiply_adds : int
+        Of the forward product for one row.
+    """
+
+    name: str
+    kind: str
+    inputs: int
+    outputs: int
+    shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+
+
+class BatchMemory(NamedTuple):
+    """Bytes alive during one step with all rows of the batch in one block.
+
+    Parameters
+    ----------
+    rows : int
+        The batch itself: X.
+    activations : int
+        Outputs of all layers.
+    deltas : int
+        The largest delta and the activation's derivative beside it, with the delta of the layer above: no more are
+        alive at a time.
+    parameters : int
+        params in ``run.dtype``, and their copy in the block dtype where that differs.
+    gradients : int
+        The block's gradient, and its sum in ``run.dtype``.
+    optimizer : int
+        The optimizer's vectors.
+    """
+
+    rows: int
+    activations: int
+    deltas: int
+    parameters: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """Sum of all."""
+        return sum(self)
+
+
+class ModelTable(NamedTuple):
+    """All lines and their totals."""
+
+    layers: tuple[LayerRow, ...]
+    parameters: int
+    multiply_adds: int
+
+
+def model_table(model: Model) -> ModelTable:
+    """Return the table of a model.
+
+    Examples
+    --------
+    A layer 8 -> 4 in two groups has 2 (4 x 2) = 16 weights instead of 8 x 4 = 32.
+    """
+    layers: list[LayerRow] = []
+    for block in model.layout.blocks:
+        name, _, role = block.name.rpartition(".")
+        if role == "intercept":
+            layers[-1] = layers[-1]._replace(parameters=layers[-1].parameters + block.size)
+            continue
+        g = block.shape[0] if len(block.shape) == 3 else 1
+        kind = "dense" if g == 1 else f"dense, {g} groups"
+        ends = g * block.shape[-2], g * block.shape[-1]
+        layers.append(LayerRow(name or "linear", kind, *ends, block.shape, block.size, block.size))
+    return ModelTable(tuple(layers), model.layout.size, sum(row.multiply_adds for row in layers))
+
+
+def batch_memory(
+    model: Model,
+    rows: int,
+    *,
+    dtype: npt.DTypeLike = np.float32,
+    run_dtype: npt.DTypeLike = np.float64,
+    state_vectors: int = 0,
+) -> BatchMemory:
+    """Return the memory that one step keeps.
+
+    Parameters
+    ----------
+    model : Model
+    rows : int
+        Of the batch, or of a block of it.
+    dtype, run_dtype : dtype
+        Of the blocks, and of params and optimizer state.
+    state_vectors : int
+        Vectors of length p that the optimizer keeps (adam: 2).
+    """
+    block, run = np.dtype(dtype), np.dtype(run_dtype)
+    widths = [row.outputs for row in model_table(model).layers]
+    deltas = max(2 * widths[-1], *(2 * below + above for below, above in itertools.pairwise(widths)), 0)
+    p = model.layout.size
+    vector = p * run.itemsize
+    cast = p * block.itemsize
+    cell = rows * block.itemsize
+    return BatchMemory(
+        rows=cell * model.features,
+        activations=cell * sum(widths),
+        deltas=cell * deltas,
+        parameters=vector + (cast if block != run else 0),
+        gradients=vector + cast,
+        optimizer=state_vectors * vector,
+    )
+
+
+def si(count: float) -> str:
+    """Return a count as people read it: 159.0K, 1.2M.
+
+    Examples
+    --------
+    >>> si(101770), si(32)
+    ('101.8K', '32')
+    """
+    if count < 1000:
+        return f"{count:g}"
+    power = min(int(math.log10(count) // 3), 4)
+    return f"{count / 1000**power:.1f}{'_KMGT'[power]}"
