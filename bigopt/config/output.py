@@ -181,18 +181,19 @@ def group_comment(path: str) -> str:
 
 @dataclass(frozen=True)
 class Option:
-    """One row of ``bigopt options``: path, what it takes, default as YAML, comment."""
+    """One row of ``bigopt options``: path, what it takes, default as YAML and as a value, comment."""
 
     key: str
     takes: str
     default: str
+    value: Any
     comment: str
 
 
 def options() -> list[Option]:
     """Return every key of a conf, in the order of base.yml."""
-    texts = {p: _written(p, v) for p, v in flat(Tree()).items()}
-    return [Option(p, values.expects(p), text, values.comment(p)) for p, text in texts.items()]
+    defaults = flat(Tree()).items()
+    return [Option(path, values.expects(path), _written(path, v), v, values.comment(path)) for path, v in defaults]
 
 
 def resumable(path: str) -> bool:

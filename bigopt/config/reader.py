@@ -12,6 +12,7 @@ Scalars are those of YAML 1.2: ``true``/``false``, ``null`` or ``~`` or nothing,
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,9 @@ def read_text(text: str, name: str, *, numbered: bool = True) -> Node:
 
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        root = _build(yaml.parse(text, Loader=loader), where)
+        builder = _Builder(where)
+        for event in yaml.parse(text, Loader=loader):
+            builder.add(event)
     except yaml.MarkedYAMLError as error:
         problem = " ".join(p for p in (error.context, error.problem) if p)
         place = where(error.problem_mark or error.context_mark)
@@ -149,6 +152,7 @@ def read_text(text: str, name: str, *, numbered: bool = True) -> Node:
     except (yaml.YAMLError, ValueError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise ConfError(f"not YAML: {first}", where=name, hint="a control character?") from None
+    root = builder.root
     return Node({}, name) if root is None or root.value is None else root
 
 
@@ -158,72 +162,92 @@ def _syntax_hint(problem: str) -> str:
     return ""
 
 
-def _build(events: Any, where: Any) -> Node | None:
-    """Fold parser events into nodes, without recursion."""
-    root: Node | None = None
-    documents = 0
-    stack: list[tuple[Node, list[Node]]] = []  # an open container, and the key that waits for its value
+@dataclass
+class _Open:
+    """A list or mapping that is being filled: its node, its path, and the key that waits for its value."""
 
-    def place(node: Node) -> None:
-        nonlocal root
-        if not stack:
-            root = node
+    node: Node
+    path: str
+    key: Node | None = None
+
+
+class _Builder:
+    """Folds parser events into nodes, without recursion."""
+
+    def __init__(self, where: Callable[[Any], str]) -> None:
+        self.root: Node | None = None
+        self._where = where
+        self._documents = 0
+        self._stack: list[_Open] = []
+
+    def add(self, event: Any) -> None:
+        """Take one event."""
+        where = self._where(event.start_mark)
+        if isinstance(event, yaml.DocumentStartEvent):
+            self._documents += 1
+            if self._documents > 1:
+                raise ConfError("a second YAML document", where=where, hint="one document a file; remove the ---")
+        elif isinstance(event, yaml.AliasEvent):
+            raise ConfError(f"a YAML alias, *{event.anchor}", where=where, hint="write the value out")
+        elif isinstance(event, yaml.NodeEvent):
+            self._node(event, where)
+        elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
+            self._stack.pop()
+
+    def _node(self, event: Any, where: str) -> None:
+        if event.anchor is not None:
+            raise ConfError(f"a YAML anchor, &{event.anchor}", where=where, hint="write the value out")
+        if event.tag is not None:
+            raise SecurityError(f"a YAML tag, {event.tag[:80]}", where=where, hint="tags are refused")
+        if isinstance(event, yaml.ScalarEvent):
+            self._place(Node(self._scalar(event, where), where))
             return
-        parent, waiting = stack[-1]
-        if isinstance(parent.value, list):
-            parent.value.append(node)
-        elif not waiting:
-            above = [key.value for _, keys in stack for key in keys]
-            waiting.append(Node(_key(node, parent, above), node.where))
-        else:
-            key = waiting.pop()
-            parent.value[key.value] = Node(node.value, key.where)
+        if len(self._stack) >= MAX_DEPTH:
+            raise ConfError(f"nested deeper than {MAX_DEPTH} levels", where=where)
+        if self._stack and isinstance(self._stack[-1].node.value, dict) and self._stack[-1].key is None:
+            raise ConfError("a key that is a list or a mapping", where=where, hint="a key is a name")
+        node = Node([] if isinstance(event, yaml.SequenceStartEvent) else {}, where)
+        path = self._path()
+        self._place(node)
+        self._stack.append(_Open(node, path))
 
-    def value_of(event: Any, mark: Any) -> Any:
+    def _place(self, node: Node) -> None:
+        if not self._stack:
+            self.root = node
+            return
+        inner = self._stack[-1]
+        if isinstance(inner.node.value, list):
+            inner.node.value.append(node)
+        elif inner.key is None:
+            inner.key = self._checked(node, inner)
+        else:
+            inner.node.value[inner.key.value] = Node(node.value, inner.key.where)
+            inner.key = None
+
+    def _path(self) -> str:
+        """Path of the value that comes next."""
+        if not self._stack:
+            return ""
+        inner = self._stack[-1]
+        return inner.path if inner.key is None else f"{inner.path}.{inner.key.value}".lstrip(".")
+
+    def _scalar(self, event: Any, where: str) -> Any:
         if not event.implicit[0]:
             return event.value
         try:
-            return scalar(event.value, where(mark))
+            return scalar(event.value, where)
         except ConfError as error:
-            path = ".".join(key.value for _, waiting in stack for key in waiting)
-            message = f"{path} is {error.message}" if path else error.message
-            raise ConfError(message, where=error.where, hint=error.hint) from None
+            path = self._path()
+            raise ConfError(
+                f"{path} is {error.message}" if path else error.message, where=error.where, hint=error.hint
+            ) from None
 
-    for event in events:
-        mark = event.start_mark
-        if isinstance(event, yaml.DocumentStartEvent):
-            documents += 1
-            if documents > 1:
-                raise ConfError("a second YAML document", where=where(mark), hint="one document a file; remove the ---")
-        elif isinstance(event, yaml.AliasEvent):
-            raise ConfError(f"a YAML alias, *{event.anchor}", where=where(mark), hint="write the value out")
-        elif isinstance(event, yaml.NodeEvent):
-            if event.anchor is not None:
-                raise ConfError(f"a YAML anchor, &{event.anchor}", where=where(mark), hint="write the value out")
-            tag = getattr(event, "tag", None)
-            if tag is not None:
-                raise SecurityError(f"a YAML tag, {tag[:80]}", where=where(mark), hint="tags are refused")
-            if isinstance(event, yaml.ScalarEvent):
-                place(Node(value_of(event, mark), where(mark)))
-                continue
-            if len(stack) >= MAX_DEPTH:
-                raise ConfError(f"nested deeper than {MAX_DEPTH} levels", where=where(mark))
-            if stack and isinstance(stack[-1][0].value, dict) and not stack[-1][1]:
-                raise ConfError("a key that is a list or a mapping", where=where(mark), hint="a key is a name")
-            node = Node([] if isinstance(event, yaml.SequenceStartEvent) else {}, where(mark))
-            place(node)
-            stack.append((node, []))
-        elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
-            stack.pop()
-    return root
-
-
-def _key(node: Node, parent: Node, above: list[str]) -> str:
-    name, where = node.value, node.where
-    if not isinstance(name, str):
-        raise ConfError(f"a key that is not text, {name!r}", where=where, hint=f"write '{name}' in quotes")
-    if name in parent.value:
-        first = parent.value[name].where
-        path = ".".join([*above, name])
-        raise ConfError(f"duplicate key '{path}'", where=where, hint=f"the first is at {first}")
-    return name
+    def _checked(self, key: Node, inner: _Open) -> Node:
+        name = key.value
+        if not isinstance(name, str):
+            raise ConfError(f"a key that is not text, {name!r}", where=key.where, hint=f"write '{name}' in quotes")
+        if name in inner.node.value:
+            path = f"{inner.path}.{name}".lstrip(".")
+            first = inner.node.value[name].where
+            raise ConfError(f"duplicate key '{path}'", where=key.where, hint=f"the first is at {first}")
+        return key

@@ -1,0 +1,351 @@
+"""The command line: ``bigopt ingest | inspect | describe | train | evaluate | predict | resume | options``.
+
+A verb reads its conf, calls one function of bigopt and gives back an `Answer`: an object for ``--json`` and a way to
+show it to a person. Errors, signals and exit codes are the business of `bigopt.cli_errors`; what is shown while a run
+lasts is that of `bigopt.cli_progress`. Everything heavy is imported by the verb that needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from bigopt import __version__
+from bigopt.cli_errors import Answer, Wishes, run
+from bigopt.core.errors import ConfError
+from bigopt.core.names import nearest
+
+if TYPE_CHECKING:
+    from bigopt.config import Conf
+    from bigopt.fit import Progress
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LATER = {
+    "diagnose": "measure curvature, gradient noise and critical batch sizes",
+    "sweep": "run many confs side by side",
+}
+"""Verbs that are specified and not in this version."""
+
+_CODES = """
+\b
+Exit codes: 0 ok, 2 usage or conf, 3 data, 4 diverged, 5 cluster lost,
+6 checkpoint or model files, 7 refused for security, 130/143 signals."""
+
+
+class Root(click.Group):
+    """The group of verbs, with bigopt's errors and exit codes."""
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
+        """Run a command line and exit."""
+        argv = list(sys.argv[1:] if args is None else args)
+        extra["standalone_mode"] = False
+        verb = functools.partial(super().main, args=argv, prog_name=prog_name or "bigopt", **extra)
+        sys.exit(run(verb, Wishes.of(argv)))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a verb; a wrong one gets the nearest, one of a later version its name."""
+        name = args[0] if args else ""
+        if name in LATER:
+            raise ConfError(
+                f"the verb '{name}' ({LATER[name]}) is not available in this version", where=f"bigopt {name}"
+            )
+        if name and not name.startswith("-") and self.get_command(ctx, name) is None:
+            raise ConfError(f"unknown verb '{name}'", where="bigopt", hint=nearest(name, self.commands))
+        return super().resolve_command(ctx, args)
+
+
+def _common(function: F) -> F:
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, expose_value=False, help="Tracebacks of unexpected errors."),
+        click.option(
+            "-q", "--quiet", is_flag=True, expose_value=False, callback=_keep, help="Warnings and errors only."
+        ),
+        click.option("--json", is_flag=True, expose_value=False, help="One JSON object on stdout, also on errors."),
+    ):
+        function = option(function)
+    return function
+
+
+def _keep(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    context.meta[f"bigopt.{parameter.name}"] = value
+
+
+def _conf(function: F) -> F:
+    files = click.option(
+        "-c", "--conf", "files", multiple=True, metavar="FILE", help="Conf file; of several the later one wins."
+    )
+    settings = click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+    return files(settings(function))
+
+
+def _load(files: Sequence[str], settings: Sequence[str]) -> Conf:
+    from bigopt.config import load_conf
+
+    return load_conf(files, settings)
+
+
+@contextlib.contextmanager
+def _watching() -> Iterator[Progress]:
+    """Show the progress of a verb, as --quiet and the terminal have it."""
+    from bigopt.cli_progress import choose
+
+    progress = choose(quiet=bool(click.get_current_context().meta.get("bigopt.quiet")))
+    try:
+        yield progress
+    finally:
+        progress.close()
+
+
+@click.group(
+    cls=Root, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="bigopt", message="%(prog)s %(version)s")
+def bigopt() -> None:
+    """First-order optimization by explicit Map and Reduce, on one machine, Dask or Spark.
+
+    \b
+    From raw data to a model:
+      bigopt ingest   -c conf/flights.yml                raw files -> Zarr or Parquet
+      bigopt inspect  data/primary/flights.zarr          what is in a dataset
+      bigopt describe -c conf/flights.yml                what a conf will do, and what it costs
+      bigopt train    -c conf/flights.yml backend.name=dask optimizer.name=adam
+      bigopt evaluate RUN_DIR --data URI
+      bigopt predict  RUN_DIR --data URI --out URI
+      bigopt resume   RUN_DIR stop.epochs=10
+
+    A conf file and KEY=VALUE arguments set the keys that `bigopt options` lists; the command line wins.
+    """
+
+
+bigopt.epilog = _CODES
+
+
+def _verb(function: F) -> Any:
+    return bigopt.command(epilog=_CODES)(_common(function))
+
+
+@_verb
+@_conf
+@click.option("--force", is_flag=True, help="Replace a dataset that is there.")
+def ingest(files: tuple[str, ...], settings: tuple[str, ...], force: bool) -> Answer:
+    """Turn raw files into a dataset that trains.
+
+    Reads CSV (also zipped), Parquet, NPZ or NPY in bounded memory; selects, derives, filters and encodes columns as
+    the conf's `ingest` group says.
+
+    \b
+    Example:
+      bigopt ingest -c conf/flights.yml ingest.partition_rows=20000
+    \b
+    Writes the Zarr group or Parquet directory ingest.out (null: data.uri) with checksums and a manifest, at once or
+    not at all.
+    """
+    from bigopt.cli_show import summary
+    from bigopt.data.ingest import ingest as run_ingest
+
+    conf = _load(files, settings)
+    if conf.ingest.source is None:
+        raise conf.error(
+            "ingest.source", "nothing to ingest: ingest.source is null", "give the raw file, or a conf with -c"
+        )
+    with _watching() as progress:
+        for line in conf.notices:
+            progress.note(line)
+        result = run_ingest(conf, force=force, log=progress.note)
+    return Answer(result, lambda: summary("ingested", result))
+
+
+@_verb
+@click.argument("uri")
+@click.option("--target", help="Target column; default: what the dataset declares.")
+@click.option("--verify", is_flag=True, help="Read everything and compare every checksum.")
+def inspect(uri: str, target: str | None, verify: bool) -> Answer:
+    """Show what is in a dataset: rows, columns, dtypes, chunks, partitions, bytes, checks.
+
+    \b
+    Example:
+      bigopt inspect data/primary/flights.zarr --verify
+    \b
+    Writes nothing.
+    """
+    from bigopt.cli_show import summary
+    from bigopt.data.inspect import inspect_dataset
+
+    result = inspect_dataset(uri, target=target, verify=verify)
+    return Answer(result, lambda: summary(uri, result))
+
+
+@_verb
+@_conf
+def describe(files: tuple[str, ...], settings: tuple[str, ...]) -> Answer:
+    """Show what a conf will do: layers, schedule, cost of a round, memory, where the update runs.
+
+    \b
+    Example:
+      bigopt describe -c conf/flights.yml model.hidden=[64,32]
+    \b
+    Writes nothing; reads the dataset's metadata, and its labels where the conf and the manifest do not name them.
+    """
+    from bigopt.cli_show import say, table
+    from bigopt.describe import describe as run_describe
+
+    result = run_describe(_load(files, settings))
+
+    def show() -> None:
+        for part in result["tables"]:
+            table(part["title"], part["columns"], part["rows"])
+        say(*result["lines"])
+
+    return Answer(result, show)
+
+
+@_verb
+@_conf
+def train(files: tuple[str, ...], settings: tuple[str, ...]) -> Answer:
+    """Train a model.
+
+    \b
+    Example:
+      bigopt train -c conf/flights.yml backend.name=dask backend.workers=2 optimizer.name=adam
+    \b
+    Writes a run directory below run.dir: conf.yml, metrics.jsonl, checkpoints, model, log.txt, a learning curve.
+    Ctrl-C saves a checkpoint and prints the command that goes on.
+    """
+    from bigopt.fit import train as run_train
+
+    conf = _load(files, settings)
+    with _watching() as progress:
+        result = run_train(conf, progress=progress)
+    return Answer(result, lambda: _show_run(result))
+
+
+@_verb
+@click.argument("directory", metavar="RUN_DIR")
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+def resume(directory: str, settings: tuple[str, ...]) -> Answer:
+    """Go on with a run from its newest checkpoint, on any backend.
+
+    Other values are taken for backend.*, stop.*, checkpoint.*, run.bits, data.scratch and data.storage_options, so a
+    finished run can be extended; anything else that differs is refused.
+
+    \b
+    Example:
+      bigopt resume data/runs/20260101-120000-ridge stop.epochs=10 backend.name=spark
+    \b
+    Writes to the same run directory.
+    """
+    from bigopt.fit import resume as run_resume
+
+    with _watching() as progress:
+        result = run_resume(Path(directory), list(settings), progress=progress)
+    return Answer(result, lambda: _show_run(result))
+
+
+def _show_run(result: dict[str, Any]) -> None:
+    from bigopt.cli_show import say, summary
+
+    summary(
+        "trained",
+        {k: v for k, v in result.items() if k not in ("status", "metrics")} | dict(result.get("metrics") or {}),
+    )
+    say(f"next: bigopt evaluate {result['run']} --data URI")
+
+
+@_verb
+@click.argument("directory", metavar="RUN_DIR")
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--data", required=True, metavar="URI", help="Prepared data, or raw data of the kind that was ingested.")
+def evaluate(directory: str, data: str, settings: tuple[str, ...]) -> Answer:
+    """Measure a trained model on data with a target.
+
+    \b
+    Example:
+      bigopt evaluate data/runs/20260101-120000-ridge --data data/primary/flights-test.zarr
+    \b
+    Writes nothing. Columns are matched by name; KEY=VALUE may set backend.* and data.* keys.
+    """
+    from bigopt.cli_show import summary
+    from bigopt.evaluate import evaluate as run_evaluate
+
+    with _watching() as progress:
+        result = run_evaluate(Path(directory), data, list(settings), progress=progress)
+    return Answer(result, lambda: summary("evaluated", {"rows": result["rows"], **result["metrics"]}))
+
+
+@_verb
+@click.argument("directory", metavar="RUN_DIR")
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--data", required=True, metavar="URI", help="Prepared data, or raw data of the kind that was ingested.")
+@click.option("--out", required=True, metavar="URI", help="Where the predictions go.")
+@click.option("--scores", is_flag=True, help="Scores before the link (logits) instead of probabilities.")
+@click.option("--force", is_flag=True, help="Replace the output if it is there.")
+def predict(
+    directory: str,
+    data: str,
+    out: str,
+    settings: tuple[str, ...],
+    scores: bool,
+    force: bool,
+) -> Answer:
+    """Predict with a trained model; the data need no target.
+
+    \b
+    Example:
+      bigopt predict data/runs/20260101-120000-ridge --data new.csv --out predictions.parquet
+    \b
+    Writes one line for every row of the data, in their order: row id, label or value, a probability for each class.
+    """
+    from bigopt.cli_show import summary
+    from bigopt.evaluate import predict as run_predict
+
+    with _watching() as progress:
+        result = run_predict(Path(directory), data, out, list(settings), scores=scores, force=force, progress=progress)
+    return Answer(result, lambda: summary("predicted", {k: v for k, v in result.items() if k != "status"}))
+
+
+@_verb
+@click.argument("prefix", required=False, metavar="[GROUP or KEY]")
+def options(prefix: str | None) -> Answer:
+    """List every key of a conf: what it takes, its default and what it does.
+
+    \b
+    Example:
+      bigopt options optimizer
+    \b
+    Writes nothing.
+    """
+    from bigopt.cli_show import table
+    from bigopt.config import options as all_options
+
+    every = all_options()
+    rows = [o for o in every if not prefix or o.key == prefix or o.key.startswith(f"{prefix}.")]
+    if not rows:
+        names = {o.key for o in every} | {o.key.split(".")[0] for o in every}
+        raise ConfError(f"no key '{prefix}'", where="bigopt options", hint=nearest(str(prefix), names))
+    payload = {"options": [{"key": o.key, "default": o.value, "takes": o.takes, "comment": o.comment} for o in rows]}
+    return Answer(
+        payload,
+        lambda: table(
+            "", ["key", "default", "takes", "meaning"], [(o.key, o.default, o.takes, o.comment) for o in rows]
+        ),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line: the entry point of ``bigopt`` and of the pipelines."""
+    bigopt.main(args=argv)
+
+
+if __name__ == "__main__":
+    main()
