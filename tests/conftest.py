@@ -1,0 +1,65 @@
+"""What every test has: deterministic Hypothesis, folders of its own, and visible reasons for what cannot run here."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from bigopt.core.arrays import gpu_reason
+
+settings.register_profile("bigopt", derandomize=True, deadline=None, print_blob=True, database=None)
+settings.load_profile("bigopt")
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+
+
+def find_chromium() -> str | None:
+    """Return the path of a Chromium, or None."""
+    return next((path for name in CHROMIUM if (path := shutil.which(name))), None)
+
+
+def pytest_report_header() -> list[str]:
+    return [
+        f"gpu: {gpu_reason() or 'found'}",
+        f"java: {shutil.which('java') or 'none'}   chromium: {find_chromium() or 'none'}",
+    ]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and (reason := gpu_reason()):
+        pytest.skip(f"needs a GPU: {reason}")
+    if item.get_closest_marker("browser") and find_chromium() is None:
+        pytest.skip("needs a Chromium on the PATH (Debian: apt-get install chromium)")
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A folder for ``run.dir``."""
+    path = tmp_path / "runs"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a Chromium, for tests marked ``browser``."""
+    path = find_chromium()
+    if path is None:
+        pytest.skip("needs a Chromium on the PATH (Debian: apt-get install chromium)")
+    return path
+
+
+@pytest.fixture
+def spark_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a plain PySpark of this environment needs: its own Python, the loopback address, a quiet log.
+
+    For tests that start PySpark themselves; bigopt's Spark backend is to find its way without.
+    """
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    monkeypatch.setenv("PYSPARK_DRIVER_PYTHON", sys.executable)
+    monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+    monkeypatch.setenv("SPARK_CONF_DIR", str(Path(__file__).parents[1] / "conf"))
