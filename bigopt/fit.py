@@ -225,7 +225,7 @@ class _Run:
                 return self._loop(session, problem, saved)
             except BigoptError as error:
                 self.say(f"error: {error}")
-                error.run = str(run.path)  # type: ignore[attr-defined]
+                error.run = str(run.path)
                 raise
 
     def _saved(self) -> Checkpoint:

@@ -33,6 +33,8 @@ class BigoptError(Exception):
     """
 
     code: ClassVar[int] = 1
+    run: str | None = None
+    """Run directory of the run that the error ended, where there is one."""
 
     def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
         super().__init__(message)

@@ -102,7 +102,7 @@ class Targets:
             A label that is none of the classes, with its count.
         """
         if self.kind in ("values", "onehot"):
-            return np.ascontiguousarray(y.reshape(len(y), -1), dtype=dtype)
+            return np.ascontiguousarray(y if y.ndim == 2 else y[:, None], dtype=dtype)
         classes = np.asarray(self.classes)
         y = y.reshape(-1)
         if (classes.dtype.kind == "U") != (y.dtype.kind == "U"):
@@ -256,7 +256,8 @@ class DataView:
         good = np.ones(len(piece.X), dtype=np.bool_) if piece.bad is None else ~piece.bad
         checks: list[tuple[str, npt.NDArray[np.bool_]]] = []
         if piece.y is not None and piece.y.dtype.kind == "f":
-            checks.append(("the target", np.asarray(np.isfinite(piece.y).reshape(len(piece.y), -1).all(axis=1))))
+            finite = np.isfinite(piece.y)
+            checks.append(("the target", finite if finite.ndim == 1 else np.asarray(finite.all(axis=1))))
         if piece.weight is not None:
             weight = np.asarray(piece.weight, dtype=np.float64)
             checks.append(("the weight", np.isfinite(weight) & (weight >= 0)))
