@@ -20,6 +20,7 @@ from bigopt.core.errors import CheckpointError
 from bigopt.data.view import Scaling, Targets
 from bigopt.models.base import Model
 from bigopt.models.linear import LinearModel
+from bigopt.models.linear import coefficients as original_scale
 from bigopt.rundir import RunDir
 
 Array = npt.NDArray[Any]
@@ -116,12 +117,8 @@ def coefficients(bundle: Bundle) -> dict[str, Any] | None:
     """
     if not isinstance(bundle.model, LinearModel):
         return None
-    named = {k: np.asarray(v, dtype=np.float64) for k, v in bundle.model.layout.views(bundle.params).items()}
-    weight = next(v for v in named.values() if v.ndim == 2)
-    shift = next((v for v in named.values() if v.ndim == 1), np.zeros(weight.shape[1]))
-    if bundle.scaling is not None:
-        weight = weight / bundle.scaling.scale[:, None]
-        shift = shift - bundle.scaling.mean @ weight
+    prepared = () if bundle.scaling is None else (bundle.scaling.mean, bundle.scaling.scale)
+    weight, shift = original_scale(bundle.model, bundle.params, *prepared)
     classes = bundle.targets.classes
     outputs = list(bundle.target) if not classes else [str(c) for c in (classes[1:] if len(classes) == 2 else classes)]
     if len(outputs) != weight.shape[1]:

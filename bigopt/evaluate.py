@@ -240,5 +240,3 @@ def _columns(model: Bundle, params: Array, X: Array, scores: bool) -> dict[str, 
         return {"prediction": label, "score": np.asarray(found[:, 0], dtype=np.float64)}
     columns = {f"{kind}_{c}": np.asarray(values[:, i], dtype=np.float64) for i, c in enumerate(classes)}
     return {"prediction": label, **columns}
-
-

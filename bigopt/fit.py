@@ -107,7 +107,7 @@ def train(conf: Conf, *, data: Datasets | None = None, progress: Progress | None
     data = data or open_data(conf)
     run = RunDir.create(Path(conf.run.dir), conf.model.name)
     with contextlib.closing(run):
-        return _Run(conf, data, run, progress or Silent()).go(resume=False)
+        return _Run(conf, data, run, progress).go(resume=False)
 
 
 def resume(path: Path, overrides: list[str] | None = None, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def resume(path: Path, overrides: list[str] | None = None, *, progress: Progress
     run = RunDir.open(path)
     with contextlib.closing(run):
         conf = resume_conf(run.path / "conf.yml", overrides or [])
-        return _Run(conf, open_data(conf), run, progress or Silent()).go(resume=True)
+        return _Run(conf, open_data(conf), run, progress).go(resume=True)
 
 
 def open_data(conf: Conf) -> Datasets:
@@ -181,11 +181,11 @@ class _Signals:
 class _Run:
     """One start of a run: holds what the steps of `go` share."""
 
-    def __init__(self, conf: Conf, data: Datasets, run: RunDir, progress: Progress) -> None:
+    def __init__(self, conf: Conf, data: Datasets, run: RunDir, progress: Progress | None = None) -> None:
         self.conf = conf
         self.data = data
         self.run = run
-        self.progress = progress
+        self.progress = progress or Silent()
         self.ledger = Ledger()
         self.rounds = Rounds(self.ledger, conf.backend.retries)
         self.checkpoints = Checkpoints(run.path / "checkpoints", conf.checkpoint.keep)

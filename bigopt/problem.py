@@ -242,9 +242,7 @@ def _pass(session: Session, rounds: Rounds, work: ProfileData, where: str) -> Pr
     units = whole(np.arange(view.partitions), counts)
     if len(units) == 0:
         raise DataError("0 rows", where=where, hint="the dataset is empty")
-    result: Profile = rounds.run(
-        session, work, (), units, lambda slots: homes(counts, slots)[units[:, 0]], where
-    )
+    result: Profile = rounds.run(session, work, (), units, lambda slots: homes(counts, slots)[units[:, 0]], where)
     return result
 
 
@@ -296,9 +294,7 @@ def default_block_rows(features: int, dtype: str) -> int:
     return int(min(8192, max(32, 1 << max(0, rows.bit_length() - 1))))
 
 
-def _model(
-    conf: Conf, dataset: Dataset, facts: Facts, classification: bool, notes: list[str]
-) -> tuple[Model, Targets]:
+def _model(conf: Conf, dataset: Dataset, facts: Facts, classification: bool, notes: list[str]) -> tuple[Model, Targets]:
     spec, classes, width = conf.model, facts.classes, facts.train.width
     onehot = classification and width > 1
     if onehot and spec.name == "logistic":
@@ -310,7 +306,7 @@ def _model(
         features=len(dataset.columns),
         targets=width,
         classes=(width if onehot else len(classes)) if classification else None,
-        loss=spec.loss,
+        loss="categorical_cross_entropy" if onehot else spec.loss,
         huber_delta=spec.huber_delta,
         hidden=spec.hidden,
         activation=spec.activation,

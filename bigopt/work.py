@@ -124,8 +124,9 @@ def execute(
     """
     begin = time.perf_counter()
     meter = Meter()
-    ready = work.prepare(inputs)
-    nodes = tree.fold((work(ready, unit, meter) for unit in units), leaves, merge, start=start)
+    with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges is told so by its sums
+        ready = work.prepare(inputs)
+        nodes = tree.fold((work(ready, unit, meter) for unit in units), leaves, merge, start=start)
     return nodes, Stats(time.perf_counter() - begin, meter.bytes_read, meter.rows)
 
 
@@ -259,9 +260,7 @@ def sum_selected(work: GradientSum, params: Array, selected: Selected) -> Sums:
 
     def leaves() -> Iterator[Sums]:
         for rows in selected.units:
-            yield sum_rows(
-                work.model, ready, rows, block_rows=work.block_rows, dtype=work.dtype, device=work.device
-            )
+            yield sum_rows(work.model, ready, rows, block_rows=work.block_rows, dtype=work.dtype, device=work.device)
 
     n = len(selected.units)
     result: Sums = tree.fold(leaves(), n, merge)[(tree.height(n), 0)]

@@ -216,9 +216,7 @@ class Rounds:
     def new(self, work: Work, inputs: tuple[Any, ...], units: Ints, homes: Ints, *, where: str) -> Round:
         """Return the next round; see `Round`."""
         self._ticket += 1
-        return Round(
-            self._ticket, work, inputs, units, homes, retries=self._retries, ledger=self.ledger, where=where
-        )
+        return Round(self._ticket, work, inputs, units, homes, retries=self._retries, ledger=self.ledger, where=where)
 
     def run(
         self,

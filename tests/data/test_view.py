@@ -90,7 +90,7 @@ def test_bad_weights_are_refused(table, weight):
     X, y = table
     weights = np.ones(100)
     weights[42] = weight
-    with pytest.raises(DataError, match="row 42.*weight"):
+    with pytest.raises(DataError, match=r"row 42.*weight"):
         view_of(X, y, weights).load(0)
 
 
@@ -159,7 +159,7 @@ def test_a_block_is_decoded_once_and_the_raw_one_is_scaled_in_place():
         for index in range(2):
             with blocks.block(view, index, meter) as entry:
                 expected = float(index) if view is raw else (index - 1) / 2
-                assert (entry.block.X == expected).all()
+                assert np.array_equal(entry.block.X, np.full_like(entry.block.X, expected))
     assert source.reads == [0, 1]
     assert meter.bytes_read == 2000
 
@@ -196,7 +196,7 @@ def test_a_partition_larger_than_the_budget_is_refused_with_the_numbers():
 
 
 def test_threads_share_one_decode_and_stay_within_the_budget():
-    source, view = counting_view(16)
+    _, view = counting_view(16)
     blocks = BlockCache(5 * view.decoded_bytes(0))
     worst: list[int] = []
 
@@ -204,7 +204,7 @@ def test_threads_share_one_decode_and_stay_within_the_budget():
         for index in range(16):
             with blocks.block(view, index, Meter()) as entry:
                 worst.append(blocks.held)
-                assert (entry.block.X == index).all()
+                assert np.array_equal(entry.block.X, np.full_like(entry.block.X, index))
 
     threads = [threading.Thread(target=scan) for _ in range(4)]
     for thread in threads:
