@@ -96,6 +96,18 @@ def _load(files: Sequence[str], settings: Sequence[str]) -> Conf:
 
 
 @contextlib.contextmanager
+def _placed(conf: Conf) -> Iterator[None]:
+    """Give an error about a key (``where="data.target"``) the place where that key was set."""
+    try:
+        yield
+    except ConfError as error:
+        if error.where and conf.origin(error.where) != "base":
+            error.message = f"{error.where}: {error.message}"
+            error.where = conf.error(error.where, "").where
+        raise
+
+
+@contextlib.contextmanager
 def _watching() -> Iterator[Progress]:
     """Show the progress of a verb, as --quiet and the terminal have it."""
     from bigopt.cli_progress import choose
@@ -159,7 +171,7 @@ def ingest(files: tuple[str, ...], settings: tuple[str, ...], force: bool) -> An
         raise conf.error(
             "ingest.source", "nothing to ingest: ingest.source is null", "give the raw file, or a conf with -c"
         )
-    with _watching() as progress:
+    with _watching() as progress, _placed(conf):
         for line in conf.notices:
             progress.note(line)
         result = run_ingest(conf, force=force, log=progress.note)
@@ -200,7 +212,9 @@ def describe(files: tuple[str, ...], settings: tuple[str, ...]) -> Answer:
     from bigopt.cli_show import say, table
     from bigopt.describe import describe as run_describe
 
-    result = run_describe(_load(files, settings))
+    conf = _load(files, settings)
+    with _placed(conf):
+        result = run_describe(conf)
 
     def show() -> None:
         for part in result["tables"]:
@@ -225,7 +239,7 @@ def train(files: tuple[str, ...], settings: tuple[str, ...]) -> Answer:
     from bigopt.fit import train as run_train
 
     conf = _load(files, settings)
-    with _watching() as progress:
+    with _watching() as progress, _placed(conf):
         result = run_train(conf, progress=progress)
     return Answer(result, lambda: _show_run(result))
 
@@ -278,8 +292,7 @@ def evaluate(directory: str, data: str, settings: tuple[str, ...]) -> Answer:
     from bigopt.cli_show import summary
     from bigopt.evaluate import evaluate as run_evaluate
 
-    with _watching() as progress:
-        result = run_evaluate(Path(directory), data, list(settings), progress=progress)
+    result = run_evaluate(Path(directory), data, settings)
     return Answer(result, lambda: summary("evaluated", {"rows": result["rows"], **result["metrics"]}))
 
 
@@ -309,8 +322,7 @@ def predict(
     from bigopt.cli_show import summary
     from bigopt.evaluate import predict as run_predict
 
-    with _watching() as progress:
-        result = run_predict(Path(directory), data, out, list(settings), scores=scores, force=force, progress=progress)
+    result = run_predict(Path(directory), data, out, settings, scores=scores, force=force)
     return Answer(result, lambda: summary("predicted", {k: v for k, v in result.items() if k != "status"}))
 
 

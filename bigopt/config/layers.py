@@ -89,7 +89,7 @@ class _Merge:
             key = path.split(".")[1]
             if key not in kept:
                 node = self.nodes.pop(path)
-                if node.value is not None:
+                if values.convert(path, node) != values.default(path):
                     shown = values.shown(node.plain())
                     self.notices.append(f"{path}: {shown} ({node.where}) is dropped: {group} '{name}' does not use it")
 

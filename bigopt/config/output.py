@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from bigopt.config import values
+from bigopt.config import names, values
 from bigopt.config.reader import scalar
 from bigopt.config.table import Group, Tree
 from bigopt.core.errors import ConfError
@@ -193,7 +193,12 @@ class Option:
 def options() -> list[Option]:
     """Return every key of a conf, in the order of base.yml."""
     defaults = flat(Tree()).items()
-    return [Option(path, values.expects(path), _written(path, v), v, values.comment(path)) for path, v in defaults]
+    return [Option(path, _takes(path), _written(path, v), v, values.comment(path)) for path, v in defaults]
+
+
+def _takes(path: str) -> str:
+    named = path.endswith(".name") or path in names.VALUES or path == "model.init"
+    return values.expects(path).replace("text", "a name") if named else values.expects(path)
 
 
 def resumable(path: str) -> bool:

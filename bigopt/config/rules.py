@@ -197,7 +197,8 @@ def _check_model(conf: Conf) -> None:
 def _check_stop(conf: Conf) -> None:
     stop = conf.stop
     if stop.epochs is None and stop.steps is None and stop.seconds is None:
-        where = next((p for p in ("stop.epochs", "stop.steps", "stop.seconds") if p in conf.origins), "stop.epochs")
+        limits = sorted(("stop.epochs", "stop.steps", "stop.seconds"), key=lambda p: conf.origin(p) != "command line")
+        where = next((p for p in limits if p in conf.origins), "stop.epochs")
         raise conf.error(
             where, "nothing ends the run: stop.epochs, stop.steps and stop.seconds are all null", "set one"
         )

@@ -95,13 +95,22 @@ class IngestConf(Group, frozen=True):
     source: Annotated[
         Text | list[Any] | dict[str, Any] | None, key("raw file or files: CSV (also zipped), Parquet, NPZ, NPY")
     ] = None
-    columns: Annotated[list[Any] | dict[str, Any] | None, key("columns to read, with their types; null: all")] = None
+    columns: Annotated[
+        list[Any] | dict[str, Any] | None, key("columns to read, as a list or {name: dtype}; null: all")
+    ] = None
+    join: Annotated[
+        list[Any] | dict[str, Any] | None, key("{source, on: [...], columns: [...]}: a small table looked up by key")
+    ] = None
     derive: Annotated[dict[str, Any], key("new columns by formula, such as {late: arr_delay > 15}")] = {}
-    where: Annotated[Text | list[Any] | None, key("keep the rows where this holds, such as arr_delay == arr_delay")] = (
+    where: Annotated[Text | list[Any] | None, key("keep the rows where this holds, such as arr_delay is not null")] = (
         None
     )
-    encode: Annotated[dict[str, Any], key("categories to numbers, such as {carrier: one-hot}")] = {}
-    nulls: Annotated[Text | dict[str, Any] | None, key("what to do with nulls, by column; null: refuse them")] = None
+    encode: Annotated[
+        dict[str, Any], key("categories to numbers: {carrier: onehot, size: {ordinal: [s, m]}, dest: {top: 20}}")
+    ] = {}
+    nulls: Annotated[
+        Text | dict[str, Any] | None, key("error | drop, or by column {dep_delay: mean, '*': drop}; null: error")
+    ] = None
     out: Annotated[Text | None, key("where the dataset is written; null: data.uri")] = None
     format: Annotated[Literal["zarr", "parquet"] | None, key("zarr | parquet; null: by the suffix of the output")] = (
         None

@@ -143,6 +143,7 @@ def in_words(kind: inspect.Type) -> str:
     words: list[str] = []
     for bare, extra in _options(kind):
         words.extend(w for w in _words(bare, extra) if w not in words)
+    words = [w for w in words if w.replace("an integer", "a number") not in words or not w.startswith("an integer")]
     if "null" in words:
         words.append(words.pop(words.index("null")))
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

@@ -1,0 +1,240 @@
+"""What a conf will do, before it does it: layers, schedule, cost of a round, memory, where the update runs.
+
+Everything comes from the conf and the dataset's metadata. Labels are read only where neither conf nor manifest names
+the classes; moments are not, so nothing here depends on the features' values. The figures are upper bounds that a
+person can follow by hand:
+
+* forward costs the multiply-adds of the layers, backward twice that (once for the weights, once for the layer below,
+  which the first layer does not need);
+* a round sends params to every slot, and every slot sends back at most ``2 log2 P`` sums;
+* a slot that folds units in order holds one sum for each level of the tree.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bigopt.core.sums import Moments
+from bigopt.core.tree import height
+from bigopt.data.source import Dataset
+from bigopt.models.table import ModelTable, batch_memory, model_table, si
+from bigopt.optim.build import build_schedule
+from bigopt.optim.schedules import convergence
+from bigopt.optim.table import OPTIMIZERS
+from bigopt.problem import Datasets, Facts, Problem, Side, build, is_classification, side_view
+
+if TYPE_CHECKING:
+    from bigopt.config import Conf
+
+_HASHED_ROWS = 10**7
+
+
+def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
+    """Describe a conf.
+
+    Parameters
+    ----------
+    conf : Conf
+        Checked.
+    data : Datasets, optional
+        Opened data; ``data.uri`` is opened where it is not given.
+
+    Returns
+    -------
+    dict
+        ``tables``: mappings with title, columns and rows; ``lines``: sentences; and the figures behind them, by name:
+        ``parameters``, ``multiply_adds`` (forward, one row), ``rows``, ``steps_per_epoch``, ``rows_per_step``,
+        ``round`` (multiply_adds, bytes_down, bytes_up) and ``memory`` (bytes).
+
+    Raises
+    ------
+    BigoptError
+        Data that cannot be opened, or a conf that does not go with them.
+    """
+    from bigopt.config import describe_defaults
+    from bigopt.fit import open_data
+
+    data = data or open_data(conf)
+    problem = build(conf, data, _facts(conf, data.train), "cpu")
+    layers = model_table(problem.model)
+    steps = problem.plan.steps_per_epoch
+    rows = problem.plan.batch_rows(0)
+    slots = conf.backend.workers or os.cpu_count() or 1
+    cost = _round(conf, problem, layers, rows, slots)
+    memory = _memory(conf, problem, rows, slots)
+    lines = [
+        f"data: {problem.plan.rows:,} training rows of {data.train.rows:,}, {len(data.train.columns)} features, "
+        f"{problem.view.partitions} partitions, {data.train.stored} as stored, {problem.view.dtype} in blocks of "
+        f"{problem.block_rows} rows",
+        f"batch: {rows:,} rows a step, {steps:,} steps an epoch, sampling {problem.sampling}",
+        *_schedule(conf, problem),
+        *_places(conf, slots),
+        *_bottlenecks(layers),
+        *(line for line in (*data.train.warnings, *problem.notes, *conf.notices) if line),
+        *(f"default: {line}" for line in describe_defaults(conf)),
+    ]
+    return {
+        "tables": [_model_part(problem, layers), _cost_part(cost, slots), _memory_part(memory)],
+        "lines": lines,
+        "parameters": layers.parameters,
+        "multiply_adds": layers.multiply_adds,
+        "rows": problem.plan.rows,
+        "rows_per_step": rows,
+        "steps_per_epoch": steps,
+        "round": cost,
+        "memory": {name: size for name, _, size in memory},
+    }
+
+
+def _facts(conf: Conf, dataset: Dataset) -> Facts:
+    """Facts without a pass over the features: rows by the manifest, moments of standard columns."""
+    view = side_view(conf, dataset, validation=False, own=False)
+    counts = np.array([p.rows for p in dataset.partitions], dtype=np.int64)
+    if view.split is not None:
+        if dataset.rows <= _HASHED_ROWS:
+            counts = np.array([int(view.split.mask(p).sum()) for p in dataset.partitions], dtype=np.int64)
+        else:
+            counts = np.round(counts * (1.0 - view.split.fraction)).astype(np.int64)
+    d = len(dataset.columns)
+    moments = Moments(float(counts.sum()), np.zeros(d), np.full(d, float(counts.sum())))
+    classification = is_classification(conf, dataset)[0]
+    width = _width(dataset)
+    classes: tuple[Any, ...] = ()
+    if classification and width == 1:
+        classes = tuple(conf.data.classes or dataset.classes or _labels(dataset))
+    side = Side(counts, np.zeros_like(counts), moments, width)
+    return Facts("", side, None, classes, len(classes), "", 1)
+
+
+def _width(dataset: Dataset) -> int:
+    """Columns of the target, from the first piece."""
+    if len(dataset.target) > 1:
+        return len(dataset.target)
+    for partition in dataset.partitions:
+        for piece in dataset.source.pieces(partition):
+            return 1 if piece.y is None or piece.y.ndim == 1 else piece.y.shape[1]
+    return 1
+
+
+def _labels(dataset: Dataset) -> Sequence[Any]:
+    """Sorted distinct labels, by reading the target."""
+    found = np.empty(0)
+    for partition in dataset.partitions:
+        for piece in dataset.source.pieces(partition):
+            if piece.y is not None:
+                labels = np.unique(piece.y)
+                found = labels if found.size == 0 else np.union1d(found, labels)
+    return [label.item() for label in found]
+
+
+def _round(conf: Conf, problem: Problem, layers: ModelTable, rows: int, slots: int) -> dict[str, int]:
+    """Multiply-adds and bytes of one round of a step."""
+    first = layers.layers[0].multiply_adds
+    each = 3 * layers.multiply_adds - first
+    units = _units(problem)
+    vector = layers.parameters * np.dtype(conf.run.dtype).itemsize
+    messages = min(slots, units)
+    return {
+        "multiply_adds": each * rows,
+        "units": units,
+        "messages": messages,
+        "bytes_down": messages * vector,
+        "bytes_up": min(units, messages * max(1, 2 * height(units))) * vector,
+    }
+
+
+def _units(problem: Problem) -> int:
+    """Most units that a batch can have: its open partitions."""
+    plan = problem.plan
+    used = int(np.count_nonzero(plan.counts))
+    if plan.full:
+        return used
+    return min(used, 2 * plan.lanes or used, plan.batch_rows(0))  # a lane may go on to its next partition
+
+
+def _memory(conf: Conf, problem: Problem, rows: int, slots: int) -> list[tuple[str, str, int]]:
+    """Name, meaning and bytes of what a process holds besides Python itself."""
+    vectors = OPTIMIZERS[conf.optimizer.name].vectors
+    block = min(rows, problem.block_rows)
+    part = batch_memory(problem.model, block, dtype=problem.view.dtype, run_dtype=conf.run.dtype, state_vectors=vectors)
+    vector = problem.model.layout.size * np.dtype(conf.run.dtype).itemsize
+    units = _units(problem)
+    in_flight = min(units, min(slots, units) * max(1, 2 * height(units))) + 1
+    return [
+        ("params", "the parameters in run.dtype, and in the blocks' dtype", part.parameters),
+        ("state", f"optimizer state: {vectors} vectors ({conf.optimizer.name})", part.optimizer),
+        ("gradients", f"gradients in flight on the driver: at most {in_flight} vectors", in_flight * vector),
+        ("slot", f"sums of a slot: a block's gradient and {height(units) + 1} levels of the tree",
+         part.gradients + height(units) * vector),
+        ("block", f"a block of {block} rows: X, activations, deltas", part.rows + part.activations + part.deltas),
+        ("rows", "data.memory: decoded blocks and buffers of each process", conf.data.memory),
+    ]  # fmt: skip
+
+
+def _model_part(problem: Problem, layers: ModelTable) -> dict[str, Any]:
+    rows: list[list[Any]] = [
+        [row.name, row.kind, " x ".join(map(str, row.shape)), row.parameters, row.multiply_adds]
+        for row in layers.layers
+    ]
+    rows.append(["total", problem.model.loss.name, "", layers.parameters, layers.multiply_adds])
+    return {"title": "model", "columns": ["layer", "kind", "shape", "parameters", "multiply-adds a row"], "rows": rows}
+
+
+def _cost_part(cost: dict[str, int], slots: int) -> dict[str, Any]:
+    rows = [
+        ["multiply-adds, forward and backward", si(cost["multiply_adds"])],
+        [f"messages ({slots} slots, at most {cost['units']} units)", str(cost["messages"])],
+        ["bytes from the driver, at most", f"{si(cost['bytes_down'])}B"],
+        ["bytes to the driver, at most", f"{si(cost['bytes_up'])}B"],
+    ]
+    return {"title": "a round", "columns": ["what", "figure"], "rows": rows}
+
+
+def _memory_part(memory: list[tuple[str, str, int]]) -> dict[str, Any]:
+    rows = [[name, f"{si(size)}B", meaning] for name, meaning, size in memory]
+    return {"title": "memory of a process", "columns": ["part", "bytes", "meaning"], "rows": rows}
+
+
+def _schedule(conf: Conf, problem: Problem) -> list[str]:
+    """The rule with its numbers, its values along the run and the two conditions."""
+    spec, steps = conf.schedule, problem.plan.steps_per_epoch
+    limits = [v for v in (conf.stop.steps, None if conf.stop.epochs is None else conf.stop.epochs * steps) if v]
+    last = float(min(limits)) if limits else None
+    length = last if last is None or spec.unit == "step" else last / steps
+    keys = {k: getattr(spec, k) for k in spec.__struct_fields__ if k not in ("name", "unit", "scaling")}
+    rate = OPTIMIZERS[conf.optimizer.name].learning_rate
+    rule = build_schedule(spec.name, keys, default_rate=rate, default_period=length)
+    scale = 1.0 if spec.unit == "step" else 1.0 / steps
+    points = {"at the first step": 0.0, "after one epoch": float(steps)}
+    if last is not None:
+        points["at the last step"] = max(0.0, last - 1.0)
+    values = ", ".join(f"{rule(k * scale):.4g} {name}" for name, k in points.items())
+    return [
+        f"optimizer: {conf.optimizer.name}: {OPTIMIZERS[conf.optimizer.name].formula}",
+        f"schedule: {spec.name} in {spec.unit}s: {rule.formula}; {values}",
+        f"convergence: {convergence(rule)}",
+    ]
+
+
+def _places(conf: Conf, slots: int) -> list[str]:
+    where = f"backend {conf.backend.name}, {slots} slots, device {conf.backend.device}"
+    if conf.model.backprop == "driver":
+        compute = "forward and backward run on the driver, partition by partition; the workers select and decode rows"
+    else:
+        compute = "forward and backward run in the Map, where the rows are"
+    return [f"{where}: {compute}", f"strategy {conf.strategy.name}: the update runs on the driver, once a step"]
+
+
+def _bottlenecks(layers: ModelTable) -> list[str]:
+    """Hidden layers narrower than what comes in and what goes out."""
+    rows = layers.layers
+    return [
+        f"warning: {row.name} is a bottleneck: {row.outputs} units between {row.inputs} and {after.outputs}"
+        for row, after in itertools.pairwise(rows)
+        if row.outputs < min(row.inputs, after.outputs)
+    ]
