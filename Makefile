@@ -54,4 +54,4 @@ lock: setup ## resolve constraints.txt anew
 clean: ## remove what tools left behind (not .venv, not data)
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis \
 		.coverage htmlcov spark-warehouse metastore_db derby.log dask-worker-space dask-scratch-space
-	@find bigopt pipelines tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
