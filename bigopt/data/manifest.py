@@ -284,6 +284,24 @@ def read_manifest(files: Files) -> Manifest:
     return parse_manifest(read_file(files, NAME, limit=LIMIT), place(files, NAME))
 
 
+def expected_manifest(files: Files, fingerprint: str) -> Manifest:
+    """Read the manifest in a worker and compare it with the one the run opened.
+
+    Raises
+    ------
+    DataError
+        Where it is another.
+    """
+    manifest = read_manifest(files)
+    if manifest.fingerprint != fingerprint:
+        raise DataError(
+            f"another dataset (manifest {manifest.fingerprint[:12]}) than the run opened ({fingerprint[:12]})",
+            where=files.uri,
+            hint="start a new run, or restore the data",
+        )
+    return manifest
+
+
 def crc_of(parts: Iterable[bytes]) -> int:
     """Return the CRC-32 of consecutive parts."""
     value = 0

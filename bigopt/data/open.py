@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from bigopt.core.errors import ConfError, DataError
 from bigopt.data.files import Files, open_files, shown
+from bigopt.data.manifest import NAME
 from bigopt.data.select import Wanted
 from bigopt.data.source import BadRows, Dataset
 
@@ -99,14 +100,17 @@ def detect(files: Files) -> str:
         raise DataError("no such file or folder", where=shown(files.uri), hint="see data.uri") from error
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", where=files.uri) from error
+    if {"_temporary", "_temporary/"} & set(names):
+        what = "unfinished output: it holds _temporary"
+        raise DataError(what, where=files.uri, hint="let its writer finish, or write it again")
     if "zarr.json" in names:
         return "zarr"
     if {".zgroup", ".zarray", ".zmetadata"} & set(names):
         raise DataError("Zarr format 2", where=files.uri, hint="bigopt reads Zarr format 3: convert it")
-    if any(name[0] not in "._" for name in names) or "_temporary/" in names:
+    if any(name[0] not in "._" and name != NAME for name in names):
         return "parquet"
-    if "bigopt-manifest.json" in names:
-        raise DataError("zarr.json is missing", where=files.uri, hint="restore it or ingest again")
+    if NAME in names:
+        raise DataError("a manifest without data", where=files.uri, hint="restore the files or ingest again")
     raise DataError("an empty folder", where=files.uri, hint=hint)
 
 

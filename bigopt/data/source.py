@@ -1,7 +1,7 @@
 """What the rest of bigopt knows about data: partitions of global rows, and sources that yield their rows in pieces.
 
 A dataset is n rows in a fixed order, cut into **partitions**: contiguous ranges of global row numbers, a function of
-what is stored alone (manifest, chunks, row groups), never of workers or memory. A **source** is a frozen descriptor that
+what is stored (manifest, chunks, row groups), never of workers or memory. A **source** is a frozen descriptor that
 travels to a worker, opens the store there and yields a partition's rows in consecutive **pieces** of at most about a
 chunk or a row group, so that whoever reads holds little more than one piece beside what it keeps. Pieces come in the
 stored dtype: casting, encoding of labels and checks of values belong to the view.
@@ -11,6 +11,7 @@ This module needs NumPy alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -287,3 +288,36 @@ def coalesce(sizes: Sequence[int], row_bytes: int) -> tuple[int, ...]:
         else:
             joined.append(size)
     return tuple(joined)
+
+
+def chunk_rows_of(partition_rows: int, row_bytes: int) -> int:
+    """Return the rows of a chunk for equal partitions: the partition, or a divisor of it of at most about 16 MB.
+
+    Parameters
+    ----------
+    partition_rows : int
+        Rows of a partition; itself the answer where it has no divisor of a useful size.
+    row_bytes : int
+        Decoded bytes of a row.
+    """
+    most = max(1, PARTITION_BYTES // max(1, row_bytes))
+    low = [k for k in range(1, math.isqrt(partition_rows) + 1) if partition_rows % k == 0]
+    best = max(k for divisor in low for k in (divisor, partition_rows // divisor) if k <= most)
+    return best if 64 * best >= min(most, partition_rows) else partition_rows
+
+
+def common_chunk_rows(sizes: Sequence[int], row_bytes: int) -> int:
+    """Return the rows of a chunk for given partitions: their common divisor where it is useful, else the smallest.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Rows of the partitions, none of them 0.
+    row_bytes : int
+        Decoded bytes of a row.
+    """
+    if not sizes:
+        return 1
+    divisor, least = math.gcd(*sizes), min(sizes)
+    rows = divisor if 4 * divisor >= least else max(least, max(sizes) // 8)
+    return min(rows, max(1, PARTITION_BYTES // max(1, row_bytes)))

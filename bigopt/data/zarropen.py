@@ -34,7 +34,10 @@ def open_zarr(files: Files, uri: str, options: Mapping[str, Any], wanted: Wanted
     X = read_array(files, "X")
     attributes = root.get("attributes")
     columns, labels, target = _names(files, X, names, attributes if isinstance(attributes, dict) else {}, manifest)
-    weight = "weight" if "weight" in labels and "weight" not in target else None
+    if manifest is not None:
+        weight = manifest.weight.name if manifest.weight else None
+    else:
+        weight = "weight" if "weight" in labels and "weight" not in target else None
     chosen = choose(wanted, columns, labels=tuple(labels), target=target, weight=weight, uri=files.uri)
     place_of = {**{name: ("X", j) for j, name in enumerate(columns)}, **labels}
     refs = tuple(ref for name in chosen.target for ref in _columns_of(files, place_of[name]))

@@ -1,11 +1,11 @@
 """Rows of a Zarr v3 group: arrays X, y and weight, chunked by rows and perhaps by columns, sharded or not.
 
 zarr decodes; what it decodes comes through `CheckedStore`, which counts the bytes and compares every file it hands
-out with the manifest. A chunk that is not there is an error with a manifest and the fill value without (Zarr leaves out
+out with the manifest. A chunk that is not there is an error with a manifest, else the fill value (Zarr leaves out
 chunks that hold nothing else; they are counted when the dataset is opened).
 
-out with the manifest. A chunk that is not there is an error with a manifest, else the fill value (Zarr leaves out
-that the cost of a call is spread over about a megabyte.
+A piece is one chunk of rows, over all its column chunks; several small chunks, or a whole small shard, make one piece
+so that the cost of a call is spread over about a megabyte.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from zarr.errors import BaseZarrError
 from bigopt.core.codec import wire
 from bigopt.core.errors import BigoptError, DataError
 from bigopt.data.files import Files, open_files, place
-from bigopt.data.manifest import Manifest, read_manifest
+from bigopt.data.manifest import Manifest, expected_manifest, read_manifest
 from bigopt.data.source import Array, Partition, Rows
 from bigopt.data.zarrmeta import ArrayInfo
 
@@ -307,24 +307,6 @@ def piece_rows(info: ArrayInfo) -> int:
     if info.chunks[0] * row <= SHARD_BYTES:
         return info.chunks[0] * max(1, PIECE_BYTES // (info.chunks[0] * row))
     return info.inner[0] * max(1, min(info.chunks[0], PIECE_BYTES // row) // info.inner[0])
-
-
-def expected_manifest(files: Files, fingerprint: str) -> Manifest:
-    """Read the manifest in a worker and compare it with the one the run opened.
-
-    Raises
-    ------
-    DataError
-        Where it is another.
-    """
-    manifest = read_manifest(files)
-    if manifest.fingerprint != fingerprint:
-        raise DataError(
-            f"another dataset (manifest {manifest.fingerprint[:12]}) than the run opened ({fingerprint[:12]})",
-            where=files.uri,
-            hint="start a new run, or restore the data",
-        )
-    return manifest
 
 
 def zarr_identity(files: Files, arrays: Iterable[ArrayInfo], *, verified: bool) -> str:
