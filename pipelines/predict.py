@@ -1,0 +1,17 @@
+"""Predictions of a finished run for a dataset: ``bigopt predict`` as a job for make, python and spark-submit.
+
+::
+
+    python pipelines/predict.py RUN_DIR --data URI --out URI
+    spark-submit --master 'local[2]' pipelines/predict.py RUN_DIR --data URI --out URI
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # spark-submit knows only this file's own folder
+
+if __name__ == "__main__":
+    from bigopt.cli import main
+
+    main(["predict", *sys.argv[1:]])

@@ -1,0 +1,17 @@
+"""Train a model: ``bigopt train`` as a job for make, python and spark-submit.
+
+::
+
+    python pipelines/train.py -c conf/flights.yml
+    spark-submit --master 'local[2]' pipelines/train.py -c conf/flights.yml
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # spark-submit knows only this file's own folder
+
+if __name__ == "__main__":
+    from bigopt.cli import main
+
+    main(["train", *sys.argv[1:]])
