@@ -19,8 +19,7 @@ from bigopt.core import arrays, tree
 from bigopt.core.codec import wire
 from bigopt.core.errors import BigoptError, DataError
 from bigopt.core.sums import Mergeable, Moments, Sums, merge
-from bigopt.data import cache
-from bigopt.data.cache import Meter
+from bigopt.data.cache import BlockCache, Entry, Meter
 from bigopt.data.plan import ALL, Ints
 from bigopt.data.view import DataView
 from bigopt.models.base import Model
@@ -112,9 +111,16 @@ class Arrival:
 
 
 def execute(
-    work: Work, inputs: tuple[Array, ...], leaves: int, start: int, units: Ints
+    blocks: BlockCache, work: Work, inputs: tuple[Array, ...], leaves: int, start: int, units: Ints
 ) -> tuple[dict[tree.Node, Any], Stats]:
     """Compute consecutive leaves and fold them.
+
+    Parameters
+    ----------
+    blocks : BlockCache
+        Of this process.
+    work, inputs, leaves, start, units
+        As in `Order`.
 
     Returns
     -------
@@ -123,7 +129,7 @@ def execute(
     stats : Stats
     """
     begin = time.perf_counter()
-    meter = Meter()
+    meter = Meter(blocks)
     with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges is told so by its sums
         ready = work.prepare(inputs)
         nodes = tree.fold((work(ready, unit, meter) for unit in units), leaves, merge, start=start)
@@ -172,7 +178,7 @@ def sum_rows(
     return Sums(arrays.to_host(grad), loss, total, len(X))
 
 
-def _rows(entry: cache.Entry, seed: int, unit: Ints) -> tuple[Array, Any, Array | None]:
+def _rows(entry: Entry, seed: int, unit: Ints) -> tuple[Array, Any, Array | None]:
     """The rows of a unit: the whole block, or a range of this epoch's permutation of it."""
     block, (_, epoch, start, stop) = entry.block, unit
     if epoch == ALL:
@@ -215,7 +221,7 @@ class GradientSum:
 
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Sums:
         """Return the unit's `Sums`."""
-        with cache.current().block(self.view, int(unit[0]), meter) as entry:
+        with meter.block(self.view, int(unit[0])) as entry:
             rows = _rows(entry, self.seed, unit)
             meter.rows += len(rows[0])
             return sum_rows(
@@ -248,7 +254,7 @@ class SelectRows:
 
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Selected:
         """Return copies of the unit's rows."""
-        with cache.current().block(self.view, int(unit[0]), meter) as entry:
+        with meter.block(self.view, int(unit[0])) as entry:
             rows = _rows(entry, self.seed, unit)
             meter.rows += len(rows[0])
             return Selected((tuple(rows),))
@@ -284,7 +290,7 @@ class MetricSum:
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> MetricSums:
         """Return the unit's metric sums."""
         total: MetricSums | None = None
-        with cache.current().block(self.view, int(unit[0]), meter) as entry:
+        with meter.block(self.view, int(unit[0])) as entry:
             X, y, weight = _rows(entry, 0, unit)
             meter.rows += len(X)
             for lo in range(0, len(X), self.block_rows):
@@ -355,7 +361,7 @@ class ProfileData:
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Profile:
         """Return the partition's profile."""
         index = int(unit[0])
-        with cache.current().block(self.view, index, meter) as entry:
+        with meter.block(self.view, index) as entry:
             X, y, weight, skipped, _ = entry.block
             meter.rows += len(X)
             labels, rows = np.empty(0), np.empty(0, dtype=np.int64)

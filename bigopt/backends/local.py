@@ -9,7 +9,7 @@ from typing import Any
 
 from bigopt.backends.base import one_blas_thread, rss_bytes
 from bigopt.core.errors import BigoptError
-from bigopt.data import cache
+from bigopt.data.cache import BlockCache
 from bigopt.work import Arrival, Order, execute
 
 
@@ -29,7 +29,7 @@ class LocalSession:
         self.notes: tuple[str, ...] = ()
         self._exit = contextlib.ExitStack()
         self._exit.enter_context(one_blas_thread())
-        self._cache = cache.configure(memory)
+        self._blocks = BlockCache(memory)
         self._orders: list[queue.SimpleQueue[Order | None]] = [queue.SimpleQueue() for _ in range(slots)]
         self._arrivals: queue.SimpleQueue[Arrival | BaseException] = queue.SimpleQueue()
         self._threads = [
@@ -42,7 +42,7 @@ class LocalSession:
     def _serve(self, orders: queue.SimpleQueue[Order | None]) -> None:
         while (order := orders.get()) is not None:
             try:
-                nodes, stats = execute(order.work, order.inputs, order.leaves, order.start, order.units)
+                nodes, stats = execute(self._blocks, order.work, order.inputs, order.leaves, order.start, order.units)
                 self._arrivals.put(Arrival(order, nodes, stats._replace(rss=rss_bytes())))
             except BigoptError as error:
                 self._arrivals.put(Arrival(order, error=error))
@@ -64,10 +64,9 @@ class LocalSession:
         """Nobody watches an embedded engine but the caller."""
 
     def close(self) -> None:
-        """End the threads and forget the decoded blocks."""
+        """End the threads; the decoded blocks go with the session."""
         for orders in self._orders:
             orders.put(None)
         for thread in self._threads:
             thread.join()
-        cache.release()
         self._exit.close()

@@ -1,4 +1,4 @@
-"""Decoded blocks kept within a byte budget: the one module of bigopt that keeps state.
+"""Decoded blocks kept within a byte budget: each slot's process has one cache, and whoever owns it passes it on.
 
 A process decodes a partition once and keeps it as long as the budget allows. Full passes are cyclic, where "least
 recently used" would evict exactly what is needed next; so the most recently used block goes first, except blocks that a
@@ -17,22 +17,6 @@ from bigopt.data.plan import Ints, draw
 from bigopt.data.view import Block, DataView
 
 Key = tuple[str, int]
-
-
-@dataclass
-class Meter:
-    """What one order has read.
-
-    Parameters
-    ----------
-    bytes_read : int
-        Bytes read from the store.
-    rows : int
-        Rows that entered a sum.
-    """
-
-    bytes_read: int = 0
-    rows: int = 0
 
 
 @dataclass
@@ -81,7 +65,7 @@ class BlockCache:
         return self._held
 
     @contextlib.contextmanager
-    def block(self, view: DataView, index: int, meter: Meter) -> Iterator[Entry]:
+    def block(self, view: DataView, index: int) -> Iterator[tuple[Entry, int]]:
         """Pin a partition's block for the length of a with statement.
 
         Parameters
@@ -89,23 +73,27 @@ class BlockCache:
         view : DataView
         index : int
             Partition number.
-        meter : Meter
-            Where bytes read are counted.
+
+        Yields
+        ------
+        entry : Entry
+        bytes_read : int
+            What had to be read from the store for it; 0 where the block was kept.
 
         Raises
         ------
         ConfError
             Where the partition cannot fit the budget even alone.
         """
-        entry = self._pin((view.key, index), view, index, meter)
+        entry, bytes_read = self._pin((view.key, index), view, index)
         try:
-            yield entry
+            yield entry, bytes_read
         finally:
             with self._changed:
                 entry.pins -= 1
                 self._changed.notify_all()
 
-    def _pin(self, key: Key, view: DataView, index: int, meter: Meter) -> Entry:
+    def _pin(self, key: Key, view: DataView, index: int) -> tuple[Entry, int]:
         size = view.decoded_bytes(index)
         with self._changed:
             while key in self._loading:
@@ -115,7 +103,7 @@ class BlockCache:
             if found is not None:
                 found.pins += 1
                 found.last_use = self._clock
-                return found
+                return found, 0
             raw = self._take_raw((view.raw.key, index)) if view.raw.key != view.key else None
             room = size if raw is not None else 2 * size  # what the store decodes, and what we keep
             if room > self.budget:
@@ -138,8 +126,6 @@ class BlockCache:
                 self._loading.discard(key)
                 self._changed.notify_all()
             raise
-        if raw is None:
-            meter.bytes_read += block.bytes_read
         with self._changed:
             charge = max(size, block.nbytes)
             self._held += charge - room
@@ -147,7 +133,7 @@ class BlockCache:
             entry = Entry(block, charge, pins=1, last_use=self._clock)
             self._entries[key] = entry
             self._changed.notify_all()
-        return entry
+        return entry, 0 if raw is not None else block.bytes_read
 
     def _take_raw(self, key: Key) -> Entry | None:
         """Give up an unpinned raw block so that it can be scaled in place."""
@@ -167,20 +153,26 @@ class BlockCache:
         return True
 
 
-_STATE: dict[str, BlockCache] = {}
+@dataclass
+class Meter:
+    """What one order may use and has used.
 
+    Parameters
+    ----------
+    blocks : BlockCache
+    bytes_read : int
+        Bytes read from the store.
+    rows : int
+        Rows that entered a sum.
+    """
 
-def configure(budget: int) -> BlockCache:
-    """Start an empty cache for this process and return it."""
-    _STATE["cache"] = BlockCache(budget)
-    return _STATE["cache"]
+    blocks: BlockCache
+    bytes_read: int = 0
+    rows: int = 0
 
-
-def current() -> BlockCache:
-    """Return the cache of this process."""
-    return _STATE["cache"]
-
-
-def release() -> None:
-    """Forget all decoded blocks."""
-    _STATE.pop("cache", None)
+    @contextlib.contextmanager
+    def block(self, view: DataView, index: int) -> Iterator[Entry]:
+        """Pin a partition's block for the length of a with statement, and count what it read."""
+        with self.blocks.block(view, index) as (entry, bytes_read):
+            self.bytes_read += bytes_read
+            yield entry

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from bigopt.core.errors import ConfError, DataError
-from bigopt.data import cache
 from bigopt.data.cache import BlockCache, Meter
 from bigopt.data.memory import from_arrays
 from bigopt.data.source import Rows
@@ -154,10 +153,11 @@ def counting_view(partitions=8, rows=100, **more):
 def test_a_block_is_decoded_once_and_the_raw_one_is_scaled_in_place():
     source, raw = counting_view(2)
     ready = DataView(source, raw.bounds, "float64", scaling=Scaling(np.full(2, 1.0), np.full(2, 2.0)))
-    blocks, meter = BlockCache(10**6), Meter()
+    blocks = BlockCache(10**6)
+    meter = Meter(blocks)
     for view in (raw, ready, ready):
         for index in range(2):
-            with blocks.block(view, index, meter) as entry:
+            with meter.block(view, index) as entry:
                 expected = float(index) if view is raw else (index - 1) / 2
                 assert np.array_equal(entry.block.X, np.full_like(entry.block.X, expected))
     assert source.reads == [0, 1]
@@ -170,7 +170,7 @@ def test_a_cyclic_scan_over_more_than_the_budget_still_hits():
     blocks = BlockCache(6 * size)
     for _ in range(3):
         for index in range(8):
-            with blocks.block(view, index, Meter()):
+            with blocks.block(view, index):
                 assert blocks.held <= blocks.budget
     assert len(source.reads) < 8 + 2 * 5  # "least recently used" would read all 8 in every pass
 
@@ -179,12 +179,12 @@ def test_open_blocks_go_last():
     source, view = counting_view(6)
     size = view.decoded_bytes(0)
     blocks = BlockCache(4 * size)
-    with blocks.block(view, 0, Meter()) as entry:
+    with blocks.block(view, 0) as (entry, _):
         entry.open = True
     for index in range(1, 6):
-        with blocks.block(view, index, Meter()):
+        with blocks.block(view, index):
             pass
-    with blocks.block(view, 0, Meter()):
+    with blocks.block(view, 0):
         pass
     assert source.reads.count(0) == 1
 
@@ -192,7 +192,7 @@ def test_open_blocks_go_last():
 def test_a_partition_larger_than_the_budget_is_refused_with_the_numbers():
     _, view = counting_view(1, rows=1000)
     with pytest.raises(ConfError, match=r"needs 0\.1 MB .* allows 0\.0 MB"):
-        BlockCache(1000)._pin((view.key, 0), view, 0, Meter())
+        BlockCache(1000)._pin((view.key, 0), view, 0)
 
 
 def test_threads_share_one_decode_and_stay_within_the_budget():
@@ -202,7 +202,7 @@ def test_threads_share_one_decode_and_stay_within_the_budget():
 
     def scan():
         for index in range(16):
-            with blocks.block(view, index, Meter()) as entry:
+            with blocks.block(view, index) as (entry, _):
                 worst.append(blocks.held)
                 assert np.array_equal(entry.block.X, np.full_like(entry.block.X, index))
 
@@ -213,11 +213,3 @@ def test_threads_share_one_decode_and_stay_within_the_budget():
         thread.join()
     assert len(worst) == 64
     assert max(worst) <= blocks.budget
-
-
-def test_the_process_cache_is_configured_and_released():
-    mine = cache.configure(10**6)
-    assert cache.current() is mine
-    cache.release()
-    with pytest.raises(KeyError):
-        cache.current()

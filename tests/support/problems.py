@@ -49,3 +49,21 @@ def run(tmp: Path, kind: str, *keys: str, data: Datasets | None = None, **more: 
     """Train on a problem in memory and return the result."""
     conf = load_conf([], ["data.uri=memory", f"run.dir={tmp}", *keys])
     return train(conf, data=data or datasets(kind), **more)
+
+
+def files(folder: Path, kind: str, form: str) -> Path:
+    """Write a problem as a Zarr or Parquet dataset with the partitions of `SIZES`."""
+    from bigopt.data.writer import DatasetWriter
+
+    X, y = table(kind)
+    path = folder / f"{kind}.{form}"
+    names = [f"x{i}" for i in range(X.shape[1])]
+    options: dict[str, Any] = {"columns": names, "target": ["y"], "partition_rows": list(SIZES)}
+    with DatasetWriter(str(path), format=form, **options) as writer:  # type: ignore[arg-type]
+        writer.append(X, y)
+    return path
+
+
+def run_on(path: Path, tmp: Path, *keys: str) -> dict[str, Any]:
+    """Train on a dataset on disk."""
+    return train(load_conf([], [f"data.uri={path}", f"run.dir={tmp}", *keys]))
