@@ -76,7 +76,7 @@ def open_dataset(
         from bigopt.data.parquetopen import open_parquet
 
         return open_parquet(files, uri, options, wanted)
-    from bigopt.data.npystore import open_npy
+    from bigopt.data.npyopen import open_npy
 
     return open_npy(files, uri, options, wanted, kind)
 

@@ -144,6 +144,13 @@ class ParquetSource:
 
         return read_manifest(self._files).fingerprint if self.verified else parquet_identity(self._files)
 
+    def codec(self) -> str:
+        """Return the names of the compression codecs of the first row group, for people."""
+        metadata = self._footer(0)
+        group = metadata.row_group(0) if metadata.num_row_groups else None
+        found = {group.column(j).compression.lower() for j in range(group.num_columns)} if group is not None else set()
+        return ", ".join(sorted(found))
+
     def pieces(self, partition: Partition) -> Iterator[Rows]:
         """Yield the partition's rows, row group by row group, batch by batch."""
         entries, starts = self._index

@@ -307,7 +307,7 @@ def chunk_rows_of(partition_rows: int, row_bytes: int) -> int:
 
 
 def common_chunk_rows(sizes: Sequence[int], row_bytes: int) -> int:
-    """Return the rows of a chunk for given partitions: their common divisor where it is useful, else the smallest.
+    """Return the rows of a chunk for given partitions: their common divisor where it is not small, else their mean.
 
     Parameters
     ----------
@@ -318,6 +318,6 @@ def common_chunk_rows(sizes: Sequence[int], row_bytes: int) -> int:
     """
     if not sizes:
         return 1
-    divisor, least = math.gcd(*sizes), min(sizes)
-    rows = divisor if 4 * divisor >= least else max(least, max(sizes) // 8)
+    divisor, mean = math.gcd(*sizes), -(-sum(sizes) // len(sizes))
+    rows = divisor if 8 * divisor >= mean else mean
     return min(rows, max(1, PARTITION_BYTES // max(1, row_bytes)))

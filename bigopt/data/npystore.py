@@ -1,0 +1,225 @@
+"""Rows of one NPZ or NPY file: for data that came out of NumPy and is used as it is.
+
+An NPZ holds members ``X``, ``y``, optionally ``weight``, ``columns`` and ``target``; zip keeps a CRC-32 of each member,
+which is verified once a process. An NPY holds X; its labels are a column of it, or lie beside it as ``NAME.y.npy``.
+Rows are read as byte ranges of C-ordered arrays; of a compressed member everything before them is decompressed too.
+Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import IO, Any, Final
+
+import numpy as np
+
+from bigopt.core.codec import wire
+from bigopt.core.errors import DataError
+from bigopt.data.files import Files, open_files
+from bigopt.data.source import Array, Partition, Rows
+
+PIECE_BYTES: Final = 1 << 20
+END_BYTES: Final = 1 << 20
+FAILURES: Final = (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, NotImplementedError, KeyError)
+
+
+@wire
+@dataclass(frozen=True)
+class Member:
+    """One array: where its bytes are and what they mean.
+
+    Parameters
+    ----------
+    name : str
+        ``X``, ``y``, ``weight``.
+    uri : str
+        The file it lies in.
+    inside : str
+        Its name in a zip; empty for an NPY.
+    shape : tuple of int
+    dtype : str
+        ``numpy.dtype.str``.
+    header : int
+        Bytes of the NPY header.
+    start : int
+        Where the header starts in the file; -1 for a compressed zip member.
+    stored : int
+        Bytes it takes in the file.
+    """
+
+    name: str
+    uri: str
+    inside: str
+    shape: tuple[int, ...]
+    dtype: str
+    header: int
+    start: int
+    stored: int
+
+    @property
+    def width(self) -> int:
+        """Columns (1 for a vector)."""
+        return self.shape[1] if len(self.shape) > 1 else 1
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.width * np.dtype(self.dtype).itemsize
+
+
+@wire
+@dataclass(frozen=True)
+class NpySource:
+    """Selected columns of an NPZ or NPY file.
+
+    Parameters
+    ----------
+    uri, options, fingerprint, columns, indices, labels, weights
+        As in `bigopt.data.zarrstore.ZarrSource`.
+    members : tuple of Member
+        X first, then the others that are read.
+    """
+
+    uri: str
+    options: dict[str, Any] = field(repr=False)
+    fingerprint: str
+    columns: tuple[str, ...]
+    indices: tuple[int, ...]
+    labels: tuple[tuple[str, int], ...]
+    weights: tuple[str, int] | None
+    members: tuple[Member, ...]
+
+    @property
+    def stored(self) -> str:
+        """NumPy dtype name of X."""
+        return np.dtype(self.members[0].dtype).name
+
+    def identity(self) -> str:
+        """Read the fingerprint again: of a zip's directory with its checksums, of an NPY's size and both ends."""
+        return npy_identity(self.uri, self.options, [m.uri for m in self.members])
+
+    @cached_property
+    def _verified(self) -> int:
+        """Read the zip members to their ends, where zipfile compares their CRC-32; return the bytes read."""
+        if self.identity() != self.fingerprint:
+            raise DataError("changed since the run opened it", where=self.uri, hint="start a new run")
+        zipped = [member for member in self.members if member.inside]
+        for member in zipped:
+            try:
+                with ExitStack() as stack:
+                    handle = stack.enter_context(open_files(member.uri, self.options).open(""))
+                    archive = stack.enter_context(zipfile.ZipFile(handle))
+                    data = stack.enter_context(archive.open(member.inside))
+                    while data.read(1 << 20):
+                        pass
+            except FAILURES as error:
+                raise damaged(f"{member.uri}, member {member.inside}", error) from error
+        return sum(member.stored for member in zipped)
+
+    def pieces(self, partition: Partition) -> Iterator[Rows]:
+        """Yield the partition's rows, about a megabyte at a time."""
+        fresh = "_verified" not in self.__dict__
+        read = self._verified if fresh else 0
+        X = self.members[0]
+        step = max(1, PIECE_BYTES // max(1, X.row_bytes))
+        whole = self.indices == tuple(range(X.width))
+        with ExitStack() as stack:
+            streams = {m.name: _Stream(stack, m, self.options, partition.start) for m in self.members}
+            for start in range(partition.start, partition.stop, step):
+                rows = min(step, partition.stop - start)
+                arrays = {name: stream.read(rows) for name, stream in streams.items()}
+                labels = [_pick(arrays, ref) for ref in self.labels]
+                y = labels[0] if len(labels) == 1 else np.column_stack(labels) if labels else None
+                features = arrays["X"] if whole else arrays["X"][:, list(self.indices)]
+                weight = None if self.weights is None else _pick(arrays, self.weights)
+                read += sum(stream.taken() for stream in streams.values())
+                yield Rows(features, y, weight, read)
+                read = 0
+
+    def place(self, partition: Partition, row: int) -> str:
+        """Name the file and the row."""
+        return f"{self.uri}, row {partition.start + row} (partition {partition.index})"
+
+
+class _Stream:
+    """Consecutive rows of one member."""
+
+    def __init__(self, stack: ExitStack, member: Member, options: Mapping[str, Any], row: int) -> None:
+        self._stack, self._member, self._taken = stack, member, 0
+        self._files: Files = open_files(member.uri, options)
+        self._at = member.header + row * member.row_bytes
+        self._data: IO[bytes] | None = None
+
+    def read(self, rows: int) -> Array:
+        """Return the next rows in native byte order."""
+        member = self._member
+        size = rows * member.row_bytes
+        where = f"{self._files.uri}, array {member.name}"
+        try:
+            data = self._range(size) if member.start >= 0 else self._inflated(size)
+        except FAILURES as error:
+            raise damaged(where, error) from error
+        if len(data) != size:
+            raise DataError(f"ends {size - len(data)} bytes early", where=where, hint="truncated: restore it")
+        self._at += size
+        values = np.frombuffer(data, dtype=np.dtype(member.dtype)).reshape(rows, *member.shape[1:])
+        if values.dtype.kind == "S":
+            return np.char.decode(values, "utf-8")
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+    def _range(self, size: int) -> bytes:
+        start = self._member.start + self._at
+        data = self._files.read("", start, start + size)
+        self._taken += len(data)
+        return data
+
+    def _inflated(self, size: int) -> bytes:
+        if self._data is None:
+            handle = self._stack.enter_context(self._files.open(""))
+            archive = self._stack.enter_context(zipfile.ZipFile(handle))
+            self._data = self._stack.enter_context(archive.open(self._member.inside))
+            self._data.seek(self._at)
+            self._taken += self._member.stored
+        return self._data.read(size)
+
+    def taken(self) -> int:
+        """Return the bytes read since the last call."""
+        taken, self._taken = self._taken, 0
+        return taken
+
+
+def _pick(arrays: Mapping[str, Array], ref: tuple[str, int]) -> Array:
+    array = arrays[ref[0]]
+    return array[:, ref[1]] if ref[1] >= 0 else array.reshape(len(array))
+
+
+def damaged(where: str, error: BaseException) -> DataError:
+    """Return the error for a file that cannot be read."""
+    found = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return DataError(f"cannot be read: {found}", where=where, hint="truncated or altered: restore it")
+
+
+def npy_identity(uri: str, options: Mapping[str, Any], uris: Sequence[str]) -> str:
+    """Return a fingerprint: SHA-256 of a zip's names, checksums and sizes, or of each NPY's size and both ends."""
+    digest = hashlib.sha256(b"npy")
+    try:
+        for name in sorted({uri, *uris}):
+            files = open_files(name, options)
+            size = files.size("")
+            if files.read("", 0, 4) == b"PK\x03\x04":
+                with files.open("") as handle, zipfile.ZipFile(handle) as archive:
+                    for info in archive.infolist():
+                        digest.update(f"{info.filename} {info.CRC:08x} {info.file_size}\n".encode())
+            else:
+                digest.update(f"{size}\n".encode())
+                digest.update(files.read("", 0, min(size, END_BYTES)))
+                digest.update(files.read("", max(0, size - END_BYTES), size))
+    except FAILURES as error:
+        raise damaged(uri, error) from error
+    return digest.hexdigest()
