@@ -163,7 +163,7 @@ def ingest(files: tuple[str, ...], settings: tuple[str, ...], force: bool) -> An
     Writes the Zarr group or Parquet directory ingest.out (null: data.uri) with checksums and a manifest, at once or
     not at all.
     """
-    from bigopt.cli_show import summary
+    from bigopt.cli_show import summary, without_status
     from bigopt.data.ingest import ingest as run_ingest
 
     conf = _load(files, settings)
@@ -175,7 +175,7 @@ def ingest(files: tuple[str, ...], settings: tuple[str, ...], force: bool) -> An
         for line in conf.notices:
             progress.note(line)
         result = run_ingest(conf, force=force, log=progress.note)
-    return Answer(result, lambda: summary("ingested", result))
+    return Answer(result, lambda: summary("ingested", without_status(result)))
 
 
 @_verb
@@ -191,11 +191,11 @@ def inspect(uri: str, target: str | None, verify: bool) -> Answer:
     \b
     Writes nothing.
     """
-    from bigopt.cli_show import summary
+    from bigopt.cli_show import summary, without_status
     from bigopt.data.inspect import inspect_dataset
 
     result = inspect_dataset(uri, target=target, verify=verify)
-    return Answer(result, lambda: summary(uri, result))
+    return Answer(result, lambda: summary(uri, without_status(result)))
 
 
 @_verb
@@ -319,11 +319,11 @@ def predict(
     \b
     Writes one line for every row of the data, in their order: row id, label or value, a probability for each class.
     """
-    from bigopt.cli_show import summary
+    from bigopt.cli_show import summary, without_status
     from bigopt.evaluate import predict as run_predict
 
     result = run_predict(Path(directory), data, out, settings, scores=scores, force=force)
-    return Answer(result, lambda: summary("predicted", {k: v for k, v in result.items() if k != "status"}))
+    return Answer(result, lambda: summary("predicted", without_status(result)))
 
 
 @_verb

@@ -71,7 +71,7 @@ class Wishes:
 
 
 def failure(error: BaseException) -> dict[str, Any]:
-    """Return the JSON object of an error: status, code, error, where, hint, run."""
+    """Return the JSON object of an error: status, code, error, where, hint, run; no password of a URL is in it."""
     status, code, where, hint = "error", 1, "", ""
     message = one_line(error)
     if isinstance(error, BigoptError):
@@ -88,13 +88,15 @@ def failure(error: BaseException) -> dict[str, Any]:
     else:
         message = f"unexpected {type(error).__name__}: {message}" if message else f"unexpected {type(error).__name__}"
         hint = "a defect of bigopt; -v prints the traceback"
+    from bigopt.config.output import redact
+
     run = getattr(error, "run", None)
     return {
         "status": status,
         "code": code,
-        "error": message,
-        "where": where or None,
-        "hint": hint or None,
+        "error": redact(message),
+        "where": redact(one_line(where)) or None,
+        "hint": redact(hint) or None,
         "run": None if run is None else os.path.abspath(run),
     }
 

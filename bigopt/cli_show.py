@@ -77,5 +77,10 @@ def summary(title: str, values: Mapping[str, Any]) -> None:
             table(name.replace("_", " "), columns, [[row.get(c) for c in columns] for row in rows])
 
 
+def without_status(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result without its status, which a person sees anyway."""
+    return {key: value for key, value in result.items() if key != "status"}
+
+
 def _is_table(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(row, Mapping) for row in value)

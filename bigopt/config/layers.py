@@ -125,7 +125,7 @@ def load_conf(files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -
     SecurityError
         A YAML tag.
     """
-    layers = [file_settings(read_file(Path(f))) for f in files]
+    layers = [file_settings(read_file(f)) for f in files]
     layers.append(override_settings(overrides))
     merged = _Merge({}, [])
     for layer in layers:

@@ -88,12 +88,13 @@ def scalar(text: str, where: str) -> bool | int | float | str | None:
     return text
 
 
-def read_file(path: Path) -> Node:
+def read_file(file: Path | str) -> Node:
     """Read one conf file.
 
     Parameters
     ----------
-    path : Path
+    file : Path or str
+        Messages name it as it is given.
 
     Returns
     -------
@@ -107,21 +108,21 @@ def read_file(path: Path) -> Node:
     SecurityError
         It holds a tag.
     """
+    path, name = Path(file), str(file)
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfError(
-            f"cannot read the conf file: {error.strerror or error}", where=str(path), hint=_neighbours(path)
-        ) from None
+        with path.open("rb") as handle:
+            raw = handle.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfError(f"cannot read the conf file: {reason}", where=name, hint=_neighbours(path)) from None
     if len(raw) > MAX_BYTES:
-        raise ConfError("the conf file is larger than 1 MB", where=str(path), hint="is this a conf file?")
+        raise ConfError("the conf file is larger than 1 MB", where=name, hint="is this a conf file?")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise ConfError("not UTF-8 text", where=f"{path}:{line}", hint="save the file as UTF-8") from None
-    return read_text(text, str(path))
+        raise ConfError("not UTF-8 text", where=f"{name}:{line}", hint="save the file as UTF-8") from None
+    return read_text(text, name)
 
 
 def _neighbours(path: Path) -> str:
@@ -129,8 +130,8 @@ def _neighbours(path: Path) -> str:
 
     try:
         names = [p.name for p in path.parent.iterdir() if p.suffix in (".yml", ".yaml")] if path.parent.is_dir() else []
-    except OSError:
-        names = []
+    except (OSError, ValueError):
+        return ""
     return nearest(path.name, names) if names and not path.exists() else ""
 
 

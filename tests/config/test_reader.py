@@ -225,6 +225,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_conf([tmp_path])
     with pytest.raises(ConfError):
         load_conf([tmp_path / "no" / "such" / "place.yml"])
+    with pytest.raises(ConfError, match="null byte"):
+        load_conf([f"{tmp_path}/a\0b.yml"])
 
 
 def test_encodings(tmp_path: Path) -> None:

@@ -1,0 +1,137 @@
+"""Describe: figures by hand, and the promises that a run keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bigopt.cli_show import cell
+from bigopt.config import load_text
+from bigopt.core.errors import ConfError
+from bigopt.data.memory import from_arrays
+from bigopt.describe import describe
+from bigopt.fit import train
+from bigopt.problem import Datasets
+
+
+def data(rows: int = 1000, columns: int = 8, classes: int = 0, partition_rows: int = 100) -> Datasets:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(rows, columns)).astype(np.float32)
+    y = np.arange(rows) % classes if classes else X @ np.arange(columns) + 0.5
+    return Datasets(from_arrays(X, y, partition_rows=partition_rows), None)
+
+
+def test_two_groups_halve_the_work() -> None:
+    """SPEC section 2: an 8 x 4 layer in two blocks needs 2 (4 x 2) = 16 multiplications instead of 32."""
+    for groups, products in (("null", 32), ("[2, 1]", 16)):
+        conf = load_text(f"model: {{hidden: [4], groups: {groups}}}", "x")
+        found = describe(conf, data())
+        assert found["tables"][0]["rows"][0][-1] == products
+        assert found["multiply_adds"] == products + 4
+        assert found["parameters"] == products + 4 + 4 + 1
+
+
+def test_figures_by_hand() -> None:
+    text = "model: {hidden: [16]}\nbatch: {size: 300, lanes: 0}\nbackend: {workers: 3}\noptimizer: {name: adam}"
+    found = describe(load_text(text, "x"), data())
+    p = 8 * 16 + 16 + 16 + 1
+    assert (found["rows"], found["rows_per_step"], found["steps_per_epoch"]) == (1000, 300, 4)
+    assert found["round"] == {
+        "multiply_adds": 300 * (2 * 8 * 16 + 3 * 16),  # the first layer has no layer below
+        "units": 10,
+        "messages": 3,
+        "bytes_down": 3 * 8 * p,
+        "bytes_up": 10 * 8 * p,  # every unit's sum, fewer than 3 messages of 2 log2(10)
+    }
+    memory = found["memory"]
+    assert memory["params"] == 8 * p + 4 * p
+    assert memory["state"] == 2 * 8 * p
+    assert memory["gradients"] == 11 * 8 * p
+    assert memory["rows"] == 2 * 10**9
+    assert memory["block"] == 4 * 300 * (8 + (16 + 1) + (2 * 16 + 1))  # X, activations, deltas with their product
+
+
+def test_a_run_does_what_describe_says(tmp_path: Path) -> None:
+    settings = ["model.name=ridge", "data.validation=0.3", "stop.epochs=2", "backend.workers=1", f"run.dir={tmp_path}"]
+    conf = load_text("", "x", settings)
+    found = describe(conf, data())
+    result = train(conf, data=data())
+    assert result["steps"] == 2 * found["steps_per_epoch"]
+    notes = (Path(result["run"]) / "log.txt").read_text()
+    assert f"{found['parameters']} parameters, {found['rows']} training rows in 10 partitions" in notes
+
+
+@pytest.mark.parametrize(
+    ("schedule", "line"),
+    [
+        ("{name: constant, learning_rate: 0.5}", "0.5 at the first step, 0.5 after one epoch, 0.5 at the last step"),
+        (
+            "{name: inverse_time, learning_rate: 1, decay: 1}",
+            "1 at the first step, 0.1111 after one epoch, 0.0625 at the last",
+        ),
+        ("{name: inverse_time, learning_rate: 1, unit: epoch}", "1 at the first step, 0.5 after one epoch"),
+        (
+            "{name: cosine, learning_rate: 2, period: 16}",
+            "2 at the first step, 1 after one epoch, 0.01921 at the last step",
+        ),
+    ],
+)
+def test_schedule(schedule: str, line: str) -> None:
+    """125 rows a batch: 8 steps an epoch, 16 steps."""
+    found = describe(load_text(f"schedule: {schedule}\nbatch: {{size: 125}}\nstop: {{epochs: 2}}", "x"), data())
+    assert line in next(text for text in found["lines"] if text.startswith("schedule: "))
+
+
+def test_convergence_conditions() -> None:
+    answers = {}
+    for name in ("constant", "inverse_time", "cosine"):
+        lines = describe(load_text(f"schedule: {{name: {name}}}", "x"), data())["lines"]
+        answers[name] = next(text for text in lines if text.startswith("convergence: "))
+    assert "eta_t -> 0: yes; sum eta_t = infinity: yes" in answers["inverse_time"]
+    assert "eta_t -> 0: no; sum eta_t = infinity: yes" in answers["constant"]
+    assert "eta_t -> 0: no" in answers["cosine"]
+
+
+def test_where_things_run() -> None:
+    lines = " ".join(describe(load_text("", "x"), data())["lines"])
+    assert "forward and backward run in the Map" in lines
+    assert "the update runs on the driver" in lines
+    lines = " ".join(describe(load_text("model: {backprop: driver}", "x"), data())["lines"])
+    assert "forward and backward run on the driver" in lines
+
+
+def test_bottlenecks() -> None:
+    def warnings(hidden: str) -> list[str]:
+        conf = load_text(f"model: {{hidden: {hidden}}}\ndata: {{task: classification}}", "x")
+        return [text for text in describe(conf, data(classes=10))["lines"] if "bottleneck" in text]
+
+    assert warnings("[16, 2, 16]") == ["warning: layer2 is a bottleneck: 2 units between 16 and 16"]
+    assert warnings("[16, 12]") == []
+
+
+def test_labels_are_found_or_taken_from_the_conf() -> None:
+    text = "model: {name: softmax}"
+    assert describe(load_text(text, "x"), data(classes=5))["parameters"] == 8 * 5 + 5
+    named = load_text(f"{text}\ndata: {{classes: [0, 1, 2, 3, 4, 5, 6]}}", "x")
+    assert describe(named, data(classes=5))["parameters"] == 8 * 7 + 7
+
+
+def test_integers_ask_for_the_task() -> None:
+    with pytest.raises(ConfError) as caught:
+        describe(load_text("", "x"), data(classes=5))
+    assert "data.task" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (True, "yes"), (1234567, "1,234,567"), (0.123456789, "0.123457"), ({"a": 1}, "a 1"), ([], "-")],
+)  # fmt: skip
+def test_cells(value: Any, text: str) -> None:
+    assert cell(value) == text
+
+
+def test_long_lists_are_cut() -> None:
+    assert cell(list(range(40))).endswith(", ... (40)")
