@@ -18,7 +18,7 @@ from bigopt import bundle, sessions
 from bigopt.backends.base import one_blas_thread
 from bigopt.backends.ledger import Ledger, Rounds
 from bigopt.bundle import Bundle
-from bigopt.core.errors import DataError
+from bigopt.core.errors import ConfError, DataError
 from bigopt.core.sums import merge
 from bigopt.data.plan import homes, whole
 from bigopt.data.predictions import PredictionWriter
@@ -45,7 +45,6 @@ class _Opened(NamedTuple):
 
 def _conf(run: Path, overrides: Sequence[str]) -> Conf:
     from bigopt.config import load_conf
-    from bigopt.core.errors import ConfError
 
     if not (run / "conf.yml").is_file():
         raise ConfError("not a run directory (no conf.yml)", where=str(run), hint="give what train printed as run")
@@ -101,9 +100,12 @@ def _open(conf: Conf, model: Bundle, uri: str, *, predict: bool) -> _Opened:
             storage_options=spec.storage_options,
             need_target=not predict,
         )
-    except DataError as error:
-        if model.recipe is None:
+    except (ConfError, DataError) as error:
+        if isinstance(error, ConfError) and error.where not in ("data.features", "data.target"):
             raise
+        missing = DataError(error.message, where=error.where if isinstance(error, DataError) else uri, hint=error.hint)
+        if model.recipe is None:
+            raise missing from error
         from bigopt.data.apply import raw_batches
 
         batches = raw_batches(
@@ -115,7 +117,7 @@ def _open(conf: Conf, model: Bundle, uri: str, *, predict: bool) -> _Opened:
             storage_options=spec.storage_options,
         )
         if batches is None:
-            raise error
+            raise missing from error
         return _Opened(None, batches)
     return _Opened(dataset, None)
 

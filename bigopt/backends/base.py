@@ -8,7 +8,6 @@ again is the ledger's business.
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -115,10 +114,13 @@ def check_fingerprint(mine: dict[str, str], other: dict[str, str], *, who: str, 
 
 
 def rss_bytes() -> int:
-    """Return the resident anonymous and shared memory of this process in bytes (0 where the system does not say)."""
+    """Return the anonymous and shared memory of this process in bytes (0 where the system does not say).
+
+    Clean pages of mapped files are the system's to take back and are not counted.
+    """
     try:
-        with open("/proc/self/statm", encoding="ascii") as handle:
-            fields = handle.read().split()
-        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+        with open("/proc/self/status", "rb") as handle:
+            lines = [line for line in handle if line.startswith((b"RssAnon:", b"RssShmem:"))]
+        return sum(int(line.split()[1]) for line in lines) * 1024
     except OSError:
         return 0
