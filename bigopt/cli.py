@@ -8,8 +8,6 @@ lasts is that of `bigopt.cli_progress`. Everything heavy is imported by the verb
 from __future__ import annotations
 
 import contextlib
-import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -17,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from bigopt import __version__
-from bigopt.cli_errors import Answer, Wishes, run
-from bigopt.core.errors import ConfError
+from bigopt.cli_errors import Answer, Root
+from bigopt.core.errors import ConfError, DataError
 from bigopt.core.names import nearest
 
 if TYPE_CHECKING:
@@ -27,42 +25,10 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-LATER = {
-    "diagnose": "measure curvature, gradient noise and critical batch sizes",
-    "sweep": "run many confs side by side",
-}
-"""Verbs that are specified and not in this version."""
-
 _CODES = """
 \b
 Exit codes: 0 ok, 2 usage or conf, 3 data, 4 diverged, 5 cluster lost,
 6 checkpoint or model files, 7 refused for security, 130/143 signals."""
-
-
-class Root(click.Group):
-    """The group of verbs, with bigopt's errors and exit codes."""
-
-    def main(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
-    ) -> NoReturn:
-        """Run a command line and exit."""
-        argv = list(sys.argv[1:] if args is None else args)
-        extra["standalone_mode"] = False
-        verb = functools.partial(super().main, args=argv, prog_name=prog_name or "bigopt", **extra)
-        sys.exit(run(verb, Wishes.of(argv)))
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find a verb; a wrong one gets the nearest, one of a later version its name."""
-        name = args[0] if args else ""
-        if name in LATER:
-            raise ConfError(
-                f"the verb '{name}' ({LATER[name]}) is not available in this version", where=f"bigopt {name}"
-            )
-        if name and not name.startswith("-") and self.get_command(ctx, name) is None:
-            raise ConfError(f"unknown verb '{name}'", where="bigopt", hint=nearest(name, self.commands))
-        return super().resolve_command(ctx, args)
 
 
 def _common(function: F) -> F:
@@ -180,21 +146,36 @@ def ingest(files: tuple[str, ...], settings: tuple[str, ...], force: bool) -> An
 
 @_verb
 @click.argument("uri")
-@click.option("--target", help="Target column; default: what the dataset declares.")
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--verify", is_flag=True, help="Read everything and compare every checksum.")
-def inspect(uri: str, target: str | None, verify: bool) -> Answer:
+def inspect(uri: str, settings: tuple[str, ...], verify: bool) -> Answer:
     """Show what is in a dataset: rows, columns, dtypes, chunks, partitions, bytes, checks.
 
     \b
     Example:
       bigopt inspect data/primary/flights.zarr --verify
     \b
-    Writes nothing.
+    Writes nothing. KEY=VALUE may set data.target, features, weight and storage_options. What --verify finds damaged
+    is listed, and the exit code is 3.
     """
     from bigopt.cli_show import summary, without_status
     from bigopt.data.inspect import inspect_dataset
 
-    result = inspect_dataset(uri, target=target, verify=verify)
+    data = _load((), settings).data
+    result = inspect_dataset(
+        uri,
+        target=data.target,
+        features=data.features,
+        weight=data.weight,
+        storage_options=data.storage_options,
+        verify=verify,
+    )
+    errors = result.get("checks", {}).get("errors", [])
+    if errors:
+        with _watching() as progress:
+            for line in errors:
+                progress.note(f"warning: {line}")
+        raise DataError(f"{len(errors)} damaged: {errors[0]}", where=uri, hint="write it again from its source")
     return Answer(result, lambda: summary(uri, without_status(result)))
 
 
@@ -303,14 +284,7 @@ def evaluate(directory: str, data: str, settings: tuple[str, ...]) -> Answer:
 @click.option("--out", required=True, metavar="URI", help="Where the predictions go.")
 @click.option("--scores", is_flag=True, help="Scores before the link (logits) instead of probabilities.")
 @click.option("--force", is_flag=True, help="Replace the output if it is there.")
-def predict(
-    directory: str,
-    data: str,
-    out: str,
-    settings: tuple[str, ...],
-    scores: bool,
-    force: bool,
-) -> Answer:
+def predict(directory: str, data: str, out: str, settings: tuple[str, ...], scores: bool, force: bool) -> Answer:
     """Predict with a trained model; the data need no target.
 
     \b

@@ -23,6 +23,7 @@ code  meaning
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -32,11 +33,18 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import click
 
-from bigopt.core.errors import BigoptError, DivergedError, InterruptedRun
+from bigopt.core.errors import BigoptError, ConfError, DivergedError, InterruptedRun
+from bigopt.core.names import nearest
+
+LATER = {
+    "diagnose": "measure curvature, gradient noise and critical batch sizes",
+    "sweep": "run many confs side by side",
+}
+"""Verbs that are specified and not in this version."""
 
 
 @dataclass(frozen=True)
@@ -204,3 +212,29 @@ def _drop_stdout() -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, number)
         os.close(null)
+
+
+class Root(click.Group):
+    """The group of verbs, with bigopt's errors and exit codes."""
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
+        """Run a command line and exit."""
+        argv = list(sys.argv[1:] if args is None else args)
+        extra["standalone_mode"] = False
+        verb = functools.partial(super().main, args=argv, prog_name=prog_name or "bigopt", **extra)
+        sys.exit(run(verb, Wishes.of(argv)))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a verb; a wrong one gets the nearest, one of a later version its name."""
+        name = args[0] if args else ""
+        if name in LATER:
+            raise ConfError(
+                f"the verb '{name}' ({LATER[name]}) is not available in this version", where=f"bigopt {name}"
+            )
+        if name and not name.startswith("-") and self.get_command(ctx, name) is None:
+            raise ConfError(f"unknown verb '{name}'", where="bigopt", hint=nearest(name, self.commands))
+        return super().resolve_command(ctx, args)

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import bigopt.fit
-from bigopt.cli import LATER
 from bigopt.cli import bigopt as group
+from bigopt.cli_errors import LATER
 from bigopt.config import options
 from bigopt.core.errors import (
     BigoptError,
@@ -181,6 +181,46 @@ def test_what_nobody_thought_of(verbose: bool, monkeypatch: pytest.MonkeyPatch) 
     assert value["error"] == "unexpected ZeroDivisionError: two lines ?[31m"
     assert ("Traceback" in result.stderr) is verbose
     assert result.stderr.endswith("bigopt: error: " + value["error"] + f" ({value['hint']})\n")
+
+
+def test_damage_that_inspect_finds_is_exit_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = {"rows": 3, "checks": {"errors": ["chunk 1: checksum", "chunk 2: missing"], "ok": False}}
+    monkeypatch.setattr("bigopt.data.inspect.inspect_dataset", lambda *_, **__: report)
+    result = call("inspect", "x.zarr", "--verify", "--json")
+    assert (result.exit_code, only_object(result)["error"]) == (3, "2 damaged: chunk 1: checksum")
+    assert "warning: chunk 2: missing" in result.stderr
+
+
+def test_inspect(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", X=np.zeros((5, 2)), y=np.arange(5))
+    result = call("inspect", str(tmp_path / "a.npz"), "--json", "--verify")
+    value = only_object(result)
+    assert (result.exit_code, value["status"], value["rows"], value["features"]) == (0, "completed", 5, 2)
+    shown = call("inspect", str(tmp_path / "a.npz"))
+    assert shown.exit_code == 0
+    assert "float64" in shown.stdout
+    assert call("inspect", str(tmp_path / "b.npz")).exit_code == 3
+    assert call("inspect", str(tmp_path / "a.npz"), "data.tarjet=z").exit_code == 2
+
+
+def test_train_resume_evaluate_for_real(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 3))
+    np.savez(tmp_path / "a.npz", X=X, y=X @ [1.0, 2.0, 3.0])
+    uri, runs = f"data.uri={tmp_path}/a.npz", f"run.dir={tmp_path}/runs"
+    result = call("train", "--json", "model.name=ridge", uri, runs, "stop.steps=4", "backend.workers=1")
+    value = only_object(result)
+    assert result.exit_code == 0, result.output
+    assert {"status", "run", "steps", "rounds", "epochs", "loss", "metrics", "params_sha256", "seconds"} <= set(value)
+    assert (value["status"], value["steps"], Path(value["run"]).is_absolute()) == ("completed", 4, True)
+    longer = only_object(call("resume", value["run"], "--json", "stop.steps=6"))
+    assert (longer["steps"], longer["run"]) == (6, value["run"])
+    refused = call("resume", value["run"], "--json", "run.seed=3")
+    assert refused.exit_code == 2
+    assert "run.seed: 0 -> 3" in only_object(refused)["error"]
+    scored = only_object(call("evaluate", value["run"], "--data", f"{tmp_path}/a.npz", "--json"))
+    assert (scored["status"], scored["rows"]) == ("completed", 300)
+    assert {"mse", "rmse", "r2"} <= set(scored["metrics"])
 
 
 def test_keyboard_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
