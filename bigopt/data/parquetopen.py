@@ -169,7 +169,7 @@ def _choose(
     inside = [name for name in (*chosen.target, chosen.weight) if name is not None and name not in labels]
     if inside:
         raise ConfError(f"column '{inside[0]}' lies within '{feature_list}'", where="data.target", hint=listed(labels))
-    rest = [name for name in labels if name not in chosen.target and name != chosen.weight]
+    rest = [name for name in labels if name not in (*chosen.target, *target, chosen.weight, weight)]
     if rest and not whole and wanted.need_target:
         raise ConfError(
             f"'{uri}' has the list column '{feature_list}' and also {listed(rest)}",
