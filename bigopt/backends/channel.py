@@ -3,7 +3,7 @@
 The driver opens a `Hub` (loopback, a Unix socket or the cluster's address; authenticated by a random key) and an engine
 starts `serve` in as many places as there are slots. A worker connects back, shows its fingerprint, receives each `Work`
 once, and then answers orders until it is told to stop or the driver is gone. A connection that breaks gives its orders
-back as lost; whoever connects next fills the slot. Messages are made by `core.codec`: nothing is pickled.
+back as lost; whoever connects next fills the slot. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -13,155 +13,40 @@ import os
 import queue
 import secrets
 import shutil
-import socket
 import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener
-from typing import Any, NamedTuple
+from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
+from typing import Any
 
-from bigopt.backends.base import check_fingerprint, fingerprint, one_blas_thread, rss_bytes
+from bigopt.backends.base import check_fingerprint, fingerprint
+from bigopt.backends.resident import (
+    Address,
+    Done,
+    Failed,
+    Hello,
+    Install,
+    Prepare,
+    Stop,
+    Task,
+    hang_up,
+    no_delay,
+    receive,
+    send,
+    serve,
+)
 from bigopt.core import codec
-from bigopt.core.codec import wire
-from bigopt.core.errors import ERRORS, BigoptError, ClusterError, ConfError
-from bigopt.core.tree import Node
-from bigopt.data import cache
-from bigopt.work import Arrival, Order, Stats, Work, execute
+from bigopt.core.errors import ERRORS, ClusterError, ConfError
+from bigopt.work import Arrival, Order, Stats, Work
 
-Address = str | tuple[str, int]
-
-
-@wire
-class Hello(NamedTuple):
-    """First message of a worker."""
-
-    pid: int
-    host: str
-    name: str
-    fingerprint: dict[str, str]
-
-
-@wire
-class Install(NamedTuple):
-    """A work to keep under a number, and the identity of the dataset that the driver reads."""
-
-    number: int
-    work: Any
-    identity: str
-
-
-@wire
-class Task(NamedTuple):
-    """An order on the wire."""
-
-    serial: int
-    work: int
-    leaves: int
-    start: int
-    units: Any
-    inputs: tuple[Any, ...]
-
-
-@wire
-class Done(NamedTuple):
-    """The nodes of an order."""
-
-    serial: int
-    levels: tuple[Node, ...]
-    values: tuple[Any, ...]
-    stats: Stats
-
-
-@wire
-class Failed(NamedTuple):
-    """An error that no repetition will cure."""
-
-    serial: int
-    kind: str
-    message: str
-    where: str
-    hint: str
-
-
-@wire
-class Stop(NamedTuple):
-    """The clean end."""
-
-
-def _send(connection: Connection, value: Any) -> int:
-    parts = codec.dumps(value)
-    connection.send_bytes(len(parts).to_bytes(4, "little"))
-    for part in parts:
-        connection.send_bytes(part)
-    return sum(len(part) for part in parts)
-
-
-def _receive(connection: Connection) -> tuple[Any, int]:
-    count = int.from_bytes(connection.recv_bytes(4), "little")
-    parts = [connection.recv_bytes() for _ in range(count)]
-    return codec.loads(parts), sum(len(part) for part in parts)
-
-
-def _no_delay(connection: Connection) -> None:
-    """Send small messages at once (TCP_NODELAY); Unix sockets do so by themselves."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as handle:
-        if handle.family != socket.AF_UNIX:
-            handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def serve(address: Address, key: bytes, memory: int, name: str = "") -> None:
-    """Be a resident worker: connect to the driver and answer orders until the end.
-
-    Parameters
-    ----------
-    address : str or (host, port)
-        The hub's address.
-    key : bytes
-        Its authentication key.
-    memory : int
-        Bytes for decoded rows in this process.
-    name : str
-        What the engine calls this worker.
-    """
-    with Client(address, authkey=key) as connection, one_blas_thread():
-        _no_delay(connection)
-        _send(connection, Hello(os.getpid(), socket.gethostname(), name, fingerprint()))
-        cache.configure(memory)
-        works: dict[int, Work] = {}
-        try:
-            while True:
-                message, _ = _receive(connection)
-                if isinstance(message, Stop):
-                    return
-                _answer(connection, message, works)
-        except (EOFError, OSError):  # the driver is gone; whoever placed this worker learns it from the driver
-            return
-        finally:
-            cache.release()
-
-
-def _answer(connection: Connection, message: Any, works: dict[int, Work]) -> None:
-    if isinstance(message, Install):
-        works[message.number] = message.work
-        found = message.work.view.source.identity()
-        if found != message.identity:
-            text = f"this worker reads another dataset ({found[:12]}) than the driver ({message.identity[:12]})"
-            _send(connection, Failed(-1, "DataError", text, f"{socket.gethostname()} pid {os.getpid()}", "same path?"))
-        return
-    try:
-        nodes, stats = execute(works[message.work], message.inputs, message.leaves, message.start, message.units)
-    except BigoptError as error:
-        _send(connection, Failed(message.serial, type(error).__name__, error.message, error.where, error.hint))
-    else:
-        stats = stats._replace(rss=rss_bytes(), pid=os.getpid())
-        _send(connection, Done(message.serial, tuple(nodes), tuple(nodes.values()), stats))
+__all__ = ["Address", "Hub", "Link", "check_slots", "serve"]
 
 
 @dataclass(eq=False)
 class Link:
-    """A connected worker as the driver sees it."""
+    """A connected worker as the driver sees it; `last` is what it finished last, `since` when its state changed."""
 
     connection: Connection
     slot: int
@@ -169,6 +54,11 @@ class Link:
     orders: dict[int, tuple[Order, int]] = field(default_factory=dict)
     installed: set[int] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    last: Order | None = None
+    stats: Stats = field(default_factory=Stats)
+    since: float = field(default_factory=time.monotonic)
+    finished: int = 0
+    gone: bool = False
 
 
 class Hub:
@@ -195,7 +85,7 @@ class Hub:
         self._mine = fingerprint()
         self._folder = None if host else tempfile.mkdtemp(prefix="bigopt-")
         where: Any = (host, 0) if host else os.path.join(str(self._folder), "hub")
-        self._listener = Listener(where, authkey=self.key, backlog=64)
+        self._listener = Listener(where, backlog=64)
         self._lock = threading.RLock()
         self._links: dict[int, Link] = {}
         self._homeless: list[Order] = []
@@ -203,6 +93,7 @@ class Hub:
         self._works: dict[int, tuple[int, Work]] = {}
         self._serial = 0
         self._closed = False
+        self._greeted: dict[Connection, threading.Thread] = {}
         threading.Thread(target=self._accept, name="bigopt-hub", daemon=True).start()
 
     @property
@@ -217,59 +108,110 @@ class Hub:
         with self._lock:
             return [self._links[slot] for slot in sorted(self._links)]
 
+    def grow(self, slots: int) -> None:
+        """Take more workers from now on (never fewer: homes of partitions should stay)."""
+        with self._lock:
+            self.slots = max(self.slots, slots)
+
+    def activity(self) -> list[dict[str, Any]]:
+        """Say what every slot does: plain values, one dict a slot.
+
+        Returns
+        -------
+        list of dict
+            slot, worker, host, pid, state (``busy``, ``idle``, ``gone``), round, first and last partition (of the order
+            that runs, else of the last one; None before the first), seconds (since it began, else of its Map), orders
+            (finished so far), rss (bytes).
+        """
+        now = time.monotonic()
+        with self._lock:
+            return [_activity(slot, self._links.get(slot), now) for slot in range(self.slots)]
+
     def _accept(self) -> None:
-        while not self._closed:
+        while True:
             try:
                 connection = self._listener.accept()
-            except (AuthenticationError, EOFError, ConnectionError):
-                continue  # a stranger, or a worker that died while it connected
             except OSError:
                 return  # closed
-            threading.Thread(target=self._greet, args=(connection,), daemon=True).start()
+            thread = threading.Thread(target=self._greet, args=(connection,), name="bigopt-link", daemon=True)
+            with self._lock:
+                if self._closed:
+                    connection.close()
+                    return
+                self._greeted[connection] = thread
+            thread.start()
 
     def _greet(self, connection: Connection) -> None:
-        _no_delay(connection)
         try:
-            hello, _ = _receive(connection)
+            self._admit(connection)
+        finally:
+            with self._lock:  # never while another thread looks at its file descriptor
+                self._greeted.pop(connection, None)
+                connection.close()
+
+    def _admit(self, connection: Connection) -> None:
+        """Let a worker prove that it has the key, compare fingerprints, give it a slot and read what it sends."""
+        no_delay(connection)
+        try:
+            deliver_challenge(connection, self.key)
+            answer_challenge(connection, self.key)
+        except (AuthenticationError, EOFError, OSError):
+            return  # a stranger, or a worker that died while it connected
+        try:
+            hello, _ = receive(connection)
             who = f"worker {hello.name or hello.pid} on {hello.host}"
             warning = check_fingerprint(self._mine, hello.fingerprint, who=who, bits=self._bits)
-        except (EOFError, OSError, ValueError):
-            connection.close()
+        except (EOFError, OSError):
+            return
+        except (ValueError, AttributeError) as error:
+            text = f"a worker speaks another protocol: {error}"
+            self.fail(ClusterError(text, hint="install the same version of bigopt on all workers"))
             return
         except ClusterError as error:
-            connection.close()
-            self._arrivals.put(error)
+            self.fail(error)
             return
         with self._lock:
             if warning:
                 self.warnings.append(warning)
+            for old in list(self._links.values()):
+                if hello.name and old.hello.name == hello.name:
+                    self._drop(old, f"{who} connected again")
             free = [slot for slot in range(self.slots) if slot not in self._links]
             if self._closed or not free:
                 with contextlib.suppress(OSError):
-                    _send(connection, Stop())
-                connection.close()
+                    send(connection, Stop())
                 return
             link = Link(connection, free[0], hello)
             self._links[link.slot] = link
             homeless, self._homeless = self._homeless, []
-        for order in homeless:
-            self.submit(order)
+        if homeless:  # by another thread: this one must read, or two full pipes would wait for each other
+            threading.Thread(target=self._resubmit, args=(homeless,), name="bigopt-resubmit", daemon=True).start()
         self._read(link)
+
+    def _resubmit(self, orders: list[Order]) -> None:
+        for order in orders:
+            self.submit(order)
 
     def _read(self, link: Link) -> None:
         try:
             while True:
-                message, size = _receive(link.connection)
+                message, size = receive(link.connection)
                 self._take(link, message, size)
         except (EOFError, OSError, ValueError) as error:
             self._drop(link, f"worker pid {link.hello.pid} on {link.hello.host} is gone ({type(error).__name__})")
+        with link.lock:  # whoever was sending to it has been woken by now
+            link.gone = True
 
     def _take(self, link: Link, message: Done | Failed, size: int) -> None:
         with self._lock:
             order, sent = link.orders.pop(message.serial, (None, 0))
+            link.since, link.last, link.finished = time.monotonic(), order or link.last, link.finished + 1
+            if isinstance(message, Done):
+                link.stats = message.stats
         if isinstance(message, Failed):
-            error = ERRORS[message.kind](message.message, where=message.where, hint=message.hint)
-            self._arrivals.put(error if order is None else Arrival(order, error=error))
+            error = ERRORS.get(message.kind, ClusterError)(message.message, where=message.where, hint=message.hint)
+            if order is not None:
+                self._arrivals.put(Arrival(order, error=error))
         elif order is not None:
             nodes = dict(zip(message.levels, message.values, strict=True))
             self._arrivals.put(Arrival(order, nodes, message.stats, sent=sent, received=size))
@@ -279,9 +221,16 @@ class Hub:
             if self._links.get(link.slot) is link:
                 del self._links[link.slot]
             orders, link.orders = link.orders, {}
-        link.connection.close()
+            hang_up(link.connection)
         for order, _ in orders.values():
             self._arrivals.put(Arrival(order, lost=reason))
+
+    def drop(self, name: str) -> None:
+        """Give up a worker that its engine has given up: its orders come back as lost."""
+        with self._lock:
+            for link in list(self._links.values()):
+                if link.hello.name == name:
+                    self._drop(link, f"{name} is gone")
 
     def submit(self, order: Order) -> None:
         """Send an order to its slot, else to the worker with the least to do, else to the next that comes."""
@@ -294,15 +243,18 @@ class Hub:
             number, _ = self._works.setdefault(id(order.work), (len(self._works), order.work))
             self._serial += 1
             serial = self._serial
+            if not link.orders:
+                link.since = time.monotonic()
             link.orders[serial] = (order, 0)
         try:
             with link.lock:
+                if link.gone:
+                    raise BrokenPipeError
                 if number not in link.installed:
-                    _send(link.connection, Install(number, order.work, order.work.view.source.identity()))
+                    send(link.connection, Prepare(codec.modules(order.work)))
+                    send(link.connection, Install(number, order.work, order.work.view.source.identity()))
                     link.installed.add(number)
-                sent = _send(
-                    link.connection, Task(serial, number, order.leaves, order.start, order.units, order.inputs)
-                )
+                sent = send(link.connection, Task(serial, number, order.leaves, order.start, order.units, order.inputs))
         except OSError as error:
             self._drop(link, f"worker pid {link.hello.pid} on {link.hello.host} is gone ({type(error).__name__})")
             return
@@ -310,15 +262,38 @@ class Hub:
             if serial in link.orders:
                 link.orders[serial] = (order, sent)
 
-    def wait_for_workers(self, count: int = 1) -> int:
-        """Wait until `count` workers are connected or the time is over; return how many are."""
-        end = time.monotonic() + self._timeout
-        while (found := len(self.links)) < count and time.monotonic() < end:
+    def wait_for_workers(self, count: int = 1, patience: float | None = None) -> int:
+        """Wait until `count` workers are connected; return how many are.
+
+        Parameters
+        ----------
+        count : int
+        patience : float, optional
+            Seconds to wait for the others once one is there; None: as long as for the first.
+
+        Raises
+        ------
+        ClusterError
+            Where none is connected within ``timeout`` seconds, or one was refused.
+        """
+        begin = time.monotonic()
+        first: float | None = None
+        while True:
             self._raise_pending()
-            time.sleep(0.02)
+            found, now = len(self.links), time.monotonic()
+            if found >= count:
+                return found
+            if found and first is None:
+                first = now
+            if now - begin > self._timeout or (first is not None and patience is not None and now - first > patience):
+                break
+            time.sleep(0.01)
         if found == 0:
+            where = self.address if isinstance(self.address, str) else "{}:{}".format(*self.address)
             raise ClusterError(
-                f"no worker connected within {self._timeout:g} seconds", where="backend.timeout", hint="is it running?"
+                f"no worker connected within {self._timeout:g} seconds",
+                where="backend.timeout",
+                hint=f"are they free, and can they reach the driver at {where}?",
             )
         return found
 
@@ -354,16 +329,47 @@ class Hub:
         self._arrivals.put(error)
 
     def close(self) -> None:
-        """Stop all workers and remove the socket."""
+        """Stop all workers, end all connections and remove the socket."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
-            links = list(self._links.values())
+            links, threads = list(self._links.values()), list(self._greeted.values())
         for link in links:
-            with contextlib.suppress(OSError), link.lock:
-                _send(link.connection, Stop())
+            if not link.orders:  # one that computes learns it from the end of the connection
+                with contextlib.suppress(OSError), link.lock:
+                    send(link.connection, Stop())
+        with self._lock:
+            for connection in self._greeted:
+                hang_up(connection)
+        wake = self._listener.address
+        with contextlib.suppress(OSError):  # closing a socket does not wake who waits in accept; connecting does
+            Client(wake).close()
         self._listener.close()
+        for thread in threads:
+            thread.join(5.0)
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _activity(slot: int, link: Link | None, now: float) -> dict[str, Any]:
+    if link is None:
+        return {"slot": slot, "worker": "", "state": "gone", "round": None, "first": None, "last": None}
+    busy = next((order for order, _ in link.orders.values()), None)
+    order = busy or link.last
+    return {
+        "slot": slot,
+        "worker": link.hello.name,
+        "host": link.hello.host,
+        "pid": link.hello.pid,
+        "state": "idle" if busy is None else "busy",
+        "round": None if order is None else order.ticket,
+        "first": None if order is None else int(order.units[0][0]),
+        "last": None if order is None else int(order.units[-1][0]),
+        "seconds": link.stats.seconds if busy is None else now - link.since,
+        "orders": link.finished,
+        "rss": link.stats.rss,
+    }
 
 
 def check_slots(found: int, asked: int | None) -> int:

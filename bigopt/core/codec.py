@@ -86,6 +86,24 @@ def pack(value: Any) -> tuple[Any, list[Array]]:
     return walk(value), arrays
 
 
+def modules(value: Any) -> tuple[str, ...]:
+    """Return the modules that define the registered types in a value: to be imported where it is to be read."""
+    names: set[str] = set()
+
+    def walk(v: Any) -> None:
+        if isinstance(v, dict):
+            if "$" in v:
+                names.add(_TYPES[v["$"]].__module__)
+            for x in v.values():
+                walk(x)
+        elif isinstance(v, list):
+            for x in v:
+                walk(x)
+
+    walk(pack(value)[0])
+    return tuple(sorted(names))
+
+
 def unpack(tree: Any, arrays: list[Array]) -> Any:
     """Build the value again; the inverse of `pack`.
 
