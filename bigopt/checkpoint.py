@@ -44,6 +44,8 @@ class Checkpoint(NamedTuple):
         Best loss of the checks for ``stop.tolerance``.
     stale : int
         Checks since then.
+    audit : str
+        Chained hash of all steps so far (``run.audit``), else empty.
     """
 
     format: int
@@ -57,6 +59,7 @@ class Checkpoint(NamedTuple):
     seconds: float
     best: float | None
     stale: int
+    audit: str
 
 
 class Checkpoints:

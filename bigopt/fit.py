@@ -13,6 +13,7 @@ Between two steps the loop looks at limits, validation, checkpoints and signals.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import time
@@ -178,6 +179,14 @@ class _Signals:
                 signal.signal(number, handler)
 
 
+def _chained(before: str, state: Any) -> str:
+    """Return the hash of a state and of all states before it."""
+    digest = hashlib.sha256(before.encode())
+    for part in codec.dumps(state):
+        digest.update(part)
+    return digest.hexdigest()
+
+
 class _Run:
     """One start of a run: holds what the steps of `go` share."""
 
@@ -190,8 +199,8 @@ class _Run:
         self.rounds = Rounds(self.ledger, conf.backend.retries)
         self.checkpoints = Checkpoints(run.path / "checkpoints", conf.checkpoint.keep)
         self.signals = _Signals()
+        self.audit = ""
         self.mine = fingerprint()
-        self.idle_since = time.perf_counter()
 
     def say(self, text: str) -> None:
         self.run.log(text)
@@ -208,9 +217,12 @@ class _Run:
         run.write_text("conf.yml", to_yaml(conf))
         saved = self._saved() if resume else None
         self.say(f"run: {run.path}")
-        for line in (*conf.notices, notice, *describe_defaults(conf), *self.data.train.warnings):
+        for line in (*conf.notices, notice, *describe_defaults(conf)):
             if line:
                 self.say(line)
+        for data in (self.data.train, self.data.validation):
+            for line in () if data is None else data.warnings:
+                self.say(f"warning: {line}")
         self.say(f"backend: {backend}, device {device}")
         with self.signals.caught(), contextlib.ExitStack() as stack:
             try:
@@ -224,7 +236,7 @@ class _Run:
                     self.say(line)
                 return self._loop(session, problem, saved)
             except BigoptError as error:
-                self.say(f"error: {error}")
+                run.log(f"error: {error}")
                 error.run = str(run.path)
                 raise
 
@@ -309,6 +321,8 @@ class _Run:
             if saved.data != facts.identity:
                 raise DataError("the checkpoint belongs to other data", where=str(self.run.path))
             state = saved.state
+            self.ledger.rounds = saved.rounds
+            self.audit = saved.audit
             self.run.cut_metrics(saved.steps)
         else:
             params = problem.model.init(conf.model.init, conf.run.seed).astype(conf.run.dtype)
@@ -352,6 +366,8 @@ class _Run:
                     self._submit(session, strategy.more(session.slots))
                     continue
                 steps = record.step
+                if conf.run.audit:
+                    self.audit = _chained(self.audit, strategy.snapshot())
                 why = self._after_step(session, problem, strategy, stopper, record, every, waited)
                 why = why or stopper.limit(steps)
                 if self.signals.received:
@@ -403,6 +419,7 @@ class _Run:
             return ""
         ledger = self.ledger
         line: dict[str, Any] = {
+            **({"audit": self.audit} if self.audit else {}),
             "step": record.step,
             "round": ledger.rounds,
             "epoch": strategy.epochs,
@@ -470,6 +487,7 @@ class _Run:
                 stopper.seconds,
                 stopper.best,
                 stopper.stale,
+                self.audit,
             )
         )
 
@@ -505,6 +523,8 @@ class _Run:
             "params_sha256": bundle.params_sha256(params),
             "seconds": stopper.seconds,
         }
+        if self.audit:
+            result["audit_sha256"] = self.audit
         self.run.write_json("result.json", {**result, "ledger": vars(self.ledger)})
         self._picture()
         return result

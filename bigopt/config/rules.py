@@ -23,6 +23,8 @@ COMMON: Mapping[str, tuple[str, ...]] = {"optimizer": ("clip_norm", "clip_value"
 """Keys that every name of a group may have."""
 
 _LATER: Mapping[str, object] = {
+    "data.scratch": None,
+    "run.on_divergence": "stop",
     "model.whiten": False,
     "model.l1": 0.0,
     "model.shortcut": False,

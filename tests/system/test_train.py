@@ -105,12 +105,15 @@ def test_every_sampling_learns_and_repeats_itself(tmp_path, keys):
 def test_a_run_stopped_after_any_step_and_resumed_is_the_same_run(tmp_path, optimizer):
     kind, model = MODELS["mlp_regression"]
     keys = [*model, f"optimizer.name={optimizer}", "batch.size=100", "schedule.name=cosine", "schedule.period=4"]
+    keys.append("run.audit=true")
     whole = run(tmp_path, kind, *keys, "stop.steps=7")
     for k in range(1, 7):
         part = run(tmp_path, kind, *keys, f"stop.steps={k}")
         assert part["params_sha256"] != whole["params_sha256"]
         again = go_on(Path(part["run"]), kind, "stop.steps=7", f"backend.workers={1 + k % 3}")
-        assert (again["params_sha256"], again["steps"]) == (whole["params_sha256"], 7)
+        assert [again[k] for k in ("params_sha256", "audit_sha256", "steps", "rounds")] == [
+            whole[k] for k in ("params_sha256", "audit_sha256", "steps", "rounds")
+        ]
 
 
 def go_on(path: Path, kind: str, *overrides: str) -> dict:
