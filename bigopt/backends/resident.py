@@ -14,6 +14,8 @@ import traceback
 from multiprocessing.connection import Client, Connection
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from bigopt.backends.base import fingerprint, one_blas_thread, rss_bytes
 from bigopt.core import codec
 from bigopt.core.codec import wire
@@ -90,18 +92,44 @@ class Stop(NamedTuple):
 
 
 def send(connection: Connection, value: Any) -> int:
-    """Send a value; return its bytes."""
-    parts = codec.dumps(value)
-    connection.send_bytes(len(parts).to_bytes(4, "little"))
-    for part in parts:
-        connection.send_bytes(part)
-    return sum(len(part) for part in parts)
+    """Send a value; return its bytes.
+
+    One message of the connection with the header and the sizes of the arrays, then the bytes of the arrays themselves:
+    a message each would be copied twice on its way in.
+    """
+    header, *arrays = codec.dumps(value)
+    sizes = np.array([len(array) for array in arrays], dtype="<i8").tobytes()
+    connection.send_bytes(len(arrays).to_bytes(4, "little") + sizes + header)
+    for array in arrays:
+        view = memoryview(array)
+        while len(view):
+            view = view[os.write(connection.fileno(), view) :]
+    return len(header) + sum(len(array) for array in arrays)
 
 
 def receive(connection: Connection) -> tuple[Any, int]:
-    """Return the next value and its bytes."""
-    count = int.from_bytes(connection.recv_bytes(4), "little")
-    parts = [connection.recv_bytes() for _ in range(count)]
+    """Return the next value and its bytes; its arrays may be written to.
+
+    Raises
+    ------
+    EOFError, OSError
+        Where the connection has ended.
+    ValueError
+        Where the message is none of ours.
+    """
+    message = connection.recv_bytes()
+    count = int.from_bytes(message[:4], "little")
+    sizes = np.frombuffer(message[4 : 4 + 8 * count], dtype="<i8")
+    parts: list[Any] = [message[4 + 8 * count :]]
+    for size in sizes:
+        part = np.empty(size, dtype=np.uint8)
+        view = part.data
+        while len(view):
+            got = os.readv(connection.fileno(), [view])
+            if got == 0:
+                raise EOFError
+            view = view[got:]
+        parts.append(part)
     return codec.loads(parts), sum(len(part) for part in parts)
 
 
