@@ -120,7 +120,7 @@ class Hub:
         -------
         list of dict
             slot, worker, host, pid, state (``busy``, ``idle``, ``gone``), round, first and last partition (of the order
-            that runs, else of the last one; None before the first), seconds (since it began, else of its Map), orders
+            that runs, else of the last one; None before the first), partitions (of the dataset), seconds (since it began, else of its Map), orders
             (finished so far), rss (bytes).
         """
         now = time.monotonic()
@@ -364,8 +364,9 @@ def _activity(slot: int, link: Link | None, now: float) -> dict[str, Any]:
         "pid": link.hello.pid,
         "state": "idle" if busy is None else "busy",
         "round": None if order is None else order.ticket,
-        "first": None if order is None else int(order.units[0][0]),
-        "last": None if order is None else int(order.units[-1][0]),
+        "first": None if order is None else int(order.units[:, 0].min()),
+        "last": None if order is None else int(order.units[:, 0].max()),
+        "partitions": None if order is None else order.work.view.partitions,
         "seconds": link.stats.seconds if busy is None else now - link.since,
         "orders": link.finished,
         "rss": link.stats.rss,

@@ -102,9 +102,9 @@ def _own_cluster(workers: int, stack: contextlib.ExitStack) -> Any:
     from distributed import Client, LocalCluster
 
     if importlib.util.find_spec("bokeh") is not None:
-        from bigopt.backends import dask_dashboard
+        from bigopt.backends.dask_dashboard import register
 
-        dask_dashboard.register()
+        register()
     folder = tempfile.mkdtemp(prefix="bigopt-dask-")
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
     try:

@@ -24,7 +24,7 @@ ROUTE = "/bigopt"
 _REFRESH_MS = 500
 _SILENT_SECONDS = 10.0
 _BLUE, _ORANGE, _GREEN, _GREY = "#2f6db5", "#e8833a", "#3f9d6b", "#b9c0c7"
-_STATE = {"busy": _ORANGE, "idle": _BLUE, "gone": _GREY}
+_STATE = {"busy": _ORANGE, "idle": "#8fb3dc", "gone": _GREY}
 _STYLE = """
 <style>
 .bo { font-family: "Helvetica Neue", Helvetica, Arial, sans-serif; color: #2b3138; }
@@ -39,6 +39,7 @@ _STYLE = """
 .bo th { text-align: left; color: #68727c; font-size: 11px; letter-spacing: .04em; text-transform: uppercase;
   font-weight: 600; padding: 6px 14px 6px 0; border-bottom: 1px solid #d5dbe0; }
 .bo td { padding: 6px 14px 6px 0; border-bottom: 1px solid #edf0f2; font-variant-numeric: tabular-nums; }
+.bo th, .bo td { white-space: nowrap; }
 .bo .n { text-align: right; }
 .bo .dot { display: inline-block; width: 9px; height: 9px; border-radius: 5px; margin-right: 7px; }
 .bo .empty { color: #68727c; font-size: 15px; padding: 30px 0; }
@@ -91,9 +92,9 @@ class _View:
         from bokeh.models import ColumnDataSource, Div, Select
 
         self._scheduler = scheduler
-        self._curve = ColumnDataSource({"step": [], "loss": []})
+        self._curve = ColumnDataSource({"step": [], "loss": [], "smooth": []})
         self._validation = ColumnDataSource({"step": [], "loss": []})
-        self._slots = ColumnDataSource({"slot": [], "first": [], "stop": [], "color": [], "text": [], "middle": []})
+        self._slots = ColumnDataSource({name: [] for name in _RANGE_COLUMNS})
         self._shown: dict[Any, str] = {}
         self._choice = Select(title="run", value="", options=[], visible=False, width=320)
         self._head = Div(sizing_mode="stretch_width")
@@ -139,14 +140,9 @@ class _View:
             self._ranges.y_range.factors = names[::-1]
             self._ranges.height = 70 + 30 * max(1, len(names))
         self._ranges.visible = bool(known)
-        self._slots.data = {
-            "slot": [f"slot {s['slot']}" for s in known],
-            "first": [s["first"] for s in known],
-            "stop": [s["last"] + 1 for s in known],
-            "middle": [(s["first"] + s["last"] + 1) / 2 for s in known],
-            "color": [_STATE[s["state"]] for s in known],
-            "text": [_range_text(s) for s in known],
-        }
+        self._ranges.x_range.end = max((s["partitions"] for s in known), default=1)
+        rows = [_range_row(s) for s in known]
+        self._slots.data = {name: [row[i] for row in rows] for i, name in enumerate(_RANGE_COLUMNS)}
 
     def _update_curve(self, run: str, event: dict[str, Any]) -> None:
         points = [
@@ -157,7 +153,8 @@ class _View:
             points.append([record["step"], record["loss"], None])
         steps = [p[0] for p in points]
         if steps != list(self._curve.data["step"]):
-            self._curve.data = {"step": steps, "loss": [p[1] for p in points]}
+            losses = [p[1] for p in points]
+            self._curve.data = {"step": steps, "loss": losses, "smooth": _smooth(losses)}
             marks = [p for p in points if p[2] is not None]
             self._validation.data = {"step": [p[0] for p in marks], "loss": [p[2] for p in marks]}
 
@@ -176,8 +173,9 @@ def _curve_tabs(curve: Any, validation: Any) -> Any:
             tools="pan,wheel_zoom,box_zoom,reset,save",
             sizing_mode="stretch_width",
         )
-        line = plot.line("step", "loss", source=curve, color=_BLUE, line_width=2, legend_label="training batches")
-        dots = {"size": 8, "color": _GREEN, "marker": "circle"}
+        plot.line("step", "loss", source=curve, color=_BLUE, line_alpha=0.3, legend_label="training batches")
+        line = plot.line("step", "smooth", source=curve, color=_BLUE, line_width=2.5, legend_label="smoothed")
+        dots = {"size": 9, "color": _GREEN, "marker": "circle", "line_color": "white"}
         plot.scatter("step", "loss", source=validation, legend_label="validation", **dots)
         plot.add_tools(HoverTool(renderers=[line], tooltips=[("step", "@step{0,0}"), ("loss", "@loss{0.000000}")]))
         plot.legend.border_line_color = None
@@ -188,26 +186,27 @@ def _curve_tabs(curve: Any, validation: Any) -> Any:
 
 
 def _ranges_figure(slots: Any) -> Any:
-    from bokeh.models import DataRange1d, FactorRange
+    from bokeh.models import FactorRange, Range1d
     from bokeh.plotting import figure
 
     plot = figure(
         height=120,
         y_range=FactorRange(),
-        x_range=DataRange1d(start=0, range_padding=0),
-        x_axis_label="partitions of each slot's last order (orange: at work)",
+        x_range=Range1d(0, 1),
+        x_axis_label="partitions of each slot's newest order (orange: at work on it)",
         tools="",
         toolbar_location=None,
         sizing_mode="stretch_width",
     )
     plot.hbar(y="slot", left="first", right="stop", height=0.62, color="color", line_color="white", source=slots)
     plot.text(
-        x="middle",
+        x="at",
         y="slot",
         text="text",
-        text_align="center",
+        text_align="align",
+        x_offset="offset",
         text_baseline="middle",
-        text_color="white",
+        text_color="#2b3138",
         text_font_size="12px",
         source=slots,
     )
@@ -273,7 +272,7 @@ _COLUMNS = (
 
 def _row(slot: dict[str, Any]) -> str:
     dot = f"<span class='dot' style='background:{_STATE[slot['state']]}'></span>"
-    who = f"{slot['worker']} (pid {slot['pid']})" if slot["worker"] else "waiting for a worker"
+    who = f"{slot['worker'].split('://')[-1]}, pid {slot['pid']}" if slot["worker"] else "waiting for a worker"
     cells = [
         str(slot["slot"]),
         html.escape(who),
@@ -291,8 +290,29 @@ def _range(slot: dict[str, Any]) -> str:
     return str(slot["first"]) if slot["first"] == slot["last"] else f"{slot['first']} … {slot['last']}"
 
 
-def _range_text(slot: dict[str, Any]) -> str:
-    return f"round {slot['round']:,}: {_range(slot)}"
+_RANGE_COLUMNS = ("slot", "first", "stop", "color", "text", "at", "align", "offset")
+
+
+def _range_row(slot: dict[str, Any]) -> tuple[Any, ...]:
+    """Return a bar and its label, inside a long bar and beside a short one."""
+    first, stop = slot["first"], slot["last"] + 1
+    text = f"round {slot['round']:,}, {'partition' if stop - first == 1 else 'partitions'} {_range(slot)}"
+    if stop - first > 0.6 * slot["partitions"]:
+        place: tuple[Any, ...] = (first, "left", 8)
+    elif first + stop < slot["partitions"]:
+        place = (stop, "left", 6)
+    else:
+        place = (first, "right", -6)
+    return f"slot {slot['slot']}", first, stop, _STATE[slot["state"]], text, *place
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """Return a running mean that remembers about ten points."""
+    kept: list[float] = []
+    for n, value in enumerate(values, 1):
+        share = max(1.0 / n, 0.1)
+        kept.append(value if not kept else kept[-1] + share * (value - kept[-1]))
+    return kept
 
 
 def _rate(record: dict[str, Any]) -> str:

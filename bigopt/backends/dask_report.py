@@ -39,6 +39,7 @@ class Reporter:
         self._begin = time.time()
         self._text = "preparing"
         self._record: dict[str, Any] = {}
+        self._validation: dict[str, Any] = {}
         self._points: list[list[float | None]] = []
         self._kept_step = 0.0
         self._sent: Any = None
@@ -47,6 +48,7 @@ class Reporter:
     def add(self, text: str, record: dict[str, Any]) -> None:
         """Take a record (the keys of metrics.jsonl); called from the driver's thread, never blocks."""
         self._text, self._record = text, record
+        self._validation = record.get("validation") or self._validation
         step, loss = record.get("step"), record.get("loss")
         if step is None or loss is None:
             return
@@ -72,7 +74,7 @@ class Reporter:
             "state": "ended" if last else "running" if record else "preparing",
             "text": self._text,
             "record": {k: plain(v) for k, v in record.items() if isinstance(v, int | float)},
-            "validation": {k: plain(v) for k, v in (record.get("validation") or {}).items()},
+            "validation": {k: plain(v) for k, v in self._validation.items()},
             "slots": [] if last else slots,
         }
         self._log(TOPIC, event)
