@@ -171,6 +171,72 @@ class RangeReader(io.RawIOBase):
         return len(data)
 
 
+class Counted(io.RawIOBase):
+    """A reader that counts what is read from it."""
+
+    def __init__(self, handle: io.BufferedIOBase) -> None:
+        self._handle, self._count = handle, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._handle.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._handle.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._handle.read(size)
+        self._count += len(data)
+        return data
+
+    def close(self) -> None:
+        self._handle.close()
+        super().close()
+
+    def taken(self) -> int:
+        """Return the bytes read since the last call."""
+        taken, self._count = self._count, 0
+        return taken
+
+
+class Segment(io.RawIOBase):
+    """A file of which only one range of bytes is here (a row group), served without a copy."""
+
+    def __init__(self, size: int, start: int, data: bytes) -> None:
+        self._size, self._start, self._data, self._at = size, start, memoryview(data), 0
+        self._count = len(data)
+
+    def taken(self) -> int:
+        """Return the bytes fetched since the last call."""
+        taken, self._count = self._count, 0
+        return taken
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> Any:
+        begin = self._at - self._start
+        if size < 0 or begin < 0 or begin + size > len(self._data):
+            raise OSError(f"bytes {self._at} to {self._at + size} are outside the row group")
+        self._at += size
+        return self._data[begin : begin + size]
+
+
 def shown(uri: str) -> str:
     """Return a URI without user, password and query, for messages."""
     return re.sub(r"[?].*$", "", re.sub(r"//[^/@]*@", "//", uri)) if "://" in uri else uri

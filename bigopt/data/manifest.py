@@ -97,6 +97,11 @@ class Manifest:
         """Chunks by (key, start)."""
         return {(chunk.key, chunk.start): chunk for chunk in self.chunks}
 
+    @cached_property
+    def tails(self) -> dict[str, int]:
+        """Where the last chunk of each file starts: a Parquet file's footer."""
+        return {chunk.key: chunk.start for chunk in sorted(self.chunks, key=lambda c: c.start)}
+
     def _tree(self) -> dict[str, Any]:
         return {
             "bigopt_manifest": VERSION,
@@ -253,8 +258,8 @@ _KEYS = frozenset({
 
 def _parse(tree: Any) -> Manifest:
     _expect(tree, dict, "file")
-    if tree.get("bigopt_manifest") != VERSION:
-        raise DataError(f"manifest: version {str(tree.get('bigopt_manifest'))[:20]!r}, this bigopt reads {VERSION}")
+    if _expect(tree.get("bigopt_manifest"), int, "version") != VERSION:
+        raise DataError(f"manifest: version {tree['bigopt_manifest']}, this bigopt reads {VERSION}")
     if set(tree) != _KEYS:
         raise DataError(f"manifest: keys that differ: {', '.join(sorted(set(tree) ^ _KEYS))[:200]}")
     manifest = Manifest(

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from bigopt.core.errors import ConfError, DataError
 from bigopt.data.files import Files, open_files, shown
-from bigopt.data.manifest import NAME
+from bigopt.data.manifest import NAME, read_manifest
 from bigopt.data.select import Wanted
 from bigopt.data.source import BadRows, Dataset
 
@@ -110,7 +110,7 @@ def detect(files: Files) -> str:
     if any(name[0] not in "._" and name != NAME for name in names):
         return "parquet"
     if NAME in names:
-        raise DataError("a manifest without data", where=files.uri, hint="restore the files or ingest again")
+        return read_manifest(files).format
     raise DataError("an empty folder", where=files.uri, hint=hint)
 
 

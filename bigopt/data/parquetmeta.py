@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from bigopt.core.errors import DataError
 from bigopt.data.files import Files, place, read_file
+from bigopt.data.manifest import Manifest
 from bigopt.data.select import listed
 
 FOOTER_BYTES: Final = 64 << 20
@@ -54,11 +55,8 @@ class FileInfo:
     columns : dict of str to ColumnInfo
     notes : dict of str to str
         Key-value metadata of the schema.
-    tail : int
-        Where the bytes after the last row group start.
-    stored, decoded : int
-        Compressed and uncompressed bytes of all row groups.
-    codecs : tuple of str
+    stored : int
+        Bytes before the footer.
     digest : str
         SHA-256 of the footer.
     """
@@ -68,10 +66,7 @@ class FileInfo:
     groups: tuple[int, ...]
     columns: dict[str, ColumnInfo]
     notes: dict[str, str]
-    tail: int
     stored: int
-    decoded: int
-    codecs: tuple[str, ...]
     digest: str
 
 
@@ -91,8 +86,8 @@ def column_info(field: Any) -> ColumnInfo:
     return ColumnInfo(str(kind)[:80])
 
 
-def read_footer(files: Files, key: str, size: int) -> tuple[Any, bytes]:
-    """Return a file's metadata (pyarrow's) and the bytes of its footer.
+def read_footer(files: Files, key: str, size: int, manifest: Manifest | None = None) -> tuple[Any, bytes]:
+    """Return a file's metadata (pyarrow's) and the bytes of its footer, compared with the manifest before it is parsed.
 
     Raises
     ------
@@ -102,6 +97,11 @@ def read_footer(files: Files, key: str, size: int) -> tuple[Any, bytes]:
     where = place(files, key)
     if size == 0:
         raise DataError("an empty file", where=where, hint="truncated or unfinished: write it again")
+    if manifest is not None:
+        start = manifest.tails.get(key, 0)
+        manifest.check(key, files.read(key, start, size), f"{where}, footer", start=start)
+        if files.read(key, 0, 4) != b"PAR1":
+            raise DataError("altered: it does not start with PAR1", where=where, hint="restore it or ingest again")
     tail = read_file(files, key, limit=FOOTER_BYTES, start=max(0, size - _FIRST_READ), stop=size)
     if size < 12 or tail[-4:] != b"PAR1":
         found = "encrypted" if tail[-4:] == b"PARE" else "no Parquet file: it does not end with PAR1"
@@ -124,7 +124,7 @@ def read_footer(files: Files, key: str, size: int) -> tuple[Any, bytes]:
 
 
 def group_range(metadata: Any, group: int) -> tuple[int, int]:
-    """Return the bytes [start, stop) of a row group in its file."""
+    """Return the bytes [start, stop) of a row group in its file (for footers that a manifest vouches for)."""
     row_group = metadata.row_group(group)
     starts, stops = [], []
     for j in range(row_group.num_columns):
@@ -137,9 +137,13 @@ def group_range(metadata: Any, group: int) -> tuple[int, int]:
     return min(starts), max(stops)
 
 
-def read_info(files: Files, key: str, size: int) -> FileInfo:
-    """Return what a file's footer says."""
-    metadata, footer = read_footer(files, key, size)
+def read_info(files: Files, key: str, size: int, manifest: Manifest | None = None) -> FileInfo:
+    """Return what a file's footer says.
+
+    Column chunks are not looked at: pyarrow's accessors for them end the process where a footer is damaged, and only a
+    manifest can say that it is not.
+    """
+    metadata, footer = read_footer(files, key, size, manifest)
     where = place(files, key)
     try:
         schema = metadata.schema.to_arrow_schema()
@@ -152,10 +156,6 @@ def read_info(files: Files, key: str, size: int) -> FileInfo:
     rows = tuple(group.num_rows for group in groups)
     if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
         raise DataError(f"row groups of {sum(rows)} rows in a file of {metadata.num_rows}", where=where)
-    stop = max((group_range(metadata, g)[1] for g in range(len(groups)) if groups[g].num_columns), default=4)
-    if not 4 <= stop <= size - len(footer):
-        raise DataError(f"row groups end at byte {stop}, the footer starts at {size - len(footer)}", where=where)
-    codecs = {groups[0].column(j).compression.lower() for j in range(groups[0].num_columns)} if groups else set()
     notes = {k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in (schema.metadata or {}).items()}
     return FileInfo(
         key=key,
@@ -163,10 +163,7 @@ def read_info(files: Files, key: str, size: int) -> FileInfo:
         groups=rows,
         columns={field.name: column_info(field) for field in schema},
         notes=notes,
-        tail=stop,
-        stored=stop - 4,
-        decoded=sum(group.total_byte_size for group in groups),
-        codecs=tuple(sorted(codecs)),
+        stored=size - len(footer),
         digest=hashlib.sha256(footer).hexdigest(),
     )
 

@@ -18,8 +18,8 @@ import numpy as np
 from bigopt.core.errors import ConfError, DataError
 from bigopt.data.files import Files, place
 from bigopt.data.manifest import NAME, Manifest, read_manifest
-from bigopt.data.parquetmeta import ColumnInfo, FileInfo, check_schemas, read_footer, read_info
-from bigopt.data.parquetstore import PIECE_BYTES, PIECE_ROWS, ParquetSource, check_file
+from bigopt.data.parquetmeta import ColumnInfo, FileInfo, check_schemas, read_info
+from bigopt.data.parquetstore import PIECE_BYTES, PIECE_ROWS, ParquetSource
 from bigopt.data.select import Chosen, Wanted, choose, listed, numbered, require_numeric
 from bigopt.data.source import NUMERIC, Dataset, TargetKind, coalesce, common_dtype, partitions_of
 
@@ -63,10 +63,7 @@ def open_parquet(files: Files, uri: str, options: Mapping[str, Any], wanted: Wan
         if extra:
             raise DataError(f"files that the manifest does not name: {listed(extra)}", where=files.uri)
     with ThreadPoolExecutor(_THREADS) as pool:
-        infos = list(pool.map(lambda item: read_info(files, *item), found.items()))
-    if manifest is not None:
-        for info in infos:
-            check_file(files, manifest, info.key, info.size, read_footer(files, info.key, info.size)[0])
+        infos = list(pool.map(lambda item: read_info(files, item[0], item[1], manifest), found.items()))
     first = infos[0]
     names, feature_list, target, weight = _names(first, manifest)
     chosen, feature_list = _choose(wanted, first, names, feature_list, target, weight, files.uri)

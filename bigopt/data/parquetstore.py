@@ -8,7 +8,6 @@ Nulls are looked for before anything is converted (Arrow's ``flatten`` would dro
 
 from __future__ import annotations
 
-import io
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 
 from bigopt.core.codec import wire
 from bigopt.core.errors import DataError
-from bigopt.data.files import Files, LocalFiles, open_files, place
+from bigopt.data.files import Counted, Files, Segment, open_files, place
 from bigopt.data.manifest import Manifest, expected_manifest, read_manifest
 from bigopt.data.parquetmeta import group_range, read_footer
 from bigopt.data.source import Array, Partition, Rows
@@ -32,37 +31,6 @@ PIECE_BYTES: Final = 1 << 20
 PIECE_ROWS: Final = 1 << 16
 STREAM_BYTES: Final = 1 << 20
 _FAILURES: Final = (pa.ArrowException, OSError, ValueError, RuntimeError, MemoryError, EOFError)
-
-
-class Segments(io.RawIOBase):
-    """A file of which only some byte ranges are here (a row group), served without a copy."""
-
-    def __init__(self, size: int, start: int, data: bytes) -> None:
-        self._size, self._start, self._data, self._at = size, start, memoryview(data), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def size(self) -> int:
-        """Return the bytes of the whole file."""
-        return self._size
-
-    def read(self, size: int = -1) -> Any:
-        begin = self._at - self._start
-        if size < 0 or begin < 0 or begin + size > len(self._data):
-            raise OSError(f"bytes {self._at} to {self._at + size} are outside the row group")
-        self._at += size
-        return self._data[begin : begin + size]
 
 
 @wire
@@ -145,11 +113,15 @@ class ParquetSource:
         return read_manifest(self._files).fingerprint if self.verified else parquet_identity(self._files)
 
     def codec(self) -> str:
-        """Return the names of the compression codecs of the first row group, for people."""
-        metadata = self._footer(0)
-        group = metadata.row_group(0) if metadata.num_row_groups else None
-        found = {group.column(j).compression.lower() for j in range(group.num_columns)} if group is not None else set()
-        return ", ".join(sorted(found))
+        """Return the compression codecs of the first row group, for people (asked only of data that can be read)."""
+        first = next((f for f, groups in enumerate(self.groups) if groups), 0)
+        try:
+            next(self._group(first, 0, range(self.groups[first][0]), 0))
+        except (DataError, StopIteration, IndexError):
+            return "unknown"
+        group = self._footer(first).row_group(0)
+        names = {group.column(j).compression.lower() for j in range(group.num_columns)}
+        return ", ".join(sorted(names))
 
     def pieces(self, partition: Partition) -> Iterator[Rows]:
         """Yield the partition's rows, row group by row group, batch by batch."""
@@ -182,12 +154,10 @@ class ParquetSource:
             found = _size(self._files, key)
             if found != size:
                 raise DataError(f"{found} bytes, {size} when opened", where=where, hint="truncated or altered")
-            metadata, _ = read_footer(self._files, key, size)
+            metadata, _ = read_footer(self._files, key, size, self._manifest)
             groups = tuple(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))
             if groups != self.groups[file]:
                 raise DataError("other row groups than the run opened", where=where, hint="start a new run")
-            if self._manifest is not None:
-                check_file(self._files, self._manifest, key, size, metadata)
             self._footers[file] = metadata
         return self._footers[file]
 
@@ -195,61 +165,61 @@ class ParquetSource:
         metadata = self._footer(file)
         where = f"{place(self._files, self.keys[file])}, row group {group}"
         try:
-            handle, read = self._open(file, group, metadata)
-            reader = pq.ParquetFile(
-                handle,
-                metadata=metadata,
-                pre_buffer=False,
-                buffer_size=0 if self.verified else STREAM_BYTES,
-                page_checksum_verification=True,
-            )
-            row = 0
-            for batch in reader.iter_batches(self._batch(), [group], list(self.selected), use_threads=False):
-                lo, hi = max(keep.start, row), min(keep.stop, row + len(batch))
-                if lo < hi:
-                    cut = batch.slice(lo - row, hi - lo)
-                    piece = self._convert(cut, lambda r, base=lo: self._at(file, group, base + r, first + base + r))
-                    yield piece._replace(bytes_read=read)
-                    read = 0
-                row += len(batch)
-                if row >= keep.stop:
-                    return
-            raise DataError(f"{row} rows, the footer says {self.groups[file][group]}", where=where)
+            with self._open(file, group, metadata) as handle:
+                yield from self._decoded(handle, metadata, file, group, keep, first)
         except _FAILURES as error:
             column = self._culprit(file, group, metadata)
             what = f"column '{column}' " if column else ""
             hint = "truncated or altered: restore it or write the dataset again"
             raise DataError(f"{what}cannot be decoded: {_short(error)}", where=where, hint=hint) from error
 
+    def _decoded(
+        self, handle: Segment | Counted, metadata: Any, file: int, group: int, keep: range, first: int
+    ) -> Iterator[Rows]:
+        """Decode rows `keep` of a row group whose first row is global row `first`, batch by batch."""
+        reader = pq.ParquetFile(
+            pa.PythonFile(handle, mode="r"),
+            metadata=metadata,
+            pre_buffer=False,
+            buffer_size=0 if self.verified else STREAM_BYTES,
+            page_checksum_verification=True,
+        )
+        row = 0
+        for batch in reader.iter_batches(self._batch(), [group], list(self.selected), use_threads=False):
+            lo, hi = max(keep.start, row), min(keep.stop, row + len(batch))
+            if lo < hi:
+                cut = batch.slice(lo - row, hi - lo)
+                piece = self._convert(cut, lambda r, base=lo: self._at(file, group, base + r, first + base + r))
+                yield piece._replace(bytes_read=handle.taken())
+            row += len(batch)
+            if row >= keep.stop:
+                return
+        raise ValueError(f"{row} rows, the footer says {self.groups[file][group]}")
+
     def _batch(self) -> int:
         width = len(self.columns) * np.dtype(self.stored).itemsize
         return int(min(PIECE_ROWS, max(256, PIECE_BYTES // max(1, width))))
 
-    def _open(self, file: int, group: int, metadata: Any) -> tuple[Any, int]:
-        """Return a file object for pyarrow and the bytes that reading the group takes."""
+    def _open(self, file: int, group: int, metadata: Any) -> Segment | Counted:
+        """Return a file object for pyarrow that knows how many bytes were read."""
         key = self.keys[file]
         if self._manifest is not None:
             start, stop = group_range(metadata, group)
             data = self._files.read(key, start, stop)
             self._manifest.check(key, data, f"{place(self._files, key)}, row group {group}", start=start)
-            return pa.PythonFile(Segments(self.sizes[file], start, data), mode="r"), len(data)
-        row_group = metadata.row_group(group)
-        chosen = set(self.selected)
-        columns = (row_group.column(j) for j in range(row_group.num_columns))
-        read = sum(c.total_compressed_size for c in columns if c.path_in_schema.split(".")[0] in chosen or
-                   c.path_in_schema in chosen)  # fmt: skip
-        if isinstance(self._files, LocalFiles):
-            return pa.OSFile(str(self._files.root / key) if key else str(self._files.root)), read
-        return pa.PythonFile(self._files.open(key), mode="r"), read
+            return Segment(self.sizes[file], start, data)
+        return Counted(self._files.open(key))
 
     def _culprit(self, file: int, group: int, metadata: Any) -> str | None:
         """Return the first column of a row group that cannot be decoded."""
         for name in self.selected:
             try:
-                handle, _ = self._open(file, group, metadata)
-                reader = pq.ParquetFile(handle, metadata=metadata, pre_buffer=False, page_checksum_verification=True)
-                for _ in reader.iter_batches(self._batch(), [group], [name], use_threads=False):
-                    pass
+                with self._open(file, group, metadata) as handle:
+                    source = pa.PythonFile(handle, mode="r")
+                    options = {"pre_buffer": False, "page_checksum_verification": True}
+                    reader = pq.ParquetFile(source, metadata=metadata, **options)
+                    for _ in reader.iter_batches(self._batch(), [group], [name], use_threads=False):
+                        pass
             except (*_FAILURES, DataError):
                 return name
         return None
@@ -325,12 +295,3 @@ def _size(files: Files, key: str) -> int:
         return files.size(key)
     except FileNotFoundError as error:
         raise DataError("missing", where=place(files, key), hint="it was there when the run opened it") from error
-
-
-def check_file(files: Files, manifest: Manifest, key: str, size: int, metadata: Any) -> None:
-    """Compare a file's first bytes and its footer with the manifest."""
-    where = place(files, key)
-    tail = max((group_range(metadata, g)[1] for g in range(metadata.num_row_groups)), default=4)
-    manifest.check(key, files.read(key, tail, size), f"{where}, footer", start=tail)
-    if files.read(key, 0, 4) != b"PAR1":
-        raise DataError("altered: it does not start with PAR1", where=where, hint="restore it or ingest again")

@@ -19,15 +19,14 @@ UNVERIFIED = "no manifest: the dataset cannot be verified, a changed or damaged 
 
 def open_zarr(files: Files, uri: str, options: Mapping[str, Any], wanted: Wanted) -> Dataset:
     """Open a Zarr v3 group with or without a manifest; see `bigopt.data.open.open_dataset`."""
-    root, _ = read_json(files, "zarr.json")
-    if root.get("node_type") != "group":
-        raise DataError("a single Zarr array, not a group", where=files.uri, hint="a group with arrays X and y")
     listing = files.listing()
     manifest = read_manifest(files) if NAME in listing else None
     if manifest is not None:
         manifest.check_present(listing, files.uri)
-        root_bytes = files.read("zarr.json")
-        manifest.check("zarr.json", root_bytes, place(files, "zarr.json"))
+        manifest.check("zarr.json", files.read("zarr.json"), place(files, "zarr.json"))
+    root, _ = read_json(files, "zarr.json")
+    if root.get("node_type") != "group":
+        raise DataError("a single Zarr array, not a group", where=files.uri, hint="a group with arrays X and y")
     names = sorted({key.split("/")[0] for key in listing if key.endswith("/zarr.json") and key.count("/") == 1})
     if "X" not in names:
         raise DataError(f"no array X (arrays: {', '.join(names[:20]) or 'none'})", where=files.uri)
