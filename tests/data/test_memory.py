@@ -1,0 +1,152 @@
+"""Arrays in process, and what readers hold in memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+
+from bigopt.core.errors import ConfError, DataError
+from bigopt.data.files import filesystem, shown
+from bigopt.data.memory import from_arrays
+from bigopt.data.open import open_dataset
+from bigopt.data.publish import Publication
+from bigopt.data.source import Source, chosen_partition_rows, chunk_rows_of, common_chunk_rows
+
+from .helpers import rows_of, table, travelled, write
+
+
+def test_from_arrays_is_a_dataset_of_views() -> None:
+    X, y, weight = table(rows=100)
+    dataset = from_arrays(X, y, weight, partition_rows=(10, 0, 90), columns=list("abcde"), target="z")
+    assert [(p.index, p.start, p.rows) for p in dataset.partitions] == [(0, 0, 10), (1, 10, 0), (2, 10, 90)]
+    assert (dataset.target, dataset.weight, dataset.target_kind, dataset.rows) == (("z",), "weight", "number", 100)
+    (piece,) = dataset.source.pieces(dataset.partitions[2])
+    assert np.shares_memory(piece.X, X)
+    assert not piece.X.flags.writeable
+    np.testing.assert_array_equal(piece.y, y[10:])
+    np.testing.assert_array_equal(piece.weight, weight[10:])
+    assert dataset.source.place(dataset.partitions[2], 5) == "row 15 in memory"
+    assert isinstance(dataset.source, Source)
+
+
+def test_identity_of_arrays_is_their_contents() -> None:
+    X, y, _ = table(rows=5000)
+    first = from_arrays(X, y).source.identity()
+    assert from_arrays(X.copy(), y.copy()).source.identity() == first
+    assert from_arrays(np.asfortranarray(X), y).source.identity() == first
+    changed = X.copy()
+    changed[4999, 4] = np.nextafter(changed[4999, 4], np.float32(9))
+    assert from_arrays(changed, y).source.identity() != first
+    assert from_arrays(X).source.identity() != first
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"X": np.ones(3)},
+        {"X": np.array([["a"]])},
+        {"X": np.ones((0, 2))},
+        {"X": np.ones((3, 2)), "y": np.ones(4)},
+        {"X": np.ones((3, 2)), "weight": np.ones((3, 1))},
+        {"X": np.ones((3, 2)), "columns": ["a", "a"]},
+        {"X": np.ones((3, 2)), "partition_rows": (1, 1)},
+        {"X": np.ones((3, 2)), "partition_rows": 0},
+        {"X": np.ones((3, 2)), "y": np.array([1j, 2, 3])},
+    ],
+)
+def test_from_arrays_refuses(bad: dict[str, Any]) -> None:
+    with pytest.raises(DataError):
+        from_arrays(**bad)
+
+
+def test_chosen_sizes() -> None:
+    assert chosen_partition_rows(100, 8) == 13
+    assert chosen_partition_rows(1 << 30, 4) == 1 << 20
+    assert chosen_partition_rows(1 << 30, 1 << 10) == 1 << 14
+    assert chosen_partition_rows(5, 1 << 40) == 1
+    assert chunk_rows_of(1000, 8) == 1000
+    assert chunk_rows_of(1 << 20, 1 << 10) == 1 << 14
+    assert chunk_rows_of(1_000_003, 1 << 10) == 1_000_003
+    assert common_chunk_rows([300, 600, 150], 8) == 150
+    assert common_chunk_rows([5000, 1, 7001], 8) == 4001
+    assert common_chunk_rows([1 << 20], 1 << 10) == 1 << 14
+
+
+def test_a_zarr_reader_holds_little_more_than_two_pieces(tmp_path: Path) -> None:
+    X = np.random.default_rng(0).normal(size=(40_000, 50))
+    write(tmp_path / "d", "zarr", X, X[:, 0], partition_rows=20_000)
+    dataset = open_dataset(str(tmp_path / "d"))
+    assert dataset.piece_bytes == X.nbytes // 2
+    list(travelled(dataset).pieces(dataset.partitions[0]))
+    tracemalloc.start()
+    try:
+        for partition in dataset.partitions:
+            for piece in dataset.source.pieces(partition):
+                assert piece.X.flags.c_contiguous
+                del piece
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3.2 * dataset.piece_bytes  # compressed (incompressible), decoded, and the block itself
+
+
+@pytest.mark.parametrize("form", ["zarr", "parquet", "list"])
+def test_one_source_may_be_read_by_many_threads(tmp_path: Path, form: str) -> None:
+    X, y, _ = table(rows=4000)
+    write(tmp_path / "d", form, X, y, partition_rows=130)
+    dataset = open_dataset(str(tmp_path / "d"))
+    source = travelled(dataset)
+    with ThreadPoolExecutor(8) as pool:
+        parts = list(pool.map(lambda p: np.concatenate([r.X for r in source.pieces(p)]), list(dataset.partitions) * 2))
+    np.testing.assert_array_equal(np.concatenate(parts), np.concatenate([X, X]))
+
+
+def test_uploads_are_refused_until_they_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y, _ = table(rows=90)
+    url = "memory://upload/d"
+    fs = fsspec.filesystem("memory")
+    real, count = type(fs).put_file, [0]
+
+    def failing(self: Any, *args: Any, **more: Any) -> None:
+        count[0] += 1
+        if count[0] > 3:
+            raise OSError("the line is dead")
+        real(self, *args, **more)
+
+    monkeypatch.setattr(type(fs), "put_file", failing)
+    with pytest.raises(DataError, match="the line is dead"):
+        write(url, "zarr", X, y)  # type: ignore[arg-type]
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="unfinished"):
+        open_dataset(url)
+    write(url, "zarr", X, y, force=True)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(rows_of(open_dataset(url))[0], X)
+
+
+def test_npz_behind_a_url(tmp_path: Path) -> None:
+    X, y, _ = table(rows=300)
+    np.savez(tmp_path / "d.npz", X=X, y=y)
+    fsspec.filesystem("memory").pipe_file("/npz/d.npz", (tmp_path / "d.npz").read_bytes())
+    np.testing.assert_array_equal(rows_of(open_dataset("memory://npz/d.npz"))[0], X)
+
+
+def test_urls_never_show_credentials() -> None:
+    assert shown("s3://key:secret@bucket/d?token=abc") == "s3://bucket/d"
+    assert shown("/plain/path?x") == "/plain/path?x"
+    with pytest.raises(ConfError) as caught:
+        filesystem("nosuch://user:secret@host/x", {})
+    assert "secret" not in str(caught.value)
+
+
+def test_publication_never_replaces_a_file(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("x")
+    with pytest.raises(ConfError, match="is there already"):
+        Publication(str(tmp_path / "f"), {}, False).begin()
+    with pytest.raises(ConfError, match="is no dataset"):
+        Publication(str(tmp_path / "f"), {}, True).begin()
