@@ -1,8 +1,8 @@
 """From a conf and a dataset to a problem: which task, which rows, which model, which batches.
 
 `profile` makes one pass over the data and finds the `Facts`: used rows of each partition, feature moments, classes.
-They are kept in the run directory. `build` turns conf, dataset and facts into a `Problem`; it is a pure function, so that a
-resumed run builds the same one.
+They are kept in the run directory. `build` turns conf, dataset and facts into a `Problem`; it is a pure function, so
+that a resumed run builds the same one.
 """
 
 from __future__ import annotations

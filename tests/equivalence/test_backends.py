@@ -80,7 +80,8 @@ def test_a_round_costs_at_most_one_message_a_slot_and_few_vectors(session, data,
     monkeypatch.setattr(sessions, "open_session", lambda *args: session)
     session.arrivals.clear()
     kind, keys = MODELS["ridge"]
-    run_on(data[kind, "zarr"], tmp_path, *keys, "optimizer.name=adam", "batch.size=64", "batch.lanes=0", "stop.epochs=3")
+    more = ["optimizer.name=adam", "batch.size=64", "batch.lanes=0", "stop.epochs=3"]
+    run_on(data[kind, "zarr"], tmp_path, *keys, *more)
     rounds: dict[int, int] = {}
     for arrival in session.arrivals:
         rounds[arrival.order.ticket] = rounds.get(arrival.order.ticket, 0) + 1
