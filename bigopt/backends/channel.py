@@ -120,8 +120,8 @@ class Hub:
         -------
         list of dict
             slot, worker, host, pid, state (``busy``, ``idle``, ``gone``), round, first and last partition (of the order
-            that runs, else of the last one; None before the first), partitions (of the dataset), seconds (since it began, else of its Map), orders
-            (finished so far), rss (bytes).
+            that runs, else of the last one; None before the first), partitions (of the dataset), seconds (since it
+            began, else of its Map), orders (finished so far), rss (bytes).
         """
         now = time.monotonic()
         with self._lock:
@@ -255,6 +255,12 @@ class Hub:
                     send(link.connection, Install(number, order.work, order.work.view.source.identity()))
                     link.installed.add(number)
                 sent = send(link.connection, Task(serial, number, order.leaves, order.start, order.units, order.inputs))
+        except TypeError as error:  # a type without @wire, such as the arrays of a MemorySource
+            raise ConfError(
+                f"this cannot be sent to other processes: {error}",
+                where="backend.name",
+                hint="write the data as Zarr or Parquet, or use backend.name=local",
+            ) from None
         except OSError as error:
             self._drop(link, f"worker pid {link.hello.pid} on {link.hello.host} is gone ({type(error).__name__})")
             return

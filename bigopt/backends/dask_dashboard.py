@@ -149,7 +149,7 @@ class _View:
             p for _, kept in self._scheduler.get_events(CURVE_TOPIC) if kept["run"] == run for p in kept["points"]
         ]
         record = event["record"]
-        if record.get("loss") is not None:
+        if record.get("loss") is not None and (not points or points[-1][0] != record["step"]):
             points.append([record["step"], record["loss"], None])
         steps = [p[0] for p in points]
         if steps != list(self._curve.data["step"]):
@@ -240,8 +240,9 @@ def _head(event: dict[str, Any], age: float) -> str:
         ("rows/s", _rate(record)),
         ("running for", _duration(record.get("seconds"))),
     ]
-    for name, value in sorted(event["validation"].items()):
-        tiles.append((f"validation {name}", _number(value, "{:.4g}")))
+    metrics = event["validation"]
+    for name in sorted(metrics.keys() - {"loss"} or metrics):  # the loss stands in the curve
+        tiles.append((f"validation {name.replace('_', ' ')}", _number(metrics[name], "{:.4g}")))
     cells = "".join(
         f"<div class='tile' data-name='{html.escape(name)}'><span>{html.escape(name)}</span><b>{text}</b></div>"
         for name, text in tiles
@@ -307,10 +308,10 @@ def _range_row(slot: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _smooth(values: list[float]) -> list[float]:
-    """Return a running mean that remembers about ten points."""
+    """Return a running mean that remembers about six points."""
     kept: list[float] = []
     for n, value in enumerate(values, 1):
-        share = max(1.0 / n, 0.1)
+        share = max(2.0 / (n + 1), 0.15)
         kept.append(value if not kept else kept[-1] + share * (value - kept[-1]))
     return kept
 

@@ -22,6 +22,7 @@ from bigopt.core.errors import DataError
 from bigopt.core.sums import Sums
 from bigopt.data.cache import Meter
 from bigopt.data.plan import Ints
+from bigopt.data.synthetic import SyntheticSource
 from bigopt.data.view import DataView
 from bigopt.work import Arrival, Order
 
@@ -40,7 +41,7 @@ class Probe:
         Folder in which each started unit leaves a file ``partition-pid-number``; empty for none.
     refuse : int
         Partition whose work raises `DataError`; -1 for none.
-    break_ : int
+    defect : int
         Partition whose work raises `ZeroDivisionError`: a defect.
     kill : int
         Partition whose work kills its process; with `log`, only the first time.
@@ -50,7 +51,7 @@ class Probe:
     seconds: float = 0.0
     log: str = ""
     refuse: int = -1
-    break_: int = -1
+    defect: int = -1
     kill: int = -1
 
     def prepare(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -63,7 +64,7 @@ class Probe:
         again = self._note(index)
         if index == self.refuse:
             raise DataError("refused on purpose", where=f"partition {index}", hint="a test")
-        if index == self.break_:
+        if index == self.defect:
             raise ZeroDivisionError("broken on purpose")
         if index == self.kill and not again:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -83,6 +84,16 @@ class Probe:
         number = next(n for n in itertools.count() if not os.path.exists(f"{self.log}/{index}-{os.getpid()}-{n}"))
         with open(f"{self.log}/{index}-{os.getpid()}-{number}", "x", encoding="ascii"):
             return again
+
+
+@wire
+@dataclass(frozen=True)
+class Elsewhere(SyntheticSource):
+    """Rows that are another dataset in every process."""
+
+    def identity(self) -> str:
+        """Return the process id, 64 digits long."""
+        return f"{os.getpid():064x}"
 
 
 class Unreliable:
