@@ -10,6 +10,7 @@ import contextlib
 import csv
 import gzip
 import io
+import itertools
 import math
 import zipfile
 import zlib
@@ -19,6 +20,7 @@ from functools import cached_property
 from typing import IO, Any, Final, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from bigopt.core.errors import BigoptError, DataError
 from bigopt.data.expression_values import Column
@@ -27,6 +29,8 @@ from bigopt.data.rawread import BLOCK_ROWS, NULLS, RawKind, Table, Unfit
 
 _BLOCK_TEXT: Final = 1 << 20
 _LONGEST_LINE: Final = 16 << 20
+_CHUNK: Final = 1 << 18
+_STEP: Final = 256
 _BOOLEANS: Final = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _BITS: Final = {**_BOOLEANS, "1": True, "0": False}
 
@@ -65,7 +69,11 @@ class CsvFile:
             For an empty file, or a name that is empty or stands twice.
         """
         with _messages(self.uri), self._text() as handle:
-            header = next(csv.reader(_Lines(handle, self.uri), strict=True, delimiter=self._delimiter), None)
+            lines = itertools.chain.from_iterable(_Text(handle, self.uri))
+            try:
+                header = next(csv.reader(lines, strict=True, delimiter=self._delimiter), None)
+            except csv.Error as error:
+                raise DataError(f"malformed CSV: {error}", where=f"{self.uri}, line 1") from error
         if not header:
             raise DataError("no header line", where=self.uri)
         for column, name in enumerate(header, 1):
@@ -103,80 +111,98 @@ class CsvFile:
 
     def dtypes(self, names: Sequence[str]) -> dict[str, str]:
         """Guess dtype names from the first block: int64, float64, bool, text (all null: float64)."""
-        fields, _ = next(self._blocks(names), ([()] * len(names), []))
+        fields, _ = next(self._blocks(names), ([()] * len(names), None))
         return {name: _dtype(_guess(texts)) for name, texts in zip(names, fields)}
 
     def tables(self, kinds: Mapping[str, RawKind]) -> Iterator[Table]:
         """Yield all rows of some columns."""
         for fields, lines in self._blocks(tuple(kinds)):
-            table = Table({}, np.array(lines, dtype=np.int64), self.uri, "line")
+            table = Table({}, lines, self.uri, "line")
             for (name, kind), texts in zip(kinds.items(), fields):
                 table.columns[name] = _convert(texts, kind, name, table)
             yield table
 
-    def _blocks(self, names: Sequence[str]) -> Iterator[tuple[list[tuple[str, ...]], list[int]]]:
+    def _blocks(self, names: Sequence[str]) -> Iterator[tuple[list[tuple[str, ...]], npt.NDArray[np.int64]]]:
         """Yield the fields of some columns and the line numbers, block by block."""
-        width, places = len(self.names), [self.names.index(name) for name in names]
+        places = [self.names.index(name) for name in names]
         with _messages(self.uri), self._text() as handle:
-            source = _Lines(handle, self.uri)
-            reader = csv.reader(source, strict=True, delimiter=self._delimiter)
+            text = _Text(handle, self.uri)
+            reader = csv.reader(itertools.chain.from_iterable(text), strict=True, delimiter=self._delimiter)
             next(reader)
             records: list[list[str]] = []
-            lines: list[int] = []
-            blank = 0
-            line = reader.line_num + 1
-            try:
-                for record in reader:
-                    if len(record) != width or blank:
-                        if not record:
-                            blank = blank or line
-                            line = reader.line_num + 1
-                            continue
-                        raise self._uneven(record, width, line, blank)
-                    records.append(record)
-                    lines.append(line)
-                    line = reader.line_num + 1
-                    if len(records) == BLOCK_ROWS or source.taken >= _BLOCK_TEXT:
-                        yield _chosen(records, places), lines
-                        records, lines, source.taken = [], [], 0
-            except csv.Error as error:
-                raise DataError(f"malformed CSV: {error}", where=f"{self.uri}, line {line}") from error
-            if records:
-                yield _chosen(records, places), lines
+            first = line = reader.line_num + 1
+            while True:
+                try:
+                    some = list(itertools.islice(reader, _STEP))
+                except csv.Error as error:
+                    raise DataError(f"malformed CSV: {error}", where=f"{self.uri}, line {reader.line_num}") from error
+                records += some
+                line = reader.line_num + 1
+                if some and len(records) < BLOCK_ROWS and text.taken < _BLOCK_TEXT:
+                    continue
+                blank = 0  # lines at the end, which only the end of the file makes harmless
+                while blank < len(records) and not records[-1 - blank]:
+                    blank += 1
+                if blank < len(records):
+                    yield self._checked(records[: len(records) - blank], first, line - blank, places)
+                elif blank >= BLOCK_ROWS:
+                    raise _uneven([], len(self.names), f"{self.uri}, line {first}")
+                if not some:
+                    return
+                records, first, text.taken = records[len(records) - blank :], line - blank, 0
 
-    def _uneven(self, record: list[str], width: int, line: int, blank: int) -> DataError:
-        if blank:
-            return DataError("a blank line between rows", where=f"{self.uri}, line {blank}")
-        hint = "is a field with a comma unquoted?" if len(record) > width else "is the line cut off?"
-        return DataError(f"{len(record)} fields, the header has {width}", where=f"{self.uri}, line {line}", hint=hint)
+    def _checked(
+        self, records: list[list[str]], first: int, stop: int, places: list[int]
+    ) -> tuple[list[tuple[str, ...]], npt.NDArray[np.int64]]:
+        """Return the chosen fields and the line of each record; all records must be as wide as the header."""
+        width = len(self.names)
+        if stop - first == len(records):
+            lines = np.arange(first, stop)
+        else:  # quoted fields with line breaks
+            heights = [1 + sum(field.count("\n") for field in record) for record in records]
+            lines = first + np.cumsum([0, *heights[:-1]])
+        if set(map(len, records)) != {width}:
+            row = next(i for i, record in enumerate(records) if len(record) != width)
+            raise _uneven(records[row], width, f"{self.uri}, line {lines[row]}")
+        columns = list(zip(*records))
+        return [columns[place] for place in places], lines
 
 
-class _Lines:
-    """Lines of a text file, none longer than `_LONGEST_LINE`, counting the characters handed out."""
+def _uneven(record: list[str], width: int, where: str) -> DataError:
+    if not record:
+        return DataError("a blank line between rows", where=where)
+    hint = "is a field with a comma unquoted?" if len(record) > width else "is the line cut off?"
+    return DataError(f"{len(record)} fields, the header has {width}", where=where, hint=hint)
+
+
+class _Text:
+    """The lines of a text file in lists of about `_CHUNK` characters, counting the characters handed out."""
 
     def __init__(self, handle: IO[str], uri: str) -> None:
         self._handle, self._uri, self._line = handle, uri, 0
         self.taken = 0
 
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        try:
-            text = self._handle.readline(_LONGEST_LINE)
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"not UTF-8 text ({error.reason})",
-                where=f"{self._uri}, after line {self._line}",
-                hint="convert it first",
-            ) from error
-        self._line += 1
-        if len(text) >= _LONGEST_LINE:
-            raise DataError(f"longer than {_LONGEST_LINE} characters", where=f"{self._uri}, line {self._line}")
-        if not text:
-            raise StopIteration
-        self.taken += len(text)
-        return text
+    def __iter__(self) -> Iterator[list[str]]:
+        rest = ""
+        while True:
+            try:
+                chunk = self._handle.read(_CHUNK)
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"not UTF-8 text ({error.reason})",
+                    where=f"{self._uri}, after line {self._line}",
+                    hint="convert it first",
+                ) from error
+            if not chunk and not rest:
+                return
+            lines = io.StringIO(rest + chunk, newline="\n").readlines()
+            rest = lines.pop() if chunk and not lines[-1].endswith("\n") else ""
+            if len(rest) > _LONGEST_LINE:
+                where = f"{self._uri}, line {self._line + len(lines) + 1}"
+                raise DataError(f"longer than {_LONGEST_LINE} characters", where=where)
+            self.taken += len(chunk)
+            self._line += len(lines)
+            yield lines
 
 
 @contextlib.contextmanager
@@ -190,11 +216,6 @@ def _messages(uri: str) -> Iterator[None]:
         raise DataError(f"damaged or not readable: {error}", where=uri) from error
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", where=uri) from error
-
-
-def _chosen(records: list[list[str]], places: list[int]) -> list[tuple[str, ...]]:
-    columns = list(zip(*records))
-    return [columns[place] for place in places]
 
 
 def _dtype(kind: RawKind) -> str:
@@ -248,34 +269,45 @@ def _guess(texts: Sequence[str]) -> RawKind:
 
 
 def _convert(texts: Sequence[str], kind: RawKind, name: str, table: Table) -> Column:
-    mask = [text in NULLS for text in texts]
-    null = np.array(mask) if any(mask) else None
     if kind == "text":
+        null = None if NULLS.isdisjoint(texts) else np.array([text in NULLS for text in texts])
         values = np.empty(len(texts), dtype=object)
-        values[:] = texts if null is None else ["" if gone else text for text, gone in zip(texts, mask)]
+        values[:] = texts
+        if null is not None:
+            values[null] = ""
         return Column(values, null)
-    given = texts if null is None else ["0" if gone else text for text, gone in zip(texts, mask)]
+    parsed = _parsed(texts, kind)
+    if parsed is not None:
+        return Column(parsed)
+    null = np.array([text in NULLS for text in texts])
+    given = ["0" if gone else text for text, gone in zip(texts, null.tolist())]
+    parsed = _parsed(given, kind)
+    if parsed is not None:
+        return Column(parsed, null)
+    row = next(i for i, text in enumerate(given) if not _fits(text, kind))
+    text = given[row].strip()
+    wider: RawKind = "number" if kind == "integer" and not text.isdigit() and _fits(text, "number") else "text"
+    needed = {"integer": "an integer", "number": "a number", "boolean": "true or false"}[kind]
+    raise Unfit(
+        f"'{given[row][:60]}' in column '{name}' is not {needed}",
+        where=table.place(row),
+        hint=f"declare its type in ingest.columns ({{{name}: {'float64' if wider == 'number' else 'text'}}}), "
+        "or correct the file",
+        column=name,
+        wider=wider,
+    )
+
+
+def _parsed(texts: Sequence[str], kind: RawKind) -> npt.NDArray[Any] | None:
+    """Return the values of fields, or None where any of them is not of the kind."""
     try:
-        if not _plain("".join(given)):
-            raise ValueError
         if kind == "boolean":
-            return Column(np.array([_BITS[text] for text in given], dtype=bool), null)
+            return np.array([_BITS[text] for text in texts], dtype=bool)
+        if not _plain("".join(texts)):
+            return None
         if kind == "integer":
-            return Column(np.array(list(map(int, given)), dtype=np.int64), null)
-        values = np.array(list(map(float, given)), dtype=np.float64)
-        if not np.isfinite(values).all():
-            raise ValueError
-        return Column(values, null)
-    except (ValueError, KeyError, OverflowError) as error:
-        row = next(i for i, text in enumerate(given) if not _fits(text, kind))
-        text = given[row].strip()
-        wider: RawKind = "number" if kind == "integer" and not text.isdigit() and _fits(text, "number") else "text"
-        needed = {"integer": "an integer", "number": "a number", "boolean": "true or false"}[kind]
-        raise Unfit(
-            f"'{given[row][:60]}' in column '{name}' is not {needed}",
-            where=table.place(row),
-            hint=f"declare its type in ingest.columns ({{{name}: {'float64' if wider == 'number' else 'text'}}}), "
-            "or correct the file",
-            column=name,
-            wider=wider,
-        ) from error
+            return np.array(list(map(int, texts)), dtype=np.int64)
+        values = np.array(list(map(float, texts)), dtype=np.float64)
+    except (ValueError, KeyError, OverflowError):
+        return None
+    return values if np.isfinite(values).all() else None

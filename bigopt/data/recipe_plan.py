@@ -90,7 +90,13 @@ def make_plan(spec: IngestSpec, source: RawSource, options: Mapping[str, Any] | 
         for key in join.on:
             if taken.get(key.name) != "the source":
                 raise _unknown(key.name, "ingest.join.on", source.names)
-    _claim(taken, [name for name, _ in derive], "ingest.derive", "ingest.derive")
+    for name, expression in derive:
+        for used in expression.columns:
+            if used not in taken:
+                later = used in dict(spec.derive)
+                hint = f"put '{used}' before '{name}'" if later else nearest(used, taken)
+                raise ConfError(f"there is no column '{used}'", where=f"ingest.derive.{name}", hint=hint)
+        _claim(taken, [name], "ingest.derive", "ingest.derive")
     for names, path in (
         (spec.target or (), "data.target"),
         ((spec.weight,) if spec.weight else (), "data.weight"),
