@@ -126,8 +126,9 @@ class RemoteFiles:
         path = self._path(key)
         if stop is not None and stop <= start:
             return b""
-        whole = start == 0 and stop is None
-        return bytes(self.fs.cat_file(path) if whole else self.fs.cat_file(path, start=start, end=stop))
+        if stop is None and start:
+            stop = self.size(key)
+        return bytes(self.fs.cat_file(path) if stop is None else self.fs.cat_file(path, start=start, end=stop))
 
     def size(self, key: str) -> int:
         return int(self.fs.size(self._path(key)))
@@ -273,7 +274,7 @@ def filesystem(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
         raise ConfError(f"'{shown(uri)}': {error}", where="data.uri", hint="see data.storage_options") from error
     try:
         store = importlib.import_module("obstore.fsspec").FsspecStore(protocol, **options)
-        return store, str(store._strip_protocol(uri))
+        return store, uri if protocol in ("http", "https") else uri.split("://", 1)[1]
     except (ImportError, ValueError, TypeError) as error:
         raise ConfError(f"'{shown(uri)}': {error}", where="data.uri", hint=hint) from error
 

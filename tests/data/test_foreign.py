@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def test_zarr_text_labels_big_endian_and_fixed_strings(tmp_path: Path) -> None:
     assert goty.tolist() == labels.tolist()
     assert open_dataset(str(tmp_path / "d")).target_kind == "text"
     root = group(tmp_path / "u", X)
-    with pytest.warns(zarr.errors.UnstableSpecificationWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zarr 3.1 calls fixed-length text unstable, 3.4 does not
         array = root.create_array("y", shape=(90,), chunks=(40,), dtype="<U8")
     array[...] = labels
     assert rows_of(open_dataset(str(tmp_path / "u")))[1].tolist() == labels.tolist()

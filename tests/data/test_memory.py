@@ -150,3 +150,33 @@ def test_publication_never_replaces_a_file(tmp_path: Path) -> None:
         Publication(str(tmp_path / "f"), {}, False).begin()
     with pytest.raises(ConfError, match="is no dataset"):
         Publication(str(tmp_path / "f"), {}, True).begin()
+
+
+@pytest.mark.parametrize("form", ["zarr", "parquet"])
+def test_obstore_stands_in_for_a_missing_fsspec_driver(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """obstore's file store behind a protocol that fsspec has no driver for: everything goes through its interface."""
+    obstore = pytest.importorskip("obstore.fsspec")
+    X, y, _ = table(rows=90)
+    write(tmp_path / "d", form, X, y)
+    made: list[str] = []
+
+    def missing(_url: str, **_options: Any) -> Any:
+        raise ImportError("Install s3fs")
+
+    def store(protocol: str, **_options: Any) -> Any:
+        made.append(protocol)
+        return FileStore("file")
+
+    FileStore = obstore.FsspecStore
+    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
+    monkeypatch.setattr(obstore, "FsspecStore", store)
+    dataset = open_dataset(f"s3://{tmp_path}/d")
+    np.testing.assert_array_equal(rows_of(dataset)[0], X)
+    assert dataset.source.identity() == dataset.manifest.fingerprint
+    assert set(made) == {"s3"}
+    with pytest.raises(DataError, match="no such file or folder"):
+        open_dataset(f"s3://{tmp_path}/nothing")
+    with pytest.raises(ConfError, match="Install s3fs"):
+        open_dataset("hdfs://host/d")
