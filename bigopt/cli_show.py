@@ -52,7 +52,8 @@ def cell(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {cell(v)}" for k, v in value.items()) or "-"
     if isinstance(value, (list, tuple)):
-        shown = ", ".join(cell(v) for v in value[:12])
+        nested = bool(value) and all(isinstance(v, (list, tuple)) for v in value)
+        shown = ("; " if nested else ", ").join(cell(v) for v in value[:12])
         return (shown + f", ... ({len(value)})" if len(value) > 12 else shown) or "-"
     return str(value)
 

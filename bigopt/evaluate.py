@@ -82,7 +82,7 @@ def evaluate(run: Path, data: str, overrides: Sequence[str] = ()) -> dict[str, A
         assert opened.batches is not None
         sums = _in_process(model, opened.batches, data)
     metrics = {name: value for name, value in sums.values().items() if name != "loss"}
-    return {"status": "completed", "metrics": metrics, "rows": sums.rows}
+    return {"status": "completed", "metrics": {**metrics, **sums.tables()}, "rows": sums.rows}
 
 
 def _open(conf: Conf, model: Bundle, uri: str, *, predict: bool) -> _Opened:
@@ -236,7 +236,7 @@ def _columns(model: Bundle, params: Array, X: Array, scores: bool) -> dict[str, 
             names = [f"prediction_{i}" for i in range(values.shape[1])]
         return {name: np.asarray(values[:, i], dtype=np.float64) for i, name in enumerate(names)}
     classes = model.targets.classes or tuple(range(found.shape[1]))
-    label = np.asarray(classes)[predicted_class(found)]
+    label = np.asarray(classes)[predicted_class(model.model.loss, found)]
     kind, values = ("score", found) if scores else ("probability", model.model.predict(params, X))
     if scores and found.shape[1] == 1:
         return {"prediction": label, "score": np.asarray(found[:, 0], dtype=np.float64)}

@@ -144,10 +144,8 @@ VALUES: Mapping[str, Mapping[str, bool]] = {
 
 INIT_RULES = ("glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "zeros")
 
-METRICS: Mapping[str, bool] = {
-    **dict.fromkeys(("mse", "rmse", "r2", "accuracy", "log_loss", "auc"), True),
-    **dict.fromkeys(("mae", "precision", "recall", "f1", "top_k"), False),
-}
+METRICS = ("mse", "rmse", "mae", "r2", "accuracy", "log_loss", "auc", "precision", "recall", "f1", "top_k")
+"""What stop.target_metric may name."""
 
 LOSSES_OF: Mapping[str, tuple[str, ...]] = {
     "linear": ("squared", "huber"),

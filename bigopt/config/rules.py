@@ -211,8 +211,6 @@ def _check_stop(conf: Conf) -> None:
                 f"stop.target_metric has an unknown metric, '{metric}'",
                 nearest(metric, names.METRICS),
             )
-        if not names.METRICS[metric]:
-            raise conf.error("stop.target_metric", "stop.target_metric: " + later(f"metric '{metric}'"))
     if stop.target_metric is not None and len(stop.target_metric) != 1:
         raise conf.error(
             "stop.target_metric",

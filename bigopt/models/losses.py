@@ -29,7 +29,7 @@ from bigopt.core.errors import ConfError
 from bigopt.models.activations import sigmoid, softmax
 from bigopt.models.kernels import into, row_sum
 
-Task = Literal["regression", "binary", "multiclass"]
+Task = Literal["regression", "binary", "sign", "multiclass"]
 
 
 class Loss(Protocol):

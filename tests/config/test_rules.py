@@ -66,11 +66,6 @@ def test_the_names_of_the_specification_are_all_known() -> None:
     assert sorted(names.VALUES["batch.sampling"]) == sorted(samplings.split())
 
 
-def test_metrics_of_a_later_version() -> None:
-    with pytest.raises(ConfError, match=r"stop.target_metric: metric 'f1' is not available in this version"):
-        load_text("stop: {target_metric: {f1: 0.9}}", "x")
-
-
 def test_a_file_or_run_as_init(tmp_path: Path) -> None:
     saved = tmp_path / "w.npz"
     saved.write_bytes(b"")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigopt.core.codec import dumps, loads
+from bigopt.models.confusion import MOST_CLASSES
 from bigopt.models.linear import LinearModel
 from bigopt.models.losses import BinaryCrossEntropy, CategoricalCrossEntropy, SquaredLoss
 from bigopt.models.metrics import evaluate_block, metric_sums, predicted_class
@@ -77,7 +79,7 @@ def test_two_classes(weighted: bool, logits: int) -> None:
     loss = BinaryCrossEntropy() if logits == 1 else CategoricalCrossEntropy()
     found = folded(loss, scores, y.astype(float) if logits == 1 else y, w, CUTS).values()
     p = 1 / (1 + np.exp(-v[:, 0]))
-    assert set(found) == {"loss", "accuracy", "log_loss", "auc"}
+    assert list(found) == ["loss", "accuracy", "log_loss", "auc", "precision", "recall", "f1", "top_k"]
     assert found["accuracy"] == pytest.approx(sklearn.accuracy_score(y, v[:, 0] > 0, sample_weight=w), rel=1e-13)
     assert found["log_loss"] == found["loss"] == pytest.approx(sklearn.log_loss(y, p, sample_weight=w), rel=1e-12)
     assert found["auc"] == pytest.approx(sklearn.roc_auc_score(y, v[:, 0], sample_weight=w), rel=1e-12)
@@ -91,9 +93,88 @@ def test_many_classes(weighted: bool, one_hot: bool) -> None:
     w = _weight(weighted)
     found = folded(CategoricalCrossEntropy(), v, np.eye(4)[y] if one_hot else y, w, CUTS).values()
     p = np.exp(v) / np.exp(v).sum(axis=1, keepdims=True)
-    assert set(found) == {"loss", "accuracy", "log_loss"}
+    assert list(found) == ["loss", "accuracy", "log_loss", "precision", "recall", "f1", "top_k"]
     assert found["accuracy"] == pytest.approx(sklearn.accuracy_score(y, v.argmax(1), sample_weight=w), rel=1e-13)
     assert found["log_loss"] == pytest.approx(sklearn.log_loss(y, p, sample_weight=w), rel=1e-12)
+
+
+def _by_class(found: Any, y: np.ndarray, predicted: np.ndarray, w: np.ndarray | None, average: str) -> None:
+    values = found.values()
+    for name in ("precision", "recall", "f1"):
+        peer = getattr(sklearn, f"{name}_score")
+        expected = peer(y, predicted, average=average, zero_division=0, sample_weight=w)
+        assert values[name] == pytest.approx(expected, rel=1e-13, abs=1e-300), name
+    labels = range(found.confusion.hit.size)
+    np.testing.assert_allclose(
+        found.tables()["confusion"],
+        sklearn.confusion_matrix(y, predicted, labels=list(labels), sample_weight=w),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.7, 9.0, -9.0], ids=["even", "more", "all", "none"])
+def test_two_classes_are_judged_by_the_positive_one(weighted: bool, shift: float) -> None:
+    rng = np.random.default_rng(1)
+    y = rng.integers(0, 2, 300)
+    v = rng.normal(loc=y - 0.5 + shift, size=300)
+    w = _weight(weighted)
+    one = folded(BinaryCrossEntropy(), v[:, None], y.astype(float), w, CUTS)
+    two = folded(CategoricalCrossEntropy(), np.stack([-v / 2, v / 2], axis=1), y, w, CUTS)
+    for found in (one, two):
+        _by_class(found, y, (v > 0).astype(int), w, "binary")
+        assert found.values()["top_k"] == 1.0
+
+
+@pytest.mark.parametrize("absent", [(), (3,), (0, 7)], ids=["all there", "one absent", "two absent"])
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_many_classes_are_averaged_over_those_that_occur(weighted: bool, absent: Any, one_hot: bool) -> None:
+    """A class that occurs neither as label nor as prediction does not count; one that is never hit counts 0."""
+    rng = np.random.default_rng(2)
+    y = rng.choice([c for c in range(8) if c not in absent], 300)
+    v = rng.normal(size=(300, 8)) + 1.5 * np.eye(8)[y] * (y != 5)[:, None]
+    v[:, list(absent)] = -9.0
+    v[y == 4, 6] += 9.0
+    w = _weight(weighted)
+    if w is not None:
+        w[y == 1] = 0.0
+    found = folded(CategoricalCrossEntropy(), v, np.eye(8)[y] if one_hot else y, w, CUTS)
+    _by_class(found, y, v.argmax(axis=1), w, "macro")
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), classes=st.integers(3, 9), cut=st.integers(0, 12), weights=st.booleans())
+def test_top_k_is_scikit_learns_with_ties(seed: int, classes: int, cut: int, weights: bool) -> None:
+    rng = np.random.default_rng(seed)
+    y, v = rng.integers(0, classes, 12), rng.integers(-2, 3, (12, classes)).astype(float)
+    w = rng.uniform(0.1, 2.0, 12) if weights else None
+    found = folded(CategoricalCrossEntropy(), v, y, w, [0, cut, 12]).values()["top_k"]
+    if classes <= 5:
+        assert found == 1.0
+    else:
+        labels = np.arange(classes)
+        expected = sklearn.top_k_accuracy_score(y, v, k=5, labels=labels, sample_weight=w)
+        assert found == pytest.approx(expected, rel=1e-13)
+
+
+def test_counts_are_whole_numbers_and_a_huge_matrix_is_left_out() -> None:
+    y, v = np.array([0, 2, 2]), np.eye(3)[[0, 1, 2]]
+    table = metric_sums(CategoricalCrossEntropy(), v, y, None).tables()["confusion"]
+    assert json.dumps(table) == "[[1, 0, 0], [0, 0, 0], [0, 1, 1]]"
+    halves = metric_sums(CategoricalCrossEntropy(), v, y, np.full(3, 0.5)).tables()["confusion"]
+    assert json.dumps(halves) == "[[0.5, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.5, 0.5]]"
+    many = metric_sums(CategoricalCrossEntropy(), np.eye(MOST_CLASSES + 1)[:3], np.array([0, 1, 1]), None)
+    assert many.tables() == {}
+    assert many.values()["accuracy"] == pytest.approx(2 / 3)
+    assert many.values()["recall"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert metric_sums(SquaredLoss(), v, v, None).tables() == {}
+
+
+def test_all_right_is_exactly_one() -> None:
+    rng = np.random.default_rng(0)
+    y, w = rng.integers(0, 7, 1000), rng.uniform(size=1000)
+    found = metric_sums(CategoricalCrossEntropy(), np.eye(7)[y], y, w).values()
+    assert [found[k] for k in ("accuracy", "precision", "recall", "f1", "top_k")] == [1.0] * 5
 
 
 def test_log_loss_is_not_clipped() -> None:
@@ -231,5 +312,14 @@ def test_a_block_is_judged_by_what_the_model_predicts(rows_of: Any, params_of: A
 
 
 def test_ties_go_to_the_first_class() -> None:
-    np.testing.assert_array_equal(predicted_class(np.array([[0.0], [1e-9], [-1.0]])), [0, 1, 0])
-    np.testing.assert_array_equal(predicted_class(np.array([[0.0, 0.0], [1.0, 2.0]])), [0, 1])
+    binary, categorical = BinaryCrossEntropy(), CategoricalCrossEntropy()
+    np.testing.assert_array_equal(predicted_class(binary, np.array([[0.0], [1e-9], [-1.0]])), [0, 1, 0])
+    np.testing.assert_array_equal(predicted_class(categorical, np.array([[0.0, 0.0], [1.0, 2.0]])), [0, 1])
+
+
+def test_the_conf_knows_every_metric_that_is_a_number() -> None:
+    from bigopt.config import names
+
+    number = metric_sums(SquaredLoss(), np.ones((3, 1)), np.ones(3), None)
+    classes = metric_sums(BinaryCrossEntropy(), np.ones((3, 1)), np.ones(3), None)
+    assert {*names.METRICS} == {*number.values(), *classes.values()} - {"loss"}
