@@ -108,7 +108,7 @@ def _own_cluster(workers: int, stack: contextlib.ExitStack) -> Any:
     folder = tempfile.mkdtemp(prefix="bigopt-dask-")
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
     try:
-        with dask.config.set({"distributed.scheduler.worker-ttl": _HUNG_SECONDS}):
+        with dask.config.set({"distributed.scheduler.worker-ttl": _HUNG_SECONDS, "temporary-directory": folder}):
             cluster = LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
