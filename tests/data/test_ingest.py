@@ -387,16 +387,14 @@ def test_raw_batches_says_none_for_what_is_not_raw(tmp_path: Path) -> None:
 
 def test_reading_takes_the_same_memory_whatever_the_length(tmp_path: Path) -> None:
     peaks = {}
-    for rows in (15_000, 45_000):
+    for rows in (100, 30_000, 60_000):  # the first one only warms up
         raw = write_csv(tmp_path / f"{rows}.csv", flights(rows))
         spec = make_spec(str(raw), **SPEC)
         tracemalloc.start()
         ingest_files(spec, str(tmp_path / f"{rows}.zarr"), partition_rows=2000)
         peaks[rows] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        size = raw.stat().st_size
-    assert size > 1_500_000
-    assert peaks[45_000] < 1.1 * peaks[15_000] + 300_000
+    assert peaks[60_000] < peaks[30_000] + 300_000  # the file is 1.2 MB longer, its fields as Python objects 20 MB
 
 
 def test_an_npz_is_streamed(tmp_path: Path) -> None:
