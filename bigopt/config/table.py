@@ -156,14 +156,24 @@ class ModelConf(Group, frozen=True):
 class OptimizerConf(Group, frozen=True):
     """How a mean gradient becomes a step. A key the chosen optimizer does not use is refused."""
 
-    name: Annotated[Text, key("gd | sgd | momentum | nesterov | adagrad | rmsprop | adadelta | adam | adamw")] = "adam"
-    momentum: Annotated[Decay | None, key("momentum, nesterov: mu; null: 0.9")] = None
-    beta1: Annotated[Decay | None, key("adam, adamw: decay of the mean; null: 0.9")] = None
-    beta2: Annotated[Decay | None, key("adam, adamw: decay of the squares; null: 0.999")] = None
-    eps: Annotated[Positive | None, key("added to the root; null: adagrad 1e-10, adadelta 1e-6, else 1e-8")] = None
+    name: Annotated[
+        Text,
+        key(
+            "gd | sgd | momentum | nesterov | adagrad | rmsprop | adadelta | adam | adamw | amsgrad | adamax | nadam | "
+            "yogi | lion | lars | lamb"
+        ),
+    ] = "adam"
+    momentum: Annotated[Decay | None, key("momentum, nesterov, lars: mu; null: 0.9")] = None
+    beta1: Annotated[Decay | None, key("adam and its kin, lion: decay of the mean; null: 0.9")] = None
+    beta2: Annotated[Decay | None, key("adam and its kin, lion: decay of the squares; null: 0.999, lion 0.99")] = None
+    eps: Annotated[
+        Positive | None, key("added to the root; null: adagrad 1e-10, adadelta, lamb 1e-6, yogi 1e-3, else 1e-8")
+    ] = None
     decay: Annotated[Decay | None, key("rmsprop: decay of the squares; null: 0.9")] = None
     rho: Annotated[Decay | None, key("adadelta: decay of both averages; null: 0.9")] = None
-    weight_decay: Annotated[NonNegative | None, key("adamw: decoupled weight decay; null: 0.01")] = None
+    weight_decay: Annotated[
+        NonNegative | None, key("decoupled weight decay, intercepts excluded; null: adamw 0.01; lion, lars, lamb 0")
+    ] = None
     clip_norm: Annotated[Positive | None, key("clip the gradient's global norm; null: off")] = None
     clip_value: Annotated[Positive | None, key("clip each entry of the gradient; null: off")] = None
     average: Annotated[bool | Decay | None, key("Polyak averaging of the iterates; null: off")] = None

@@ -1,8 +1,8 @@
-"""Adam and AdamW: a running mean of the gradient over a running root mean square.
+"""Adam, AMSGrad and AdamW: a running mean of the gradient over a running root mean square.
 
 Both means start at zero and would be too small in the first steps; dividing by 1 - b^t makes them unbiased (t = 1
-first). A plain weight decay inside g would be divided by the root as well; AdamW takes it out of the gradient and
-shrinks the weights directly.
+first). AMSGrad never lets the root shrink, which is what the proof of convergence needs. A plain weight decay inside g
+would be divided by the root as well; AdamW takes it out of the gradient and shrinks the weights directly.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Adam:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        _check(self.beta1, self.beta2, self.eps)
+        check_adam(self.beta1, self.beta2, self.eps)
 
     def init(self, params: Vector, layout: Layout) -> AdamState:
         """Return means of zero."""
@@ -69,8 +69,63 @@ class Adam:
     ) -> tuple[Vector, AdamState]:
         """Return -eta mh / (sqrt(vh) + eps); see `Transform.update`."""
         m, v = owned(state.m), owned(state.v)
-        _adam_delta(grad, m, v, step, float(learning_rate), self.beta1, self.beta2, self.eps)
+        adam_delta(grad, m, v, step, float(learning_rate), self.beta1, self.beta2, self.eps)
         return grad, AdamState(m, v)
+
+
+@wire
+class AMSGradState(NamedTuple):
+    """State of AMSGrad.
+
+    Parameters
+    ----------
+    m, v : ndarray, shape (p,)
+        As Adam's.
+    x : ndarray, shape (p,)
+        Largest v so far, entry by entry.
+    """
+
+    m: Vector
+    v: Vector
+    x: Vector
+
+
+@wire
+@dataclass(frozen=True)
+class AMSGrad:
+    """AMSGrad: Adam with x = max(x, v) and vh = x / (1 - b2^t).
+
+    m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  w -= eta mh / (sqrt(vh) + eps).
+
+    Parameters
+    ----------
+    beta1, beta2, eps : float
+        As in `Adam`.
+
+    Notes
+    -----
+    Reddi, Kale, Kumar (2018), in torch's form: the maximum is taken over the raw v and corrected for bias afterwards
+    (by the t of this step); the paper corrects nothing.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_adam(self.beta1, self.beta2, self.eps)
+
+    def init(self, params: Vector, layout: Layout) -> AMSGradState:
+        """Return means and maxima of zero."""
+        return AMSGradState(np.zeros_like(params), np.zeros_like(params), np.zeros_like(params))
+
+    def update(
+        self, grad: Vector, state: AMSGradState, params: Vector, step: int, learning_rate: float
+    ) -> tuple[Vector, AMSGradState]:
+        """Return -eta mh / (sqrt(vh) + eps); see `Transform.update`."""
+        m, v, x = owned(state.m), owned(state.v), owned(state.x)
+        adam_delta(grad, m, v, step, float(learning_rate), self.beta1, self.beta2, self.eps, peak=x)
+        return grad, AMSGradState(m, v, x)
 
 
 @wire
@@ -114,7 +169,7 @@ class AdamW:
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        _check(self.beta1, self.beta2, self.eps)
+        check_adam(self.beta1, self.beta2, self.eps)
         check_range("optimizer.weight_decay", self.weight_decay, 0.0)
 
     def init(self, params: Vector, layout: Layout) -> AdamWState:
@@ -126,21 +181,33 @@ class AdamW:
     ) -> tuple[Vector, AdamWState]:
         """Return -eta wd w (penalised entries) - eta mh / (sqrt(vh) + eps); see `Transform.update`."""
         m, v, eta = owned(state.m), owned(state.v), float(learning_rate)
-        _adam_delta(grad, m, v, step, eta, self.beta1, self.beta2, self.eps)
+        adam_delta(grad, m, v, step, eta, self.beta1, self.beta2, self.eps)
         for block, s in state.layout.slices():
             if block.penalized:
                 add_scaled(grad[s], -eta * self.weight_decay, params[s])
         return grad, AdamWState(m, v, state.layout)
 
 
-def _check(beta1: float, beta2: float, eps: float) -> None:
+def check_adam(beta1: float, beta2: float, eps: float) -> None:
+    """Refuse b1, b2 outside [0, 1) and eps <= 0."""
     check_range("optimizer.beta1", beta1, 0.0, 1.0)
     check_range("optimizer.beta2", beta2, 0.0, 1.0)
     check_range("optimizer.eps", eps, 0.0, open_low=True)
 
 
-def _adam_delta(grad: Vector, m: Vector, v: Vector, t: int, eta: float, b1: float, b2: float, eps: float) -> None:
-    """Advance m and v and turn `grad` into Adam's delta, all in place.
+def adam_delta(
+    grad: Vector,
+    m: Vector,
+    v: Vector,
+    t: int,
+    eta: float,
+    b1: float,
+    b2: float,
+    eps: float,
+    *,
+    peak: Vector | None = None,
+) -> None:
+    """Advance m, v (and the largest v so far) and turn `grad` into Adam's delta, all in place.
 
     -eta mh / (sqrt(vh) + eps) with the scalars gathered: -(eta / (1-b1^t)) m / (sqrt(v) / sqrt(1-b2^t) + eps).
     """
@@ -150,11 +217,18 @@ def _adam_delta(grad: Vector, m: Vector, v: Vector, t: int, eta: float, b1: floa
     for s in tiles(grad.size):
         g, m_s, v_s, h = grad[s], m[s], v[s], work[: s.stop - s.start]
         running_square(v_s, g, b2, h)
-        np.multiply(m_s, b1, out=m_s)
-        np.multiply(g, 1.0 - b1, out=g)
-        np.add(m_s, g, out=m_s)
+        running_mean(m_s, g, b1)
+        if peak is not None:
+            v_s = np.maximum(peak[s], v_s, out=peak[s])
         np.sqrt(v_s, out=h)
         np.multiply(h, unbias, out=h)
         np.add(h, eps, out=h)
         np.divide(m_s, h, out=g)
         np.multiply(g, rate, out=g)
+
+
+def running_mean(mean: Vector, x: Vector, b: float) -> None:
+    """Compute mean = b mean + (1-b) x in place; x is overwritten."""
+    np.multiply(mean, b, out=mean)
+    np.multiply(x, 1.0 - b, out=x)
+    np.add(mean, x, out=mean)

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from bigopt.optim.adam import Adam, AdamW
+from bigopt.optim.adam import Adam, AdamW, AMSGrad
+from bigopt.optim.adam_kin import AdaMax, NAdam, Yogi
 from bigopt.optim.adaptive import Adadelta, Adagrad, RMSProp
 from bigopt.optim.descent import SGD, Momentum, Nesterov
+from bigopt.optim.layerwise import LAMB, LARS
+from bigopt.optim.lion import Lion
 from bigopt.optim.transform import Transform
 
 MINI_BATCH: Final = 128
@@ -73,6 +76,23 @@ OPTIMIZERS: Final[Mapping[str, Optimizer]] = MappingProxyType(
         ),
         "adam": Optimizer(Adam, 0.001, 2, _ADAM),
         "adamw": Optimizer(AdamW, 0.001, 2, f"w *= 1 - eta wd (no intercepts); {_ADAM}"),
+        "amsgrad": Optimizer(AMSGrad, 0.001, 3, f"x = max(x, v), vh = x / (1 - b2^t); {_ADAM}"),
+        "adamax": Optimizer(
+            AdaMax, 0.002, 2, "m = b1 m + (1-b1) g; u = max(b2 u, abs(g) + eps); w -= eta m / ((1-b1^t) u)"
+        ),
+        "nadam": Optimizer(
+            NAdam, 0.002, 2, "w -= eta [(1-mu_t) g/(1-P_t) + mu_{t+1} m/(1-P_{t+1})] / (sqrt(vh) + eps)"
+        ),
+        "yogi": Optimizer(
+            Yogi, 0.01, 2, "m = b1 m + (1-b1) g; v -= (1-b2) sign(v - g^2) g^2; w -= eta m / (sqrt(v) + eps)"
+        ),
+        "lion": Optimizer(Lion, 1e-4, 1, "c = b1 m + (1-b1) g; w -= eta (sign(c) + wd w); m = b2 m + (1-b2) g"),
+        "lars": Optimizer(
+            LARS, 0.1, 1, "r = 1e-3 norm(w) / (norm(g) + wd norm(w)) per layer; D = mu D - eta r (g + wd w); w += D"
+        ),
+        "lamb": Optimizer(
+            LAMB, 0.001, 2, "u = mh / (sqrt(vh) + eps) + wd w, r = norm(w)/norm(u) per layer; w -= eta r u"
+        ),
     }
 )
 """Names of ``optimizer.name``."""

@@ -125,7 +125,8 @@ def test_contradictions(text: str, message: str) -> None:
 
 RATES = {
     "gd": 0.01, "sgd": 0.01, "momentum": 0.01, "nesterov": 0.01, "adagrad": 0.01, "rmsprop": 0.001, "adadelta": 1.0,
-    "adam": 0.001, "adamw": 0.001,
+    "adam": 0.001, "adamw": 0.001, "amsgrad": 0.001, "adamax": 0.002, "nadam": 0.002, "yogi": 0.01, "lion": 0.0001,
+    "lars": 0.1, "lamb": 0.001,
 }  # fmt: skip
 
 

@@ -28,6 +28,13 @@ DEFAULTS = {  # SPEC section 3 and the rates printed where schedule.learning_rat
     "adadelta": ({"rho": 0.9, "eps": 1e-6}, 1.0, 128),
     "adam": ({"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}, 0.001, 128),
     "adamw": ({"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}, 0.001, 128),
+    "amsgrad": ({"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}, 0.001, 128),
+    "adamax": ({"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}, 0.002, 128),
+    "nadam": ({"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}, 0.002, 128),
+    "yogi": ({"beta1": 0.9, "beta2": 0.999, "eps": 1e-3}, 0.01, 128),
+    "lion": ({"beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0}, 1e-4, 128),
+    "lars": ({"momentum": 0.9, "weight_decay": 0.0}, 0.1, 128),
+    "lamb": ({"beta1": 0.9, "beta2": 0.999, "eps": 1e-6, "weight_decay": 0.0}, 0.001, 128),
 }
 
 

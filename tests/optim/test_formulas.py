@@ -9,10 +9,13 @@ import pytest
 
 from bigopt.core.errors import ConfError
 from bigopt.core.layout import Block, Layout
-from bigopt.optim.adam import Adam, AdamW
+from bigopt.optim.adam import Adam, AdamW, AMSGrad
+from bigopt.optim.adam_kin import AdaMax, NAdam, Yogi
 from bigopt.optim.adaptive import Adadelta, Adagrad, RMSProp
 from bigopt.optim.build import build_transform
 from bigopt.optim.descent import Momentum, Nesterov
+from bigopt.optim.layerwise import LAMB, LARS
+from bigopt.optim.lion import Lion
 from bigopt.optim.table import OPTIMIZERS
 from bigopt.optim.transform import TILE, Chain, NoState, add_scaled, norm
 
@@ -22,8 +25,9 @@ STEPS = 40
 
 
 def naive(name: str, w: float, g: list[float], eta: list[float], decays: bool) -> list[float]:
-    """The path of one coordinate."""
-    D = G = E = U = m = v = 0.0
+    """The path of one coordinate; defaults of SPEC, except a decay of 0.01 where there is one."""
+    D = G = E = U = m = v = u = x = 0.0
+    P = 1.0
     path = []
     for t, (gt, e) in enumerate(zip(g, eta, strict=True), 1):
         if name in ("gd", "sgd"):
@@ -45,14 +49,58 @@ def naive(name: str, w: float, g: list[float], eta: list[float], decays: bool) -
             d = math.sqrt(U + 1e-6) / math.sqrt(E + 1e-6) * gt
             U = 0.9 * U + 0.1 * d**2
             w = w - e * d
+        elif name == "lion":
+            c = 0.9 * m + 0.1 * gt
+            w = w - e * ((c > 0) - (c < 0) + (0.01 * w if decays else 0.0))
+            m = 0.99 * m + 0.01 * gt
+        elif name == "yogi":
+            m = 0.9 * m + 0.1 * gt
+            v = v - 0.001 * ((v > gt**2) - (v < gt**2)) * gt**2
+            w = w - e * m / (math.sqrt(v) + 1e-3)
+        elif name == "adamax":
+            m = 0.9 * m + 0.1 * gt
+            u = max(0.999 * u, abs(gt) + 1e-8)
+            w = w - e / (1 - 0.9**t) * m / u
         else:
             if name == "adamw" and decays:
                 w = w * (1.0 - e * 0.01)
             m = 0.9 * m + 0.1 * gt
             v = 0.999 * v + 0.001 * gt**2
-            w = w - e * (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.999**t)) + 1e-8)
+            x = max(x, v)
+            vh = (x if name == "amsgrad" else v) / (1 - 0.999**t)
+            step = m / (1 - 0.9**t)
+            if name == "nadam":
+                mu, ahead = (0.9 * (1 - 0.5 * 0.96 ** (0.004 * k)) for k in (t, t + 1))
+                P = P * mu
+                step = (1 - mu) * gt / (1 - P) + ahead * m / (1 - P * ahead)
+            w = w - e * step / (math.sqrt(vh) + 1e-8)
         path.append(w)
     return path
+
+
+def naive_layer(name: str, w: list[float], g: np.ndarray, eta: list[float], decays: bool) -> list[list[float]]:
+    """The path of one layer under lars or lamb with wd = 0.01."""
+    n, wd = len(w), 0.01 if decays else 0.0
+    D, m, v = [0.0] * n, [0.0] * n, [0.0] * n
+    path = []
+    for t, e in enumerate(eta, 1):
+        gt = g[t - 1].tolist()
+        if name == "lars":
+            r = 1e-3 * math.hypot(*w) / (math.hypot(*gt) + wd * math.hypot(*w)) if decays else 1.0
+            D = [0.9 * D[j] - e * r * (gt[j] + wd * w[j]) for j in range(n)]
+            w = [w[j] + D[j] for j in range(n)]
+        else:
+            m = [0.9 * m[j] + 0.1 * gt[j] for j in range(n)]
+            v = [0.999 * v[j] + 0.001 * gt[j] ** 2 for j in range(n)]
+            u = [m[j] / (1 - 0.9**t) / (math.sqrt(v[j] / (1 - 0.999**t)) + 1e-6) + wd * w[j] for j in range(n)]
+            r = math.hypot(*w) / math.hypot(*u) if decays else 1.0
+            w = [w[j] - e * r * u[j] for j in range(n)]
+        path.append(w)
+    return path
+
+
+LAYERWISE = ("lars", "lamb")
+ENTRYWISE = [name for name in OPTIMIZERS if name not in LAYERWISE]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -62,17 +110,48 @@ def test_formula_and_defaults(name) -> None:
     grads = rng.normal(size=(STEPS, P)) * np.geomspace(1e-6, 1e3, P)
     grads[:, 0] = 0.0  # 0/0 without eps
     eta = [0.1 / (1 + 0.1 * k) for k in range(STEPS)]
-    transform = build_transform(name)
+    transform = build_transform(name, {"weight_decay": 0.01 if "weight_decay" in OPTIMIZERS[name].keys else None})
     state, w, ours = transform.init(start, LAYOUT), start.copy(), []
     for t in range(1, STEPS + 1):
         delta, state = transform.update(grads[t - 1].copy(), state, w, t, eta[t - 1])
         w = w + delta
         ours.append(w)
-    want = np.array([naive(name, start[j], grads[:, j].tolist(), eta, bool(LAYOUT.penalized[j])) for j in range(P)]).T
+    if name in LAYERWISE:
+        want = np.hstack(
+            [naive_layer(name, start[s].tolist(), grads[:, s], eta, b.penalized) for b, s in LAYOUT.slices()]
+        )
+    else:
+        paths = [naive(name, start[j], grads[:, j].tolist(), eta, bool(LAYOUT.penalized[j])) for j in range(P)]
+        want = np.array(paths).T
     np.testing.assert_allclose(np.array(ours), want, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", LAYERWISE)
+def test_the_ratio_of_a_layer_is_one_where_a_norm_is_zero(name) -> None:
+    """Weights of zero move as plain momentum or Adam; a gradient of zero moves nothing, and nothing is 0/0."""
+    g = np.array([3.0, -4.0, 0.0, 0.0, 1.0, 0.0, 0.5, -0.5])
+    transform = build_transform(name)
+    delta, _ = transform.update(g.copy(), transform.init(np.zeros(P), LAYOUT), np.zeros(P), 1, 0.1)
+    step = np.sign(g) * np.abs(g) / (np.abs(g) + 1e-6) if name == "lamb" else g
+    np.testing.assert_allclose(delta, -0.1 * step, rtol=1e-12)
+    w = np.ones(P)
+    delta, _ = transform.update(np.zeros(P), transform.init(w, LAYOUT), w, 1, 0.1)
+    assert not delta.any()
+
+
+@pytest.mark.parametrize("name", LAYERWISE)
+def test_the_step_of_a_layer_has_the_length_of_its_weights(name) -> None:
+    """Whatever the scale of the gradient: eta norm(w) for lamb, eta 1e-3 norm(w) for lars."""
+    rng = np.random.default_rng(18)
+    w, g = rng.normal(size=P), rng.normal(size=P)
+    for scale in (1e-3, 1.0, 1e150):
+        transform = build_transform(name)
+        delta, _ = transform.update(scale * g, transform.init(w, LAYOUT), w, 1, 0.1)
+        want = 0.1 * norm(w[:6]) * (1e-3 if name == "lars" else 1.0)
+        assert norm(delta[:6]) == pytest.approx(want, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ENTRYWISE)
 def test_long_vectors_give_the_bits_of_their_pieces(name) -> None:
     """Tiles are invisible: the entries around a tile's end are those of a short vector."""
     p = 2 * TILE + 5
@@ -124,6 +203,38 @@ def test_momentum_with_constant_gradient_tends_to_ten_steps() -> None:
     np.testing.assert_allclose(delta, -10 * 0.01 * g, rtol=1e-13)
 
 
+def test_amsgrad_never_forgets_the_largest_square() -> None:
+    """After one huge gradient Adam's root shrinks again, AMSGrad's only by the correction of its bias."""
+    layout = Layout((Block("w", (1,), True),))
+    transform = build_transform("amsgrad", {"beta1": 0.0, "eps": 1e-300})
+    state, w = transform.init(np.zeros(1), layout), np.zeros(1)
+    for t in range(1, 1001):
+        delta, state = transform.update(np.array([100.0 if t == 1 else 1.0]), state, w, t, 1.0)
+    assert state.x[0] == pytest.approx(0.001 * 100.0**2, rel=1e-12)
+    assert delta[0] == pytest.approx(-math.sqrt((1 - 0.999**1000) / 10.0), rel=1e-12)
+
+
+def test_yogi_moves_the_square_by_a_bounded_amount() -> None:
+    layout = Layout((Block("w", (1,), True),))
+    transform = build_transform("yogi")
+    _, state = transform.update(np.array([10.0]), transform.init(np.zeros(1), layout), np.zeros(1), 1, 1.0)
+    assert state.v[0] == pytest.approx(0.1, rel=1e-12)
+    _, state = transform.update(np.array([0.1]), state, np.zeros(1), 2, 1.0)
+    assert state.v[0] == pytest.approx(0.1 - 0.001 * 0.01, rel=1e-12)
+    _, state = transform.update(np.array([0.0]), state, np.zeros(1), 3, 1.0)
+    assert state.v[0] == pytest.approx(0.1 - 0.001 * 0.01, rel=1e-12)
+
+
+def test_lion_steps_by_signs() -> None:
+    layout = Layout((Block("w", (3,), True),))
+    transform = build_transform("lion")
+    delta, state = transform.update(
+        np.array([5.0, -1e-9, 0.0]), transform.init(np.zeros(3), layout), np.zeros(3), 1, 0.5
+    )
+    assert delta.tolist() == [-0.5, 0.5, 0.0]
+    np.testing.assert_allclose(state.m, [0.05, -1e-11, 0.0], rtol=1e-12)
+
+
 def test_adamw_without_decay_is_adam_and_intercepts_never_decay() -> None:
     rng = np.random.default_rng(14)
     w, g = rng.normal(size=P), rng.normal(size=P)
@@ -173,6 +284,16 @@ def test_chain_feeds_each_delta_to_the_next() -> None:
         (Adam, {"eps": "small"}, "optimizer.eps"),
         (AdamW, {"weight_decay": -0.01}, "optimizer.weight_decay"),
         (AdamW, {"beta2": True}, "optimizer.beta2"),
+        (AMSGrad, {"beta1": 1.0}, "optimizer.beta1"),
+        (AdaMax, {"eps": 0.0}, "optimizer.eps"),
+        (NAdam, {"beta2": 1.0}, "optimizer.beta2"),
+        (Yogi, {"eps": -1.0}, "optimizer.eps"),
+        (Lion, {"beta2": 1.0}, "optimizer.beta2"),
+        (Lion, {"weight_decay": -1.0}, "optimizer.weight_decay"),
+        (LARS, {"momentum": 1.0}, "optimizer.momentum"),
+        (LARS, {"weight_decay": math.nan}, "optimizer.weight_decay"),
+        (LAMB, {"eps": 0.0}, "optimizer.eps"),
+        (LAMB, {"weight_decay": -1.0}, "optimizer.weight_decay"),
     ],
 )
 def test_out_of_range_is_refused(make, keys, where) -> None:
