@@ -173,6 +173,11 @@ def kind_of(dtype: str) -> RawKind:
     return "number" if dtype.startswith("float") else "integer"
 
 
+def interchangeable(wanted: RawKind, stored: RawKind) -> bool:
+    """Whether a stored column can be read as another kind: integers and floats both are numbers."""
+    return expression_kind(wanted) == expression_kind(stored)
+
+
 def expression_kind(kind: RawKind) -> Kind:
     """Return what an expression takes the kind for."""
     return "number" if kind in ("integer", "number") else "boolean" if kind == "boolean" else "text"

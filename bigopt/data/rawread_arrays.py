@@ -21,7 +21,7 @@ import numpy as np
 from bigopt.core.errors import BigoptError, DataError
 from bigopt.data.expression_values import Array, Column
 from bigopt.data.files import Files, place
-from bigopt.data.rawread import RawKind, Table, Unfit, block_rows, kind_of
+from bigopt.data.rawread import RawKind, Table, Unfit, block_rows, interchangeable, kind_of
 
 _NAMES: Final = "columns"
 _MOST_NAMES: Final = 64 << 20
@@ -128,7 +128,7 @@ class ArraysFile:
         used = list(dict.fromkeys(place_of[name][0] for name in kinds))
         stored = self.dtypes(tuple(kinds))
         for name, kind in kinds.items():
-            if kind != kind_of(stored[name]) and (kind, kind_of(stored[name])) != ("number", "integer"):
+            if not interchangeable(kind, kind_of(stored[name])):
                 raise Unfit(f"column '{name}' is {stored[name]}, not {kind}", where=self.uri, column=name)
         lengths = {group: self._headers[group].shape[0] for group in used}
         if len(set(lengths.values())) > 1:

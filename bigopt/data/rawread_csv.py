@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigopt.core.errors import BigoptError, DataError
-from bigopt.data.expression_values import Column
+from bigopt.data.expression_values import EXACT, Column
 from bigopt.data.files import Files, place
 from bigopt.data.rawread import BLOCK_ROWS, NULLS, RawKind, Table, Unfit
 
@@ -132,11 +132,13 @@ class CsvFile:
             records: list[list[str]] = []
             first = line = reader.line_num + 1
             while True:
+                before = len(records)
                 try:
-                    some = list(itertools.islice(reader, _STEP))
+                    records.extend(itertools.islice(reader, _STEP))  # keeps what came before an error
                 except csv.Error as error:
-                    raise DataError(f"malformed CSV: {error}", where=f"{self.uri}, line {reader.line_num}") from error
-                records += some
+                    where = f"{self.uri}, line {first + sum(map(_height, records))}"
+                    raise DataError(f"malformed CSV from here on: {error}", where=where) from error
+                some = len(records) > before
                 line = reader.line_num + 1
                 if some and len(records) < BLOCK_ROWS and text.taken < _BLOCK_TEXT:
                     continue
@@ -159,13 +161,17 @@ class CsvFile:
         if stop - first == len(records):
             lines = np.arange(first, stop)
         else:  # quoted fields with line breaks
-            heights = [1 + sum(field.count("\n") for field in record) for record in records]
-            lines = first + np.cumsum([0, *heights[:-1]])
+            lines = first + np.cumsum([0, *map(_height, records[:-1])])
         if set(map(len, records)) != {width}:
             row = next(i for i, record in enumerate(records) if len(record) != width)
             raise _uneven(records[row], width, f"{self.uri}, line {lines[row]}")
         columns = list(zip(*records))
         return [columns[place] for place in places], lines
+
+
+def _height(record: list[str]) -> int:
+    """Return the lines that a record takes: quoted fields may hold line breaks."""
+    return 1 + sum(field.count("\n") for field in record)
 
 
 def _uneven(record: list[str], width: int, where: str) -> DataError:
@@ -223,7 +229,14 @@ def _dtype(kind: RawKind) -> str:
 
 
 def _integer(text: str) -> int:
-    value = int(text)
+    """Read an integer, also one that was written as a whole float (5.0), as tools do where a column has nulls."""
+    try:
+        value = int(text)
+    except ValueError:
+        number = float(text)
+        if not number.is_integer() or abs(number) > EXACT:
+            raise
+        value = int(number)
     if not -(1 << 63) <= value < 1 << 63:
         raise ValueError(text)
     return value
@@ -262,10 +275,9 @@ def _guess(texts: Sequence[str]) -> RawKind:
     present = [text for text in texts if text not in NULLS]
     if present and all(text in _BOOLEANS for text in present):
         return "boolean"
-    for kind in cast(tuple[RawKind, ...], ("integer", "number")):
-        if all(_fits(text, kind) for text in present):
-            return "number" if not present else kind
-    return "text"
+    if not all(_fits(text, "number") for text in present):
+        return "text"
+    return "integer" if present and all(_fits(text, "integer") for text in present) else "number"
 
 
 def _convert(texts: Sequence[str], kind: RawKind, name: str, table: Table) -> Column:
@@ -306,7 +318,10 @@ def _parsed(texts: Sequence[str], kind: RawKind) -> npt.NDArray[Any] | None:
         if not _plain("".join(texts)):
             return None
         if kind == "integer":
-            return np.array(list(map(int, texts)), dtype=np.int64)
+            try:
+                return np.array(list(map(int, texts)), dtype=np.int64)
+            except ValueError:
+                return np.array(list(map(_integer, texts)), dtype=np.int64)
         values = np.array(list(map(float, texts)), dtype=np.float64)
     except (ValueError, KeyError, OverflowError):
         return None

@@ -17,7 +17,7 @@ import numpy as np
 from bigopt.core.errors import BigoptError, ConfError, DataError
 from bigopt.data.expression_values import Column
 from bigopt.data.files import Files, place
-from bigopt.data.rawread import RawKind, Table, Unfit, block_rows, kind_of
+from bigopt.data.rawread import RawKind, Table, Unfit, block_rows, interchangeable, kind_of
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class ParquetRaw:
         """Yield all rows of some columns."""
         stored = self.dtypes(tuple(kinds))
         for name, kind in kinds.items():
-            if kind != kind_of(stored[name]) and (kind, kind_of(stored[name])) != ("number", "integer"):
+            if not interchangeable(kind, kind_of(stored[name])):
                 raise Unfit(f"column '{name}' is {stored[name]}, not {kind}", where=self.uri, column=name)
         fields = list(dict.fromkeys(self._places[name][0] for name in kinds))
         start = 0

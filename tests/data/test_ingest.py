@@ -452,7 +452,7 @@ def damaged(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         "unnamed.csv": ("a,\n1,2\n", "unnamed.csv, line 1: field 2 of the header is empty"),
         "empty.csv": ("", "empty.csv: no header line"),
         "header.csv": ("a,b\n", "no row is left|no rows"),
-        "quote.csv": ('a,b\n1,"2\n3,4\n', "quote.csv, line [0-9]+: malformed CSV"),
+        "quote.csv": ('a,b\n1,"2\n3,4\n', "quote.csv, line 2: malformed CSV from here on"),
         "text.csv": ("a,b\n1,2\n3,x\n", "column 'b' holds text.*ingest.encode.b=onehot"),
         "semicolon.csv": ("a;b\n1;2\n", "column 'a;b' holds text"),
     }

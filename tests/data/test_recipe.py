@@ -122,6 +122,15 @@ def test_types_are_a_function_of_the_whole_file_not_of_its_first_rows(tmp_path: 
     assert recipe.dtype == "float64"
 
 
+def test_the_order_of_rows_does_not_change_types(tmp_path: Path) -> None:
+    values = ["5", "5.0", "1.5", "NA"]
+    for tail, kind in ((values[:2], "integer"), (values[:3], "number"), ([*values, "x"], "text")):
+        for order in (tail, tail[::-1]):
+            column = "".join(f"1,{value}\n" * 9000 for value in order)
+            recipe = fitted(tmp_path, "k,a\n" + column, columns=["k"], where="a is not null")
+            assert [c.kind for c in recipe.raw] == ["integer", kind]
+
+
 def test_a_declared_type_is_kept_and_what_does_not_fit_is_an_error(tmp_path: Path) -> None:
     text = "a,b\n" + "1,2\n" * 9000 + "1.5,2\n"
     with pytest.raises(DataError, match=r"'1.5' in column 'a' is not an integer.*a: float64") as caught:
@@ -299,3 +308,37 @@ def test_no_altered_recipe_gets_through_as_anything_but_an_error_of_ours_or_a_re
     tree["f"]["version"] = 2
     with pytest.raises(DataError, match="version 2, this bigopt reads 1"):
         recipe_from_json(tree)
+
+
+def test_whole_floats_pass_for_integers_as_other_tools_write_them(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    recipe = fitted(tmp_path, "h,a\n5,1\n6,2\n", columns={"a": "int16"}, encode={"h": "onehot"}, nulls={"a": -1})
+    assert [column.kind for column in recipe.raw] == ["integer", "integer"]
+    wanted = [[7, 0, 1], [-1, 1, 0]]
+    assert rows(tmp_path, recipe, "h,a\n6.0,7.0\n5,\n").tolist() == wanted
+    pq.write_table(pa.table({"h": [6.0, 5.0], "a": [7.0, float("nan")]}), tmp_path / "later.parquet")
+    (part,) = list(apply_recipe(recipe, str(tmp_path / "later.parquet"), mode="predict"))
+    assert part.X.tolist() == wanted
+    pq.write_table(pa.table({"h": [6.0, 5.5], "a": [7.0, 8.0]}), tmp_path / "later.parquet")
+    with pytest.raises(DataError, match=r"5\.5 in column 'h' cannot be held as int64") as caught:
+        list(apply_recipe(recipe, str(tmp_path / "later.parquet"), mode="predict"))
+    assert caught.value.where == f"{tmp_path / 'later.parquet'}, row 1"
+    pq.write_table(pa.table({"h": ["6"], "a": [7.0]}), tmp_path / "later.parquet")
+    with pytest.raises(DataError, match="column 'h' is text, not integer"):
+        list(apply_recipe(recipe, str(tmp_path / "later.parquet"), mode="predict"))
+
+
+def test_raw_files_behind_a_url() -> None:
+    fsspec = pytest.importorskip("fsspec")
+    text = "a,b\n" + "".join(f"{i},{i * i}\n" for i in range(100))
+    with fsspec.open("memory://raw/a.csv", "w") as handle:
+        handle.write(text)
+    source = open_raw("memory://raw/a.csv")
+    recipe = fit(make_spec("memory://raw/a.csv", target="b"), source)
+    (part,) = list(apply_recipe(recipe, "memory://raw/a.csv", mode="evaluate"))
+    assert part.X[:, 0].tolist() == list(range(100))
+    assert part.y is not None
+    assert part.y.tolist() == [i * i for i in range(100)]
+    with pytest.raises(DataError, match="no such file"):
+        open_raw("memory://raw/none.csv")
