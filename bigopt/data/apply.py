@@ -123,7 +123,8 @@ def apply_recipe(
     source = open_raw(source_uri, storage_options)
     missing = recipe.missing(source.names, mode)
     if missing:
-        hint = nearest(missing[0], source.names)
+        near = nearest(missing[0], source.names)
+        hint = near if near.startswith("did") else "raw data are matched by column name"
         raise DataError(f"{_listed(missing)} missing", where=source.uris[0], hint=hint)
     return _applied(recipe, source, mode, unknown, steps_of(recipe, mode, storage_options))
 
