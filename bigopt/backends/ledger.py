@@ -179,6 +179,8 @@ class Round:
         return []
 
     def _again(self, order: Order, reason: str) -> list[Order]:
+        if self._accepted[order.start : order.stop].all():
+            return []
         if order.attempt >= self._retries:
             first, last = int(order.units[0][0]), int(order.units[-1][0])
             raise ClusterError(
