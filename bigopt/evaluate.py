@@ -186,6 +186,8 @@ def predict(
 ) -> dict[str, Any]:
     """Write one line a row: row number, label or value, one probability (or score) a class.
 
+    The perceptron, the svm and an mlp with their losses have a score and no probabilities.
+
     Parameters
     ----------
     run : Path
@@ -237,6 +239,7 @@ def _columns(model: Bundle, params: Array, X: Array, scores: bool) -> dict[str, 
         return {name: np.asarray(values[:, i], dtype=np.float64) for i, name in enumerate(names)}
     classes = model.targets.classes or tuple(range(found.shape[1]))
     label = np.asarray(classes)[predicted_class(model.model.loss, found)]
+    scores = scores or model.targets.kind == "sign"
     kind, values = ("score", found) if scores else ("probability", model.model.predict(params, X))
     if scores and found.shape[1] == 1:
         return {"prediction": label, "score": np.asarray(found[:, 0], dtype=np.float64)}

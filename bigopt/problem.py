@@ -23,9 +23,11 @@ from bigopt.core.errors import DataError
 from bigopt.core.sums import Moments, Sums
 from bigopt.data.plan import Ints, Plan, choose_lanes, homes, whole
 from bigopt.data.source import Dataset, block_dtype
-from bigopt.data.view import DataView, Scaling, Split, Targets
+from bigopt.data.view import DataView, Scaling, Split, TargetKind, Targets
 from bigopt.models.base import Model
 from bigopt.models.build import build_model
+from bigopt.models.losses import Task
+from bigopt.models.metrics import metric_names
 from bigopt.models.penalties import Penalty
 from bigopt.work import GradientSum, MetricSum, Profile, ProfileData, SelectRows, Work, sum_selected
 
@@ -35,8 +37,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Log = Callable[[str], None]
 
-_CLASSIFIERS = ("logistic", "softmax")
-_CROSS_ENTROPIES = ("binary_cross_entropy", "categorical_cross_entropy")
+_CLASSIFIERS = ("logistic", "softmax", "perceptron", "svm")
+_TWO_CLASSES = ("logistic", "perceptron", "svm")
+_REGRESSION_LOSSES = ("squared", "huber")
 _BLOCK_BYTES = 1 << 20
 
 
@@ -186,7 +189,7 @@ def is_classification(conf: Conf, dataset: Dataset) -> tuple[bool, str]:
     if conf.data.task is not None:
         return conf.data.task == "classification", "data.task"
     if model.loss is not None:
-        return model.loss in _CROSS_ENTROPIES, "model.loss"
+        return model.loss not in _REGRESSION_LOSSES, "model.loss"
     if conf.data.classes is not None:
         return True, "data.classes"
     manifest = "the manifest" if dataset.manifest is not None else "the target's dtype"
@@ -297,8 +300,12 @@ def default_block_rows(features: int, dtype: str) -> int:
 def _model(conf: Conf, dataset: Dataset, facts: Facts, classification: bool, notes: list[str]) -> tuple[Model, Targets]:
     spec, classes, width = conf.model, facts.classes, facts.train.width
     onehot = classification and width > 1
-    if onehot and spec.name == "logistic":
+    if onehot and spec.name in _TWO_CLASSES:
         raise DataError(f"{width} one-hot columns", where="data.target", hint="use model.name=softmax")
+    if onehot and spec.loss not in (None, "categorical_cross_entropy"):
+        raise conf.error(
+            "model.loss", f"one-hot columns take categorical_cross_entropy, not {spec.loss}", "or data.task=regression"
+        )
     if classification and not onehot:
         _check_classes(conf, facts, notes)
     model = build_model(
@@ -315,6 +322,11 @@ def _model(conf: Conf, dataset: Dataset, facts: Facts, classification: bool, not
     )
     if spec.loss is None:
         notes.append(f"model.loss: {model.loss.name}")
+    known = [name for name in metric_names(model.loss, model.outputs) if name != "loss"]
+    for name in conf.stop.target_metric or {}:
+        if name not in known:
+            message = f"stop.target_metric: {model.loss.name} has no {name}"
+            raise conf.error("stop.target_metric", message, f"one of {', '.join(known)}")
     if not classification:
         if dataset.target_kind in ("text", "category"):
             raise DataError(
@@ -325,19 +337,19 @@ def _model(conf: Conf, dataset: Dataset, facts: Facts, classification: bool, not
         return model, Targets("values")
     if onehot:
         return model, Targets("onehot")
-    binary = model.loss.name == "binary_cross_entropy"
-    if binary:
+    if model.outputs == 1:
         notes.append(f"classes: {classes[1]!r} is the positive one, {classes[0]!r} the other")
     else:
         notes.append(f"classes: {len(classes)}")
-    return model, Targets("binary" if binary else "index", classes)
+    kinds: dict[Task, TargetKind] = {"binary": "binary", "sign": "sign", "multiclass": "index"}
+    return model, Targets(kinds[model.loss.task], classes)
 
 
 def _check_classes(conf: Conf, facts: Facts, notes: list[str]) -> None:
     classes = facts.classes
-    if conf.model.name == "logistic" and len(classes) > 2:
+    if conf.model.name in _TWO_CLASSES and len(classes) > 2:
         raise DataError(
-            f"the target has {len(classes)} classes, logistic separates two",
+            f"the target has {len(classes)} classes, {conf.model.name} separates two",
             where="data.target",
             hint="use model.name=softmax",
         )

@@ -98,8 +98,8 @@ MODELS: Mapping[str, Name] = {
     "logistic": Name(_MODEL),
     "softmax": Name(_MODEL),
     "mlp": Name({**_MODEL, **_MLP}),
-    "perceptron": _later(*_MODEL),
-    "svm": _later(*_MODEL),
+    "perceptron": Name(_MODEL),
+    "svm": Name(_MODEL),
 }
 
 _ENGINE = dict.fromkeys(("workers", "device", "retries", "timeout"))
@@ -129,10 +129,18 @@ STRICT_GROUPS = ("optimizer", "schedule", "strategy", "backend")
 
 VALUES: Mapping[str, Mapping[str, bool]] = {
     "model.activation": dict.fromkeys(("identity", "sigmoid", "tanh", "relu", "softmax"), True),
-    "model.loss": {
-        **dict.fromkeys(("squared", "huber", "binary_cross_entropy", "categorical_cross_entropy"), True),
-        **dict.fromkeys(("perceptron", "hinge", "squared_hinge"), False),
-    },
+    "model.loss": dict.fromkeys(
+        (
+            "squared",
+            "huber",
+            "binary_cross_entropy",
+            "categorical_cross_entropy",
+            "perceptron",
+            "hinge",
+            "squared_hinge",
+        ),
+        True,
+    ),
     "batch.sampling": {
         **dict.fromkeys(("auto", "permuted", "block"), True),
         **dict.fromkeys(("subset", "bernoulli", "replacement"), False),
@@ -152,5 +160,10 @@ LOSSES_OF: Mapping[str, tuple[str, ...]] = {
     "ridge": ("squared", "huber"),
     "logistic": ("binary_cross_entropy",),
     "softmax": ("categorical_cross_entropy",),
+    "perceptron": ("perceptron", "hinge", "squared_hinge", "squared"),
+    "svm": ("hinge", "squared_hinge", "perceptron", "squared"),
 }
 """Losses that fit a model; the first is what null means. The mlp takes all."""
+
+REGRESSION_LOSSES = ("squared", "huber")
+"""Losses of numbers. All but these say that the target is classes; of these squared takes the labels -1 and +1 too."""

@@ -40,7 +40,7 @@ _LATER: Mapping[str, object] = {
 }
 """Keys of which this version has only one value."""
 
-_CLASSIFY = ("logistic", "softmax")
+_CLASSIFY = ("logistic", "softmax", "perceptron", "svm")
 
 
 def later(what: str) -> str:
@@ -186,7 +186,7 @@ def _check_model(conf: Conf) -> None:
     wanted = None if fitting is None else "classification" if model.name in _CLASSIFY else "regression"
     if task is not None and wanted is not None and task != wanted:
         raise conf.error("data.task", f"data.task: {task}, but {model.name} is for {wanted}")
-    if task == "regression" and model.loss is not None and model.loss.endswith("cross_entropy"):
+    if task == "regression" and model.loss is not None and model.loss not in names.REGRESSION_LOSSES:
         raise conf.error("model.loss", f"loss '{model.loss}' under data.task: regression", "squared or huber")
     if isinstance(model.groups, tuple) and len(model.groups) - len(model.hidden) not in (0, 1):
         raise conf.error(

@@ -123,7 +123,7 @@ class IngestConf(Group, frozen=True):
 class ModelConf(Group, frozen=True):
     """What is fitted."""
 
-    name: Annotated[Text, key("linear | ridge | logistic | softmax | mlp")] = "mlp"
+    name: Annotated[Text, key("linear | ridge | logistic | softmax | mlp | perceptron | svm")] = "mlp"
     hidden: Annotated[tuple[Count, ...], key("mlp: widths of the hidden layers; []: none")] = (128,)
     activation: Annotated[Text, key("mlp: identity | sigmoid | tanh | relu | softmax of the hidden layers")] = "relu"
     groups: Annotated[
@@ -134,7 +134,10 @@ class ModelConf(Group, frozen=True):
     batchnorm: Annotated[bool, key("mlp: normalise inside, with moments from one Map-Reduce an epoch")] = False
     loss: Annotated[
         Text | None,
-        key("squared | huber | binary_cross_entropy | categorical_cross_entropy; null: by model and target"),
+        key(
+            "squared | huber | binary_cross_entropy | categorical_cross_entropy | perceptron | hinge | squared_hinge; "
+            "null: by model and target"
+        ),
     ] = None
     huber_delta: Annotated[Positive, key("huber: where the square turns into a line")] = 1.0
     l2: Annotated[NonNegative, key("penalty l2 * ||w||^2 (no 1/2; intercepts excluded)")] = 0.0

@@ -23,7 +23,7 @@ from bigopt.core.errors import DataError
 from bigopt.data.source import Partition, Rows, Source
 
 Array = npt.NDArray[Any]
-TargetKind = Literal["values", "binary", "index", "onehot"]
+TargetKind = Literal["values", "binary", "sign", "index", "onehot"]
 
 _CHECK_ROWS = 4096
 
@@ -84,8 +84,8 @@ class Targets:
     Parameters
     ----------
     kind : str
-        ``values`` floats (k, q); ``binary`` 0/1 (k,), 1 for the larger class; ``index`` int64 class numbers (k,);
-        ``onehot`` floats (k, C), as stored.
+        ``values`` floats (k, q); ``binary`` 0/1 (k,), 1 for the larger class; ``sign`` -1/+1 (k,), +1 for the larger;
+        ``index`` int64 class numbers (k,); ``onehot`` floats (k, C), as stored.
     classes : tuple
         Sorted labels; empty for ``values``.
     """
@@ -115,6 +115,8 @@ class Targets:
                 f"label {label!s} ({int((y == label).sum())} rows) is none of the {len(classes)} training classes",
                 hint=f"the classes are {', '.join(map(str, self.classes[:10]))}",
             )
+        if self.kind == "sign":
+            index = 2 * index - 1
         return index.astype(np.int64) if self.kind == "index" else index.astype(dtype)
 
 

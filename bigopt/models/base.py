@@ -63,5 +63,5 @@ class Model(Protocol):
         ...
 
     def predict(self, params: Any, X: Any) -> Any:
-        """Return values (rows, outputs), or one probability a class (rows, C); C = 2 for a single logit."""
+        """Return values or scores (rows, outputs), or one probability a class (rows, C); C = 2 for one logit."""
         ...

@@ -1,15 +1,19 @@
 """Names to models: what a conf's ``model`` group builds.
 
-========  ============  =========================================  =====================================
-name      model         losses (first: the default)                outputs
-========  ============  =========================================  =====================================
-linear    LinearModel   squared, huber                             targets
-ridge     LinearModel   squared, huber                             targets (with ``model.l2``)
-logistic  LinearModel   binary_cross_entropy                       1 logit, of the larger of two classes
-softmax   LinearModel   categorical_cross_entropy                  C >= 2 logits
-mlp       MLP           by the target: squared for numbers,        targets, 1 logit or C logits
-                        binary for two classes, else categorical
-========  ============  =========================================  =====================================
+==========  ===========  ==========================================  ===========================================
+name        model        losses (first: the default)                 outputs
+==========  ===========  ==========================================  ===========================================
+linear      LinearModel  squared, huber                              targets
+ridge       LinearModel  squared, huber                              targets (with ``model.l2``)
+logistic    LinearModel  binary_cross_entropy                        1 logit, of the larger of two classes
+softmax     LinearModel  categorical_cross_entropy                   C >= 2 logits
+perceptron  LinearModel  perceptron, hinge, squared_hinge, squared   1 score, above 0 for the larger of two classes
+svm         LinearModel  hinge, squared_hinge, perceptron, squared   as perceptron
+mlp         MLP          by the target: squared for numbers,         targets, 1 logit or score, or C logits
+                         binary for two classes, else categorical
+==========  ===========  ==========================================  ===========================================
+
+Squared error of the perceptron, the svm and an mlp on classes is that of a score and the labels -1 and +1.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from typing import Final, NamedTuple
 from bigopt.core.errors import ConfError, DataError
 from bigopt.core.names import lookup
 from bigopt.models.linear import LinearModel
-from bigopt.models.losses import LOSSES, HuberLoss, Loss
+from bigopt.models.losses import LOSSES, HuberLoss, Loss, SignedSquaredLoss
 from bigopt.models.mlp import MLP
 
 
@@ -36,10 +40,11 @@ MODELS: Final[Mapping[str, ModelEntry]] = {
     "ridge": ModelEntry(("squared", "huber"), False),
     "logistic": ModelEntry(("binary_cross_entropy",), False),
     "softmax": ModelEntry(("categorical_cross_entropy",), False),
+    "perceptron": ModelEntry(("perceptron", "hinge", "squared_hinge", "squared"), False),
+    "svm": ModelEntry(("hinge", "squared_hinge", "perceptron", "squared"), False),
     "mlp": ModelEntry(tuple(LOSSES), True),
 }
-LATER_MODELS: Final = ("perceptron", "svm")
-LATER_LOSSES: Final = ("perceptron", "hinge", "squared_hinge")
+_SIGNS: Final = ("perceptron", "svm")
 
 
 def default_loss(name: str, classes: int | None) -> str:
@@ -59,18 +64,27 @@ def default_loss(name: str, classes: int | None) -> str:
     return "binary_cross_entropy" if classes == 2 else "categorical_cross_entropy"
 
 
-def build_loss(name: str, *, huber_delta: float = 1.0) -> Loss:
+def build_loss(name: str, *, huber_delta: float = 1.0, labels: bool = False) -> Loss:
     """Return a loss by its name in a conf.
+
+    Parameters
+    ----------
+    name : str
+        A name of `LOSSES`.
+    huber_delta : float
+        Of the Huber loss.
+    labels : bool
+        Whether the target is labels, not numbers: squared error is then that of the labels -1 and +1.
 
     Raises
     ------
     ConfError
-        For an unknown name, one of a later version, or a bad `huber_delta`.
+        For an unknown name, or a bad `huber_delta`.
     """
-    if name in LATER_LOSSES:
-        raise ConfError(f"loss '{name}' is not available in this version", where="model.loss")
     kind = lookup(LOSSES, name, family="loss", where="model.loss")
-    return HuberLoss(float(huber_delta)) if kind is HuberLoss else kind()
+    if kind is HuberLoss:
+        return HuberLoss(float(huber_delta))
+    return SignedSquaredLoss() if labels and name == "squared" else kind()
 
 
 def build_model(
@@ -92,11 +106,11 @@ def build_model(
     Parameters
     ----------
     name : str
-        linear, ridge, logistic, softmax or mlp.
+        linear, ridge, logistic, softmax, perceptron, svm or mlp.
     features : int
         Columns of X.
     targets : int
-        Columns of numeric targets; not used by cross-entropies.
+        Columns of numeric targets; not used for classes.
     classes : int or None
         Number of classes of the target; None for numbers.
     loss : str or None
@@ -111,16 +125,19 @@ def build_model(
     Raises
     ------
     ConfError
-        Unknown or unavailable names, a loss that the model or the target does not go with, impossible sizes.
+        Unknown names, a loss that the model or the target does not go with, impossible sizes.
     DataError
         A number of classes that the model cannot have.
     """
     entry = _entry(name)
-    chosen = build_loss(loss or default_loss(name, classes), huber_delta=huber_delta)
+    labels = name in _SIGNS or (entry.layered and classes is not None)
+    chosen = build_loss(loss or default_loss(name, classes), huber_delta=huber_delta, labels=labels)
     if chosen.name not in entry.losses:
         raise ConfError(
             f"model '{name}' has no loss '{chosen.name}'", where="model.loss", hint=f"one of {', '.join(entry.losses)}"
         )
+    if labels and chosen.task == "regression":
+        raise ConfError(f"{chosen.name} needs numbers, and the target is classes", where="model.loss")
     outputs = targets if chosen.task == "regression" else _logits(name, chosen, classes)
     if not entry.layered:
         return LinearModel(features, outputs, chosen, intercept)
@@ -130,13 +147,11 @@ def build_model(
 
 
 def _entry(name: str) -> ModelEntry:
-    if name in LATER_MODELS:
-        raise ConfError(f"model '{name}' is not available in this version", where="model.name")
     return lookup(MODELS, name, family="model", where="model.name")
 
 
 def _logits(name: str, loss: Loss, classes: int | None) -> int:
-    """Return the number of logits of a cross-entropy, or say why the target has none."""
+    """Return the number of logits or scores of a loss on classes, or say why the target has none."""
     if classes is None:
         raise ConfError(
             f"{loss.name} needs classes, and the target is numbers",
@@ -148,7 +163,7 @@ def _logits(name: str, loss: Loss, classes: int | None) -> int:
     if loss.task == "multiclass":
         return classes
     if classes > 2:
-        hint = "use model.name=softmax" if name == "logistic" else "use model.loss=categorical_cross_entropy"
+        hint = "use model.loss=categorical_cross_entropy" if name == "mlp" else "use model.name=softmax"
         raise DataError(f"the target has {classes} classes; {loss.name} separates two", where="data.target", hint=hint)
     return 1
 

@@ -11,9 +11,14 @@ squared                    sum e^2,  e = v - y                          2 e
 huber                      e^2 where |e| <= D, else 2 D |e| - D^2       2 e, cut to [-2 D, 2 D]
 binary_cross_entropy       max(v, 0) + log1p(exp(-|v|)) - y v           sigmoid(v) - y
 categorical_cross_entropy  log sum exp v - sum Y v                      softmax(v) - Y
+perceptron                 max(0, -y v)                                 -y where y v <= 0
+hinge                      max(0, 1 - y v)                              -y where y v < 1
+squared_hinge              max(0, 1 - y v)^2                            -2 y max(0, 1 - y v)
 =========================  ===========================================  ==================================
 
-There is no 1/2 in the squared loss; Huber with D = 1 is twice torch's HuberLoss.
+There is no 1/2 in the squared loss; Huber with D = 1 is twice torch's HuberLoss. The last three, and squared error on
+labels, judge the sign of one score: y is -1 or +1. Their kinks take the subgradient of the table: the perceptron's at 0
+is -y, because from w = 0 it would never leave.
 """
 
 from __future__ import annotations
@@ -39,9 +44,9 @@ class Loss(Protocol):
     ----------
     name : str
         Its name in a conf.
-    task : "regression", "binary" or "multiclass"
-        What the targets are: numbers (rows,) or (rows, q); 0 and 1 (rows,); class indices (rows,) or one-hot (rows, C)
-        whose rows sum to one.
+    task : "regression", "binary", "sign" or "multiclass"
+        What the targets are: numbers (rows,) or (rows, q); 0 and 1 (rows,); -1 and +1 (rows,); class indices (rows,)
+        or one-hot (rows, C) whose rows sum to one.
     """
 
     name: ClassVar[str]
@@ -60,7 +65,7 @@ class Loss(Protocol):
         ...
 
     def link(self, v: Any) -> Any:
-        """Return the prediction: v itself, or one probability a class (two columns for binary)."""
+        """Return the prediction: v itself, or one probability a class of a cross-entropy (two columns for binary)."""
         ...
 
 
@@ -236,6 +241,92 @@ class CategoricalCrossEntropy:
         return softmax(v)
 
 
+class _Margin:
+    """What losses on -1 and +1 have in common; each gives `value_delta`."""
+
+    task: ClassVar[Task] = "sign"
+
+    def value_delta(self, v: Any, y: Any) -> tuple[Any, Any]:
+        """Return (value, delta)."""
+        raise NotImplementedError
+
+    def value(self, v: Any, y: Any) -> Any:
+        """Return the loss of each row."""
+        return self.value_delta(v, y)[0]
+
+    def delta(self, v: Any, y: Any) -> Any:
+        """Return the subgradient by v."""
+        return self.value_delta(v, y)[1]
+
+    def link(self, v: Any) -> Any:
+        """Return v: a score is no probability."""
+        return v
+
+
+@wire
+@dataclass(frozen=True)
+class PerceptronLoss(_Margin):
+    """max(0, -y v)."""
+
+    name: ClassVar[str] = "perceptron"
+
+    def value_delta(self, v: Any, y: Any) -> tuple[Any, Any]:
+        """Return (max(0, -y v), -y where y v <= 0)."""
+        xp = namespace(v)
+        pull = -_columns(v, y)
+        slack = pull * v
+        return row_sum(xp.maximum(slack, 0.0)), pull * xp.astype(slack >= 0.0, v.dtype)
+
+
+@wire
+@dataclass(frozen=True)
+class HingeLoss(_Margin):
+    """max(0, 1 - y v)."""
+
+    name: ClassVar[str] = "hinge"
+
+    def value_delta(self, v: Any, y: Any) -> tuple[Any, Any]:
+        """Return (max(0, 1 - y v), -y where y v < 1)."""
+        xp = namespace(v)
+        pull = -_columns(v, y)
+        slack = 1.0 + pull * v
+        return row_sum(xp.maximum(slack, 0.0)), pull * xp.astype(slack > 0.0, v.dtype)
+
+
+@wire
+@dataclass(frozen=True)
+class SquaredHingeLoss(_Margin):
+    """max(0, 1 - y v)^2."""
+
+    name: ClassVar[str] = "squared_hinge"
+
+    def value_delta(self, v: Any, y: Any) -> tuple[Any, Any]:
+        """Return (max(0, 1 - y v)^2, -2 y max(0, 1 - y v))."""
+        pull = -_columns(v, y)
+        slack = namespace(v).maximum(1.0 + pull * v, 0.0)
+        pull *= 2.0
+        pull *= slack
+        return row_sum(slack * slack), pull
+
+
+@wire
+@dataclass(frozen=True)
+class SignedSquaredLoss(SquaredLoss):
+    """(v - y)^2 for a label y of -1 or +1, judged by the sign of v."""
+
+    task: ClassVar[Task] = "sign"
+
+
 LOSSES: Final[Mapping[str, type[Loss]]] = {
-    kind.name: kind for kind in (SquaredLoss, HuberLoss, BinaryCrossEntropy, CategoricalCrossEntropy)
+    kind.name: kind
+    for kind in (
+        SquaredLoss,
+        HuberLoss,
+        BinaryCrossEntropy,
+        CategoricalCrossEntropy,
+        PerceptronLoss,
+        HingeLoss,
+        SquaredHingeLoss,
+    )
 }
+"""By name; "squared" on labels is `SignedSquaredLoss`."""

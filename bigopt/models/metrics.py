@@ -7,8 +7,8 @@ loss                   mean of the model's own loss, without penalty
 mse, rmse, mae         mean over rows, averaged over the outputs; rmse is the root of mse
 r2                     1 - sum e^2 / sum (y - mean)^2 of each output, averaged over them
 accuracy               share of the weight whose predicted class is right
-log_loss               mean of -log p(true class), from the logits: never clipped
-auc                    area under the ROC curve (two classes), see `bigopt.models.ranking`
+log_loss               mean of -log p(true class), from the logits: never clipped; none without probabilities
+auc                    area under the ROC curve (two classes) of the scores, see `bigopt.models.ranking`
 precision, recall, f1  of the positive one of two classes, else macro: `bigopt.models.confusion`
 top_k                  share of the weight whose class is among the five largest scores
 confusion              weights by actual and predicted class, a matrix
@@ -179,6 +179,14 @@ class ClassSums(NamedTuple):
         """Return the confusion matrix, unless there are too many classes."""
         matrix = self.confusion.table()
         return {} if matrix is None else {"confusion": matrix}
+
+
+def metric_names(loss: Loss, outputs: int) -> tuple[str, ...]:
+    """Return the names of the metrics that are numbers, for a model's loss and number of outputs."""
+    if loss.task == "regression":
+        return ("loss", "mse", "rmse", "mae", "r2")
+    absent = (*(["log_loss"] if loss.task == "sign" else []), *(["auc"] if outputs > 2 else []))
+    return tuple(name for name in _ORDER if name not in absent)
 
 
 def predicted_class(loss: Loss, scores: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -12,15 +12,15 @@ def check_shapes(features: int, outputs: int, loss: Loss) -> None:
     Raises
     ------
     ConfError
-        No features, no outputs, several logits for a binary loss, or fewer than two for a categorical one.
+        No features, no outputs, several scores for a loss of two classes, or fewer than two for a categorical one.
     """
     if features < 1:
         raise ConfError("a model needs at least one feature", where="data.features")
     if outputs < 1:
         raise ConfError("a model needs at least one output", where="data.target")
-    if loss.task == "binary" and outputs != 1:
+    if loss.task in ("binary", "sign") and outputs != 1:
         raise ConfError(
-            f"{loss.name} has one logit, not {outputs}",
+            f"{loss.name} has one {'logit' if loss.task == 'binary' else 'score'}, not {outputs}",
             where="model.loss",
             hint="categorical_cross_entropy has one a class",
         )

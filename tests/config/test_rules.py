@@ -12,9 +12,6 @@ from bigopt.core.errors import ConfError
 LATER = [
     *(f"{group}: {{name: {n}}}" for group, t in names.GROUPS.items() for n, entry in t.items() if not entry.available),
     *(f"strategy: {{compression: {{name: {n}}}}}" for n in names.COMPRESSIONS),
-    "model: {loss: perceptron}",
-    "model: {loss: hinge}",
-    "model: {loss: squared_hinge}",
     "model: {l1: 0.1}",
     "model: {whiten: true}",
     "model: {shortcut: true}",

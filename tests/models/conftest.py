@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from bigopt.models.base import Model
-from bigopt.models.losses import BinaryCrossEntropy, CategoricalCrossEntropy, HuberLoss, Loss, SquaredLoss
+from bigopt.models.losses import (
+    BinaryCrossEntropy,
+    CategoricalCrossEntropy,
+    HingeLoss,
+    HuberLoss,
+    Loss,
+    PerceptronLoss,
+    SignedSquaredLoss,
+    SquaredHingeLoss,
+    SquaredLoss,
+)
 
 
 class Rows(NamedTuple):
@@ -28,6 +38,8 @@ def make_rows(model: Model, *, n: int = 9, weighted: bool, seed: int = 1, one_ho
         y = rng.normal(scale=2.0, size=(n, model.outputs))
     elif model.loss.task == "binary":
         y = rng.integers(0, 2, n).astype(float)
+    elif model.loss.task == "sign":
+        y = 2.0 * rng.integers(0, 2, n) - 1.0
     else:
         y = rng.integers(0, model.outputs, n)
         y = np.eye(model.outputs)[y] if one_hot else y
@@ -46,6 +58,10 @@ LOSSES_AND_OUTPUTS: dict[str, tuple[Loss, int]] = {
     "huber-3": (HuberLoss(0.7), 3),
     "binary": (BinaryCrossEntropy(), 1),
     "categorical": (CategoricalCrossEntropy(), 4),
+    "perceptron": (PerceptronLoss(), 1),
+    "hinge": (HingeLoss(), 1),
+    "squared_hinge": (SquaredHingeLoss(), 1),
+    "signed": (SignedSquaredLoss(), 1),
 }
 
 

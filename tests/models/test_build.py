@@ -13,7 +13,14 @@ from bigopt.core.errors import BigoptError, ConfError, DataError
 from bigopt.models import MLP, MODELS, LinearModel, build_model
 from bigopt.models.build import default_loss
 from bigopt.models.init import INITS, initial
-from bigopt.models.losses import LOSSES, CategoricalCrossEntropy, HuberLoss, SquaredLoss
+from bigopt.models.losses import (
+    LOSSES,
+    CategoricalCrossEntropy,
+    HuberLoss,
+    SignedSquaredLoss,
+    SquaredHingeLoss,
+    SquaredLoss,
+)
 from bigopt.models.penalties import Penalty
 from bigopt.models.table import batch_memory, model_table, si
 
@@ -24,6 +31,8 @@ def test_each_name_has_its_default_loss_and_outputs() -> None:
         "ridge": build_model("ridge", features=3),
         "logistic": build_model("logistic", features=3, classes=2),
         "softmax": build_model("softmax", features=3, classes=5),
+        "perceptron": build_model("perceptron", features=3, classes=2),
+        "svm": build_model("svm", features=3, classes=2),
         "mlp": build_model("mlp", features=3),
     }
     assert set(built) == set(MODELS)
@@ -32,6 +41,8 @@ def test_each_name_has_its_default_loss_and_outputs() -> None:
         "ridge": ("squared", 1, LinearModel),
         "logistic": ("binary_cross_entropy", 1, LinearModel),
         "softmax": ("categorical_cross_entropy", 5, LinearModel),
+        "perceptron": ("perceptron", 1, LinearModel),
+        "svm": ("hinge", 1, LinearModel),
         "mlp": ("squared", 1, MLP),
     }
     assert default_loss("mlp", 2) == "binary_cross_entropy"
@@ -44,8 +55,11 @@ def test_each_name_has_its_default_loss_and_outputs() -> None:
 @pytest.mark.parametrize("model_name", list(MODELS))
 @pytest.mark.parametrize("loss", list(LOSSES))
 def test_every_pair_of_model_and_loss_is_built_or_refused(model_name: str, loss: str) -> None:
+    classes = None if model_name in ("linear", "ridge") or loss == "huber" else 2
     if loss in MODELS[model_name].losses:
-        assert build_model(model_name, features=2, classes=2, loss=loss).loss.name == loss
+        built = build_model(model_name, features=2, classes=classes, loss=loss).loss
+        assert built.name == loss
+        assert (built.task == "regression") == (classes is None)
     else:
         with pytest.raises(ConfError, match=f"model '{model_name}' has no loss '{loss}'"):
             build_model(model_name, features=2, classes=2, loss=loss)
@@ -54,10 +68,13 @@ def test_every_pair_of_model_and_loss_is_built_or_refused(model_name: str, loss:
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [
-        ({"name": "svm"}, ConfError, "model.name: model 'svm' is not available in this version"),
-        ({"name": "perceptron"}, ConfError, "not available in this version"),
+        ({"name": "svm"}, ConfError, "hinge needs classes, and the target is numbers"),
+        ({"name": "perceptron", "classes": 3}, DataError, "use model.name=softmax"),
+        ({"name": "svm", "classes": 3, "loss": "squared"}, DataError, "squared separates two"),
         ({"name": "mpl"}, ConfError, "unknown model 'mpl' (did you mean 'mlp'?)"),
-        ({"name": "mlp", "loss": "hinge"}, ConfError, "model.loss: loss 'hinge' is not available in this version"),
+        ({"name": "mlp", "loss": "hinge"}, ConfError, "hinge needs classes"),
+        ({"name": "mlp", "loss": "hinge", "classes": 4}, DataError, "use model.loss=categorical_cross_entropy"),
+        ({"name": "mlp", "loss": "huber", "classes": 2}, ConfError, "huber needs numbers, and the target is classes"),
         ({"name": "mlp", "loss": "hubber"}, ConfError, "did you mean 'huber'?"),
         ({"name": "mlp", "activation": "rely"}, ConfError, "model.activation: unknown activation 'rely' (did you mean"),
         ({"name": "logistic"}, ConfError, "needs classes, and the target is numbers"),
@@ -87,6 +104,8 @@ def test_categorical_needs_two_logits_and_binary_one() -> None:
         LinearModel(3, 1, CategoricalCrossEntropy())
     with pytest.raises(ConfError, match="has one logit, not 2"):
         LinearModel(3, 2, LOSSES["binary_cross_entropy"]())
+    with pytest.raises(ConfError, match="has one score, not 2"):
+        MLP(3, (4,), 2, LOSSES["hinge"]())
 
 
 def test_groups_by_one_number_or_a_list() -> None:
@@ -159,6 +178,8 @@ def test_initial_params_are_a_function_of_seed_and_place() -> None:
     "value",
     [
         LinearModel(3, 2, HuberLoss(0.5), False),
+        LinearModel(3, 1, SignedSquaredLoss()),
+        MLP(3, (2,), 1, SquaredHingeLoss()),
         MLP(8, (4, 4), 3, CategoricalCrossEntropy(), "tanh", (2, 2, 1), False),
         MLP(8, (4,), 3, SquaredLoss(), output_activation="softmax"),
         Penalty(0.25),

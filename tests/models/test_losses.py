@@ -10,7 +10,19 @@ import pytest
 
 from bigopt.core.errors import ConfError
 from bigopt.models.activations import ACTIVATIONS
-from bigopt.models.losses import LOSSES, BinaryCrossEntropy, CategoricalCrossEntropy, HuberLoss, Loss, SquaredLoss
+from bigopt.models.linear import LinearModel
+from bigopt.models.losses import (
+    LOSSES,
+    BinaryCrossEntropy,
+    CategoricalCrossEntropy,
+    HingeLoss,
+    HuberLoss,
+    Loss,
+    PerceptronLoss,
+    SignedSquaredLoss,
+    SquaredHingeLoss,
+    SquaredLoss,
+)
 
 LOGITS = [-1e4, -745.5, -88.9, -40.0, -1.5, -1e-9, 0.0, 1e-9, 0.3, 20.0, 36.8, 104.0, 710.0, 1e4]
 
@@ -63,6 +75,7 @@ def test_value_and_delta_are_the_parts_of_value_delta(loss_outputs: tuple[Loss, 
     rng = np.random.default_rng(3)
     v = rng.normal(scale=3, size=(40, outputs))
     y = rng.normal(size=(40, outputs)) if loss.task == "regression" else rng.integers(0, max(outputs, 2), 40)
+    y = 2 * y - 1 if loss.task == "sign" else y
     before = v.copy()
     value, delta = loss.value_delta(v, y)
     np.testing.assert_array_equal(loss.value(v, y), value)
@@ -85,6 +98,41 @@ def test_errors_are_summed_over_outputs_without_a_half() -> None:
     np.testing.assert_array_equal(HuberLoss(1.0).value(v, y), [1.0 + 3.0])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("loss", "value", "slope"),
+    [  # at y v = -2, 0, the last number below 1, 1, the next one above, 3
+        (PerceptronLoss(), [2.0, 0.0, 0.0, 0.0, 0.0, 0.0], [1, 1, 0, 0, 0, 0]),
+        (HingeLoss(), [3.0, 1.0, None, 0.0, 0.0, 0.0], [1, 1, 1, 0, 0, 0]),
+        (SquaredHingeLoss(), [9.0, 1.0, None, 0.0, 0.0, 0.0], [6, 2, None, 0, 0, 0]),
+        (SignedSquaredLoss(), [9.0, 1.0, None, 0.0, None, 4.0], [6, 2, None, 0, None, -4]),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+@pytest.mark.parametrize("y", [-1.0, 1.0])
+def test_losses_on_signs_at_their_kinks(loss: Loss, value: Any, slope: Any, y: float, dtype: Any) -> None:
+    """delta = -y slope: the perceptron's is not 0 at 0, the hinge's is 0 at 1."""
+    one = dtype(1)
+    margins = np.array([-2, 0, np.nextafter(one, dtype(0)), 1, np.nextafter(one, dtype(2)), 3], dtype=dtype)
+    found, delta = loss.value_delta(y * margins[:, None], np.full(6, y, dtype=dtype))
+    for i, (v, s) in enumerate(zip(value, slope, strict=True)):
+        eps = abs(float(margins[i]) - 1.0)
+        small = eps if loss.name == "hinge" else eps * eps
+        assert found[i] == (small if v is None else v)
+        near = -2 * y * (1.0 - float(margins[i]))
+        assert delta[i, 0] == (near if s is None else -y * s)
+    assert found.dtype == delta.dtype == dtype
+    np.testing.assert_array_equal(loss.link(margins), margins)
+
+
+def test_a_perceptron_leaves_zero() -> None:
+    """Rosenblatt's rule: w += eta y x for each row with y v <= 0; from zero that is every row."""
+    X, y = np.array([[1.0, 2.0], [-1.0, 0.5]]), np.array([1.0, -1.0])
+    grad, loss, _ = LinearModel(2, 1, PerceptronLoss()).grad_sum(np.zeros(3), X, y, None)
+    np.testing.assert_array_equal(grad, [-2.0, -1.5, 0.0])
+    assert loss == 0.0
+
+
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_bad_huber_delta_is_refused(bad: float) -> None:
     with pytest.raises(ConfError, match=r"model\.huber_delta: .* is not a number above 0"):
@@ -92,7 +140,15 @@ def test_a_bad_huber_delta_is_refused(bad: float) -> None:
 
 
 def test_table_is_keyed_by_the_names_of_the_losses() -> None:
-    assert list(LOSSES) == ["squared", "huber", "binary_cross_entropy", "categorical_cross_entropy"]
+    assert list(LOSSES) == [
+        "squared",
+        "huber",
+        "binary_cross_entropy",
+        "categorical_cross_entropy",
+        "perceptron",
+        "hinge",
+        "squared_hinge",
+    ]
     assert all(kind.name == name for name, kind in LOSSES.items())
 
 

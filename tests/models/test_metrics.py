@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from bigopt.core.codec import dumps, loads
 from bigopt.models.confusion import MOST_CLASSES
 from bigopt.models.linear import LinearModel
-from bigopt.models.losses import BinaryCrossEntropy, CategoricalCrossEntropy, SquaredLoss
-from bigopt.models.metrics import evaluate_block, metric_sums, predicted_class
+from bigopt.models.losses import LOSSES, BinaryCrossEntropy, CategoricalCrossEntropy, SignedSquaredLoss, SquaredLoss
+from bigopt.models.metrics import evaluate_block, metric_names, metric_sums, predicted_class
 from bigopt.models.mlp import MLP
 from bigopt.models.ranking import LIMIT, Ranking
 
@@ -170,6 +170,40 @@ def test_counts_are_whole_numbers_and_a_huge_matrix_is_left_out() -> None:
     assert metric_sums(SquaredLoss(), v, v, None).tables() == {}
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [*(LOSSES[k]() for k in ("perceptron", "hinge", "squared_hinge")), SignedSquaredLoss()],
+    ids=lambda v: v.name,
+)
+def test_signs_have_scores_and_no_log_loss(loss: Any, weighted: bool) -> None:
+    rng = np.random.default_rng(1)
+    y = 2.0 * rng.integers(0, 2, 300) - 1.0
+    v = np.round(rng.normal(loc=y, scale=2.0), 0)
+    w = _weight(weighted)
+    found = folded(loss, v[:, None], y, w, CUTS)
+    values = found.values()
+    assert list(values) == ["loss", "accuracy", "auc", "precision", "recall", "f1", "top_k"]
+    assert (v == 0).any()
+    sign = np.where(v >= 0, 1.0, -1.0)
+    assert values["accuracy"] == pytest.approx(sklearn.accuracy_score(y, sign, sample_weight=w), rel=1e-13)
+    assert values["auc"] == pytest.approx(sklearn.roc_auc_score(y, v, sample_weight=w), rel=1e-12)
+    _by_class(found, (y > 0).astype(int), (v >= 0).astype(int), w, "binary")
+    if loss.name == "hinge":
+        assert values["loss"] == pytest.approx(sklearn.hinge_loss(y, v, sample_weight=w), rel=1e-13)
+
+
+def test_names_of_metrics_are_those_of_the_sums() -> None:
+    cases: list[tuple[Any, int, Any]] = [
+        (SquaredLoss(), 2, np.ones((3, 2))),
+        (BinaryCrossEntropy(), 1, np.ones(3)),
+        (LOSSES["hinge"](), 1, np.ones(3)),
+        (CategoricalCrossEntropy(), 2, np.ones(3, dtype=int)),
+        (CategoricalCrossEntropy(), 3, np.ones(3, dtype=int)),
+    ]
+    for loss, outputs, y in cases:
+        assert metric_names(loss, outputs) == tuple(metric_sums(loss, np.ones((3, outputs)), y, None).values())
+
+
 def test_all_right_is_exactly_one() -> None:
     rng = np.random.default_rng(0)
     y, w = rng.integers(0, 7, 1000), rng.uniform(size=1000)
@@ -314,6 +348,7 @@ def test_a_block_is_judged_by_what_the_model_predicts(rows_of: Any, params_of: A
 def test_ties_go_to_the_first_class() -> None:
     binary, categorical = BinaryCrossEntropy(), CategoricalCrossEntropy()
     np.testing.assert_array_equal(predicted_class(binary, np.array([[0.0], [1e-9], [-1.0]])), [0, 1, 0])
+    np.testing.assert_array_equal(predicted_class(LOSSES["hinge"](), np.array([[0.0], [-0.0], [-1.0]])), [1, 1, 0])
     np.testing.assert_array_equal(predicted_class(categorical, np.array([[0.0, 0.0], [1.0, 2.0]])), [0, 1])
 
 

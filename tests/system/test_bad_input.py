@@ -31,7 +31,6 @@ CONFS: dict[str, tuple[str, int, str]] = {
     "no end": ("stop: {epochs: null}", 2, r"epochs"),
     "later optimizer": ("optimizer: {name: lion}", 2, r"lion.*not available"),
     "later strategy": ("strategy: {name: async}", 2, r"async.*not available"),
-    "later model": ("model: {name: svm}", 2, r"svm.*not available"),
     "later sampling": ("batch: {sampling: bernoulli}", 2, r"bernoulli.*not available"),
     "bad yaml": ("model: {name: ridge", 2, r""),
     "not a mapping": ("- a\n- b", 2, r""),
