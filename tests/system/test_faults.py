@@ -1,0 +1,72 @@
+"""kill -9 of a Dask worker and of a Spark Python worker in mid-round: same hash, nothing counted twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from problems import MODELS, files, run, run_on
+
+from bigopt import sessions
+from bigopt.backends.base import Session
+from bigopt.work import Arrival, Order
+
+
+class Killer:
+    """Passes everything on, and kills the worker an order goes to: it is stopped first, so that it cannot answer."""
+
+    def __init__(self, session: Session, at: tuple[int, ...]) -> None:
+        self._session = session
+        self._at = set(at)
+        self._pids: dict[int, int] = {}
+        self.killed: list[int] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._session, name)
+
+    def wait(self) -> Arrival:
+        arrival = self._session.wait()
+        if arrival.stats.pid:
+            self._pids[arrival.order.slot] = arrival.stats.pid
+        return arrival
+
+    def submit(self, order: Order) -> None:
+        pid = self._pids.get(order.slot)
+        if order.ticket not in self._at or pid is None:
+            self._session.submit(order)
+            return
+        self._at.discard(order.ticket)
+        os.kill(pid, signal.SIGSTOP)
+        self._session.submit(order)
+        os.kill(pid, signal.SIGKILL)
+        self.killed.append(pid)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["dask", "spark"])
+def test_a_worker_killed_in_mid_round_changes_nothing(tmp_path, monkeypatch, backend):
+    kind, model = MODELS["mlp_regression"]
+    keys = [*model, "optimizer.name=adam", "batch.size=64", "batch.lanes=0", "stop.epochs=4", "run.audit=true"]
+    expected = run(tmp_path / "local", kind, *keys)
+    path = files(tmp_path, kind, "zarr")
+    made: list[Killer] = []
+    real = sessions.open_session
+
+    def opened(*args: object) -> Killer:
+        made.append(Killer(real(*args), at=(8, 20)))
+        return made[-1]
+
+    monkeypatch.setattr(sessions, "open_session", opened)
+    result = run_on(path, tmp_path / "runs", *keys, f"backend.name={backend}", "backend.workers=2")
+    assert result["params_sha256"] == expected["params_sha256"]
+    assert result["audit_sha256"] == expected["audit_sha256"]
+    assert len(made[0].killed) == 2
+    ledger = json.loads((Path(result["run"]) / "result.json").read_text())["ledger"]
+    assert ledger["lost"] > 0
+    assert ledger["accepted"] == ledger["planned"]
+    assert ledger["planned"] + ledger["lost"] > ledger["accepted"]
+    for pid in made[0].killed:
+        assert not Path(f"/proc/{pid}").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
