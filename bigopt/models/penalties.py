@@ -1,8 +1,11 @@
 """Penalties: taken once, on the driver, on the mean.
 
-``penalty(w) = l2 ||w||^2``, without a 1/2 and without intercepts; its gradient is ``2 l2 w``. So ridge solves
+``penalty(w) = l2 ||w||^2 + l1 ||w||_1``, without a 1/2 and without intercepts. So ridge solves
 ``(X^T S X / W + l2 I) w = X^T S y / W``: scikit-learn's Ridge has alpha = W l2, its LogisticRegression
-C = 1 / (2 W l2), torch's coupled weight_decay is 2 l2.
+C = 1 / (2 W l2), its Lasso alpha = l1 / 2; torch's coupled weight_decay is 2 l2.
+
+The l2 part has a gradient, ``2 l2 w``. The l1 part has none at 0, where its solutions lie: it counts in the value, and
+the optimizer takes it by proximal steps.
 """
 
 from __future__ import annotations
@@ -22,29 +25,34 @@ from bigopt.core.layout import Layout
 @wire
 @dataclass(frozen=True)
 class Penalty:
-    """l2 ||w||^2 over the penalised blocks of a layout.
+    """l2 ||w||^2 + l1 ||w||_1 over the penalised blocks of a layout.
 
     Parameters
     ----------
-    l2 : float
+    l2, l1 : float
         At least 0.
     """
 
     l2: float = 0.0
+    l1: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.l2) and self.l2 >= 0.0):
-            raise ConfError(f"{self.l2} is not a number of at least 0", where="model.l2")
+        for name, value in (("l2", self.l2), ("l1", self.l1)):
+            if not (math.isfinite(value) and value >= 0.0):
+                raise ConfError(f"{value} is not a number of at least 0", where=f"model.{name}")
 
     def value(self, params: npt.NDArray[Any], layout: Layout) -> float:
-        """Return l2 ||w||^2 in float64; params has shape (p,)."""
-        if self.l2 == 0.0:
-            return 0.0
-        squares = (np.sum(np.square(params[s], dtype=np.float64)) for b, s in layout.slices() if b.penalized)
-        return self.l2 * float(sum(squares))
+        """Return l2 ||w||^2 + l1 ||w||_1 in float64; params has shape (p,)."""
+        weights = [params[s] for b, s in layout.slices() if b.penalized]
+        total = 0.0
+        if self.l2 != 0.0:
+            total += self.l2 * float(sum(np.sum(np.square(w, dtype=np.float64)) for w in weights))
+        if self.l1 != 0.0:
+            total += self.l1 * float(sum(np.sum(np.abs(w), dtype=np.float64) for w in weights))
+        return total
 
     def add_gradient(self, grad: npt.NDArray[Any], params: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
-        """Add 2 l2 w to the mean gradient, in its own memory, and return it; both have shape (p,)."""
+        """Add 2 l2 w, the smooth part's, to the mean gradient in its own memory and return it; both shape (p,)."""
         if self.l2 != 0.0:
             for block, s in layout.slices():
                 if block.penalized:

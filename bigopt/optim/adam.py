@@ -15,7 +15,7 @@ import numpy as np
 
 from bigopt.core.codec import wire
 from bigopt.core.layout import Layout
-from bigopt.optim.adaptive import running_square
+from bigopt.optim.adaptive import inverse_root, running_square
 from bigopt.optim.ranges import check_range
 from bigopt.optim.transform import Vector, add_scaled, owned, scratch, tiles
 
@@ -72,6 +72,10 @@ class Adam:
         adam_delta(grad, m, v, step, float(learning_rate), self.beta1, self.beta2, self.eps)
         return grad, AdamState(m, v)
 
+    def scale(self, state: AdamState, step: int, s: slice, out: Vector) -> Vector:
+        """Return 1 / (sqrt(vh) + eps); see `bigopt.optim.proximal.Scaled`."""
+        return inverse_root(state.v[s], self.eps, out, unbias=1.0 / math.sqrt(1.0 - self.beta2**step))
+
 
 @wire
 class AMSGradState(NamedTuple):
@@ -126,6 +130,10 @@ class AMSGrad:
         m, v, x = owned(state.m), owned(state.v), owned(state.x)
         adam_delta(grad, m, v, step, float(learning_rate), self.beta1, self.beta2, self.eps, peak=x)
         return grad, AMSGradState(m, v, x)
+
+    def scale(self, state: AMSGradState, step: int, s: slice, out: Vector) -> Vector:
+        """Return 1 / (sqrt(vh) + eps); see `bigopt.optim.proximal.Scaled`."""
+        return inverse_root(state.x[s], self.eps, out, unbias=1.0 / math.sqrt(1.0 - self.beta2**step))
 
 
 @wire
@@ -186,6 +194,10 @@ class AdamW:
             if block.penalized:
                 add_scaled(grad[s], -eta * self.weight_decay, params[s])
         return grad, AdamWState(m, v, state.layout)
+
+    def scale(self, state: AdamWState, step: int, s: slice, out: Vector) -> Vector:
+        """Return 1 / (sqrt(vh) + eps); see `bigopt.optim.proximal.Scaled`."""
+        return inverse_root(state.v[s], self.eps, out, unbias=1.0 / math.sqrt(1.0 - self.beta2**step))
 
 
 def check_adam(beta1: float, beta2: float, eps: float) -> None:

@@ -67,6 +67,10 @@ class Adagrad:
             _scaled_step(g, G_s, eta, self.eps, h)
         return grad, Squares(G)
 
+    def scale(self, state: Squares, step: int, s: slice, out: Vector) -> Vector:
+        """Return 1 / (sqrt(G) + eps); see `bigopt.optim.proximal.Scaled`."""
+        return inverse_root(state.G[s], self.eps, out)
+
 
 @wire
 @dataclass(frozen=True)
@@ -102,6 +106,10 @@ class RMSProp:
             running_square(G_s, g, self.decay, h)
             _scaled_step(g, G_s, eta, self.eps, h)
         return grad, Squares(G)
+
+    def scale(self, state: Squares, step: int, s: slice, out: Vector) -> Vector:
+        """Return 1 / (sqrt(G) + eps); see `bigopt.optim.proximal.Scaled`."""
+        return inverse_root(state.G[s], self.eps, out)
 
 
 @wire
@@ -174,6 +182,14 @@ def running_square(mean: Vector, x: Vector, b: float, work: Vector) -> None:
     np.multiply(work, 1.0 - b, out=work)
     np.multiply(mean, b, out=mean)
     np.add(mean, work, out=mean)
+
+
+def inverse_root(square: Vector, eps: float, out: Vector, *, unbias: float = 1.0) -> Vector:
+    """Return 1 / (unbias sqrt(square) + eps) in `out`."""
+    np.sqrt(square, out=out)
+    np.multiply(out, unbias, out=out)
+    np.add(out, eps, out=out)
+    return np.divide(1.0, out, out=out)
 
 
 def _scaled_step(g: Vector, G: Vector, eta: float, eps: float, work: Vector) -> None:

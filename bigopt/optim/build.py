@@ -7,46 +7,63 @@ optimizer or schedule does not use are refused with the nearest valid name.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
 from bigopt.core.errors import ConfError
 from bigopt.core.layout import Layout
 from bigopt.core.names import lookup, nearest
+from bigopt.optim.clip import ClipNorm, ClipValue
 from bigopt.optim.method import FirstOrder, Penalty, Unit
 from bigopt.optim.schedules import SCHEDULES, Schedule
 from bigopt.optim.table import OPTIMIZERS, keys_of
-from bigopt.optim.transform import Transform
+from bigopt.optim.transform import Chain, Transform
 
-NONE: Final[Mapping[str, float | None]] = MappingProxyType({})
+Keys = Mapping[str, Any]
+"""Keys of a conf's group with their values; None stands for the default."""
+
+NONE: Final[Keys] = MappingProxyType({})
+
+CLIPS: Final[Mapping[str, Callable[[float], Transform[Any]]]] = MappingProxyType(
+    {"clip_value": ClipValue, "clip_norm": ClipNorm}
+)
+"""Keys of ``optimizer`` that put a part in front of any optimizer, in the order in which they apply."""
 
 UNITS: Final[Mapping[str, Unit]] = MappingProxyType({"step": "step", "epoch": "epoch"})
 """Names of ``schedule.unit``."""
 
 
-def build_transform(name: str, keys: Mapping[str, float | None] = NONE) -> Transform[Any]:
-    """Return the transform of a name.
+def build_transform(name: str, keys: Keys = NONE, *, l1: float = 0.0) -> Transform[Any]:
+    """Return the transform of a name, with clipping in front and proximal steps where they are asked for.
 
     Parameters
     ----------
     name : str
         A name of `OPTIMIZERS`.
     keys : mapping
-        Values of the conf's ``optimizer`` group; None means the default.
+        Values of the conf's ``optimizer`` group (without ``average``); None means the default.
+    l1 : float
+        Of the penalty l1 ||w||_1; 0 for none.
 
     Raises
     ------
     ConfError
-        Unknown name, a key it does not use, or a value out of range.
+        Unknown name, a key it does not use, a value out of range, or l1 where it has no proximal step.
     """
     entry = lookup(OPTIMIZERS, name, family="optimizer", where="optimizer.name")
-    return entry.make(**_given(keys, entry.keys, "optimizer", name))
+    own = {key: value for key, value in keys.items() if key not in CLIPS}
+    transform = entry.make(**_given(own, entry.keys, "optimizer", name))
+    if l1:
+        if entry.l1 is None:
+            takers = ", ".join(n for n, other in OPTIMIZERS.items() if other.l1 is not None)
+            raise ConfError(f"optimizer '{name}' has no l1 penalty", where="model.l1", hint=f"one of {takers}")
+        transform = entry.l1(transform, _plain(l1))
+    clips = [make(_plain(keys[key])) for key, make in CLIPS.items() if keys.get(key) is not None]
+    return Chain((*clips, transform)) if clips else transform
 
 
-def build_schedule(
-    name: str, keys: Mapping[str, float | None], *, default_rate: float, default_period: float | None = None
-) -> Schedule:
+def build_schedule(name: str, keys: Keys, *, default_rate: float, default_period: float | None = None) -> Schedule:
     """Return the schedule of a name.
 
     Parameters
@@ -83,12 +100,13 @@ def build_method(
     name: str,
     layout: Layout,
     *,
-    keys: Mapping[str, float | None] = NONE,
+    keys: Keys = NONE,
     schedule: str = "constant",
-    schedule_keys: Mapping[str, float | None] = NONE,
+    schedule_keys: Keys = NONE,
     unit: str = "step",
     default_period: float | None = None,
     penalty: Penalty | None = None,
+    l1: float = 0.0,
 ) -> FirstOrder:
     """Return the method of an optimizer's and a schedule's name.
 
@@ -110,19 +128,22 @@ def build_method(
     default_period : float or None
         The run's length in that unit, for a schedule whose period is not given.
     penalty : callable or None
-        ``penalty(grad, params)`` adds the penalty's gradient to `grad` in place.
+        ``penalty(grad, params)`` adds the gradient of the penalty's smooth part to `grad` in place.
+    l1 : float
+        Of the penalty l1 ||w||_1, taken by proximal steps; 0 for none.
 
     Raises
     ------
     ConfError
         For anything that the named optimizer and schedule cannot take.
     """
-    transform = build_transform(name, keys)
+    transform = build_transform(name, {key: value for key, value in keys.items() if key != "average"}, l1=l1)
     rule = build_schedule(
         schedule, schedule_keys, default_rate=OPTIMIZERS[name].learning_rate, default_period=default_period
     )
     counted = lookup(UNITS, unit, family="unit", where="schedule.unit")
-    return FirstOrder(transform, rule, layout, counted, penalty)
+    average = keys.get("average")
+    return FirstOrder(transform, rule, layout, counted, penalty, False if average is None else _plain(average))
 
 
 def settings(value: Any) -> dict[str, float]:
@@ -130,7 +151,7 @@ def settings(value: Any) -> dict[str, float]:
     return dataclasses.asdict(value)
 
 
-def _given(keys: Mapping[str, float | None], used: Iterable[str], group: str, name: str) -> dict[str, float]:
+def _given(keys: Keys, used: Iterable[str], group: str, name: str) -> dict[str, float]:
     given = {key: value for key, value in keys.items() if value is not None}
     valid = tuple(used)
     for key in given:
@@ -140,6 +161,6 @@ def _given(keys: Mapping[str, float | None], used: Iterable[str], group: str, na
     return {key: _plain(value) for key, value in given.items()}
 
 
-def _plain(value: float) -> float:
+def _plain(value: Any) -> Any:
     # A NumPy scalar would decide the dtype of float32 arithmetic; what is no number goes on to its range check.
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value

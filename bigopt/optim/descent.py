@@ -37,6 +37,10 @@ class SGD:
         np.multiply(grad, -float(learning_rate), out=grad)
         return grad, state
 
+    def scale(self, state: NoState, step: int, s: slice, out: Vector) -> float:
+        """Return 1: all entries share the learning rate; see `bigopt.optim.proximal.Scaled`."""
+        return 1.0
+
 
 @wire
 class Velocity(NamedTuple):

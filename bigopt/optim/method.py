@@ -33,8 +33,9 @@ from bigopt.core.codec import wire
 from bigopt.core.errors import DivergedError
 from bigopt.core.layout import Layout
 from bigopt.core.sums import Sums
+from bigopt.optim.ranges import check_range
 from bigopt.optim.schedules import Schedule
-from bigopt.optim.transform import Transform, Vector, norm
+from bigopt.optim.transform import Transform, Vector, norm, owned, scratch, tiles
 
 Unit = Literal["step", "epoch"]
 Penalty = Callable[[Vector, Vector], object]
@@ -115,6 +116,14 @@ class Method(Protocol[S]):
         """
         ...
 
+    def result_params(self, state: S) -> Vector:
+        """Return the parameters to evaluate, report and save, a read-only snapshot of shape (p,).
+
+        They are the current ones, or the average of the iterates where the method keeps one. Gradients are always
+        taken at the current ones (`ask`).
+        """
+        ...
+
 
 @wire
 class FirstOrderState(NamedTuple):
@@ -126,11 +135,14 @@ class FirstOrderState(NamedTuple):
     inner : State of the transform
     step : int
         Finished steps; the next one has t = step + 1 and k = step.
+    average : ndarray, shape (p,), or None
+        Mean of the iterates so far; None without averaging, and before step 1.
     """
 
     params: Vector
     inner: Any
     step: int
+    average: Vector | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +159,13 @@ class FirstOrder:
         What k counts: finished steps, or epochs.
     penalty : callable or None
         ``penalty(grad, params)`` adds the penalty's gradient in place.
+    average : bool or float
+        Polyak's averaging of the iterates w_1, w_2, ...: True for their mean, a_t = a_{t-1} + (w_t - a_{t-1}) / t; a
+        decay 0 <= d < 1 for a_t = d a_{t-1} + (1-d) w_t from a_1 = w_1; False for none. The steps do not see it.
+
+    Notes
+    -----
+    Polyak and Juditsky (1992); as torch's ``AveragedModel``, with its mean and with its exponential average.
     """
 
     transform: Transform[Any]
@@ -154,6 +173,11 @@ class FirstOrder:
     layout: Layout
     unit: Unit = "step"
     penalty: Penalty | None = None
+    average: bool | float = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.average, bool):
+            check_range("optimizer.average", self.average, 0.0, 1.0)
 
     def start(self, params: Vector) -> tuple[FirstOrderState, Ask]:
         """Return the state before step 1 and the first question; see `Method.start`."""
@@ -191,7 +215,26 @@ class FirstOrder:
         with np.errstate(over="ignore", invalid="ignore"):
             delta, inner = self.transform.update(grad, state.inner, params, step, eta)
             new = _snapshot(np.add(params, delta, out=delta))
-        return FirstOrderState(new, inner, step), Step(new, eta, grad_norm)
+            average = self._averaged(state.average, new, step)
+        return FirstOrderState(new, inner, step, average), Step(new, eta, grad_norm)
+
+    def result_params(self, state: FirstOrderState) -> Vector:
+        """Return the average of the iterates, or the current ones without averaging; see `Method.result_params`."""
+        return _snapshot(state.params if state.average is None else state.average.copy())
+
+    def _averaged(self, average: Vector | None, new: Vector, step: int) -> Vector | None:
+        if self.average is False:
+            return None
+        if average is None:
+            return new.copy()
+        average, part = owned(average), 1.0 / step if self.average is True else 1.0 - self.average
+        work = scratch(new)
+        for s in tiles(new.size):
+            h = work[: s.stop - s.start]
+            np.subtract(new[s], average[s], out=h)
+            np.multiply(h, part, out=h)
+            np.add(average[s], h, out=average[s])
+        return average
 
     def _mean(self, sums: Sums, params: Vector, divisor: float) -> Vector:
         total = sums.grad

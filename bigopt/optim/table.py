@@ -14,6 +14,7 @@ from bigopt.optim.adaptive import Adadelta, Adagrad, RMSProp
 from bigopt.optim.descent import SGD, Momentum, Nesterov
 from bigopt.optim.layerwise import LAMB, LARS
 from bigopt.optim.lion import Lion
+from bigopt.optim.proximal import Proximal, ProximalMomentum
 from bigopt.optim.transform import Transform
 
 MINI_BATCH: Final = 128
@@ -36,6 +37,8 @@ class Optimizer:
         One line for ``describe`` and the docs, in the letters of the class's docstring.
     full_batch : bool
         Whether it takes all rows in every step, and nothing else.
+    l1 : callable or None
+        ``l1(transform, l1)`` gives the transform that takes proximal steps for l1 ||w||_1; None: refuses ``model.l1``.
     """
 
     make: Callable[..., Transform[Any]]
@@ -43,6 +46,7 @@ class Optimizer:
     vectors: int
     formula: str
     full_batch: bool = False
+    l1: Callable[[Any, float], Transform[Any]] | None = None
 
     @property
     def batch(self) -> int | Literal["full"]:
@@ -60,23 +64,27 @@ def keys_of(cls: Any) -> tuple[str, ...]:
     return tuple(f.name for f in dataclasses.fields(cls))
 
 
+def _heavy_ball(transform: Momentum, l1: float) -> ProximalMomentum:
+    return ProximalMomentum(transform.momentum, l1)
+
+
 _SCALED: Final = "w -= eta g / (sqrt(G) + eps)"
 _ADAM: Final = "m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; w -= eta mh / (sqrt(vh) + eps)"
 
 OPTIMIZERS: Final[Mapping[str, Optimizer]] = MappingProxyType(
     {
-        "gd": Optimizer(SGD, 0.01, 0, "w -= eta g, g over all rows", full_batch=True),
-        "sgd": Optimizer(SGD, 0.01, 0, "w -= eta g"),
-        "momentum": Optimizer(Momentum, 0.01, 1, "D = mu D - g; w += eta D"),
+        "gd": Optimizer(SGD, 0.01, 0, "w -= eta g, g over all rows", full_batch=True, l1=Proximal),
+        "sgd": Optimizer(SGD, 0.01, 0, "w -= eta g", l1=Proximal),
+        "momentum": Optimizer(Momentum, 0.01, 1, "D = mu D - g; w += eta D", l1=_heavy_ball),
         "nesterov": Optimizer(Nesterov, 0.01, 1, "D = mu D - g; w += eta (mu D - g)"),
-        "adagrad": Optimizer(Adagrad, 0.01, 1, f"G += g^2; {_SCALED}"),
-        "rmsprop": Optimizer(RMSProp, 0.001, 1, f"G = b G + (1-b) g^2; {_SCALED}"),
+        "adagrad": Optimizer(Adagrad, 0.01, 1, f"G += g^2; {_SCALED}", l1=Proximal),
+        "rmsprop": Optimizer(RMSProp, 0.001, 1, f"G = b G + (1-b) g^2; {_SCALED}", l1=Proximal),
         "adadelta": Optimizer(
             Adadelta, 1.0, 2, "E = r E + (1-r) g^2; d = sqrt(U + eps)/sqrt(E + eps) g; U = r U + (1-r) d^2; w -= eta d"
         ),
-        "adam": Optimizer(Adam, 0.001, 2, _ADAM),
-        "adamw": Optimizer(AdamW, 0.001, 2, f"w *= 1 - eta wd (no intercepts); {_ADAM}"),
-        "amsgrad": Optimizer(AMSGrad, 0.001, 3, f"x = max(x, v), vh = x / (1 - b2^t); {_ADAM}"),
+        "adam": Optimizer(Adam, 0.001, 2, _ADAM, l1=Proximal),
+        "adamw": Optimizer(AdamW, 0.001, 2, f"w *= 1 - eta wd (no intercepts); {_ADAM}", l1=Proximal),
+        "amsgrad": Optimizer(AMSGrad, 0.001, 3, f"x = max(x, v), vh = x / (1 - b2^t); {_ADAM}", l1=Proximal),
         "adamax": Optimizer(
             AdaMax, 0.002, 2, "m = b1 m + (1-b1) g; u = max(b2 u, abs(g) + eps); w -= eta m / ((1-b1^t) u)"
         ),

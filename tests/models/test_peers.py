@@ -108,13 +108,18 @@ def test_penalty_counts_weights_once_and_intercepts_never() -> None:
     assert Penalty(0.5).value(params, layout) == 0.5 * float(weights @ weights)
     assert Penalty(0.5).add_gradient(grad, params, layout) is grad
     np.testing.assert_array_equal(grad, 10.0 + weights)
+    assert Penalty(0.5, 0.25).value(params, layout) == 0.5 * float(weights @ weights) + 0.25 * weights.sum()
+    assert Penalty(l1=0.25).value(-params, layout) == 0.25 * weights.sum()
+    np.testing.assert_array_equal(Penalty(0.5, 0.25).add_gradient(np.full(9, 10.0), params, layout), 10.0 + weights)
     assert Penalty().value(params, layout) == 0.0
     np.testing.assert_array_equal(Penalty().add_gradient(grad.copy(), params, layout), grad)
 
 
 @pytest.mark.parametrize("bad", [-1e-9, float("nan"), float("inf")])
-def test_a_bad_l2_is_refused(bad: float) -> None:
+def test_a_bad_l2_or_l1_is_refused(bad: float) -> None:
     from bigopt.core.errors import ConfError
 
     with pytest.raises(ConfError, match=r"model\.l2"):
         Penalty(bad)
+    with pytest.raises(ConfError, match=r"model\.l1"):
+        Penalty(0.0, bad)
