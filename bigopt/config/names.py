@@ -26,12 +26,15 @@ class Name:
         Optimizers and schedules: needs ``batch.size: full``.
     available : bool
         False: known, and refused by name.
+    l1 : bool
+        Optimizers: takes ``model.l1``, by proximal steps.
     """
 
     uses: Mapping[str, Any] = field(default_factory=dict)
     learning_rate: float | None = None
     full_batch: bool = False
     available: bool = True
+    l1: bool = False
 
 
 def _later(*keys: str, full_batch: bool = False) -> Name:
@@ -41,16 +44,16 @@ def _later(*keys: str, full_batch: bool = False) -> Name:
 _ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 
 OPTIMIZERS: Mapping[str, Name] = {
-    "gd": Name({}, 0.01, full_batch=True),
-    "sgd": Name({}, 0.01),
-    "momentum": Name({"momentum": 0.9}, 0.01),
+    "gd": Name({}, 0.01, full_batch=True, l1=True),
+    "sgd": Name({}, 0.01, l1=True),
+    "momentum": Name({"momentum": 0.9}, 0.01, l1=True),
     "nesterov": Name({"momentum": 0.9}, 0.01),
-    "adagrad": Name({"eps": 1e-10}, 0.01),
-    "rmsprop": Name({"decay": 0.9, "eps": 1e-8}, 0.001),
+    "adagrad": Name({"eps": 1e-10}, 0.01, l1=True),
+    "rmsprop": Name({"decay": 0.9, "eps": 1e-8}, 0.001, l1=True),
     "adadelta": Name({"rho": 0.9, "eps": 1e-6}, 1.0),
-    "adam": Name(_ADAM, 0.001),
-    "adamw": Name({**_ADAM, "weight_decay": 0.01}, 0.001),
-    "amsgrad": Name(_ADAM, 0.001),
+    "adam": Name(_ADAM, 0.001, l1=True),
+    "adamw": Name({**_ADAM, "weight_decay": 0.01}, 0.001, l1=True),
+    "amsgrad": Name(_ADAM, 0.001, l1=True),
     "adamax": Name(_ADAM, 0.002),
     "nadam": Name(_ADAM, 0.002),
     "yogi": Name({**_ADAM, "eps": 1e-3}, 0.01),

@@ -26,12 +26,8 @@ _LATER: Mapping[str, object] = {
     "data.scratch": None,
     "run.on_divergence": "stop",
     "model.whiten": False,
-    "model.l1": 0.0,
     "model.shortcut": False,
     "model.batchnorm": False,
-    "optimizer.clip_norm": None,
-    "optimizer.clip_value": None,
-    "optimizer.average": None,
     "schedule.warmup": None,
     "schedule.start_factor": None,
     "schedule.M": None,
@@ -73,6 +69,7 @@ def resolve(conf: Conf) -> Conf:
     _check_used(conf)
     _check_data(conf)
     _check_model(conf)
+    _check_l1(conf)
     _check_stop(conf)
     conf = _fill(conf)
     _check_batch(conf)
@@ -217,6 +214,12 @@ def _check_stop(conf: Conf) -> None:
             f"stop.target_metric has {len(stop.target_metric)} metrics, expected one",
             "such as {accuracy: 0.9}",
         )
+
+
+def _check_l1(conf: Conf) -> None:
+    if conf.model.l1 and not names.OPTIMIZERS[conf.optimizer.name].l1:
+        takers = ", ".join(n for n, entry in names.OPTIMIZERS.items() if entry.l1)
+        raise conf.error("model.l1", f"optimizer '{conf.optimizer.name}' has no l1 penalty", f"one of {takers}")
 
 
 def _fill(conf: Conf) -> Conf:

@@ -141,7 +141,7 @@ class ModelConf(Group, frozen=True):
     ] = None
     huber_delta: Annotated[Positive, key("huber: where the square turns into a line")] = 1.0
     l2: Annotated[NonNegative, key("penalty l2 * ||w||^2 (no 1/2; intercepts excluded)")] = 0.0
-    l1: Annotated[NonNegative, key("penalty l1 * ||w||_1 (intercepts excluded)")] = 0.0
+    l1: Annotated[NonNegative, key("penalty l1 * ||w||_1 (intercepts excluded), by proximal steps: exact zeros")] = 0.0
     intercept: Annotated[bool, key("fit intercepts, never penalised")] = True
     standardize: Annotated[
         bool | Literal["center"], key("true | false | center: features to mean 0 and deviation 1, or to mean 0 only")
@@ -177,9 +177,11 @@ class OptimizerConf(Group, frozen=True):
     weight_decay: Annotated[
         NonNegative | None, key("decoupled weight decay, intercepts excluded; null: adamw 0.01; lion, lars, lamb 0")
     ] = None
-    clip_norm: Annotated[Positive | None, key("clip the gradient's global norm; null: off")] = None
-    clip_value: Annotated[Positive | None, key("clip each entry of the gradient; null: off")] = None
-    average: Annotated[bool | Decay | None, key("Polyak averaging of the iterates; null: off")] = None
+    clip_norm: Annotated[Positive | None, key("scale the gradient down to this norm; null: off")] = None
+    clip_value: Annotated[Positive | None, key("clip each entry of the gradient, before clip_norm; null: off")] = None
+    average: Annotated[
+        bool | Decay | None, key("of the iterates: true (mean) or a decay (moving); null: off")
+    ] = None
     damping: Annotated[NonNegative | None, key("newton: lambda added to the Hessian's diagonal; null: 0")] = None
     history: Annotated[Count | None, key("lbfgs: pairs kept; null: 10")] = None
 

@@ -12,14 +12,9 @@ from bigopt.core.errors import ConfError
 LATER = [
     *(f"{group}: {{name: {n}}}" for group, t in names.GROUPS.items() for n, entry in t.items() if not entry.available),
     *(f"strategy: {{compression: {{name: {n}}}}}" for n in names.COMPRESSIONS),
-    "model: {l1: 0.1}",
     "model: {whiten: true}",
     "model: {shortcut: true}",
     "model: {batchnorm: true}",
-    "optimizer: {clip_norm: 1}",
-    "optimizer: {clip_value: 1}",
-    "optimizer: {average: true}",
-    "optimizer: {average: 0.9}",
     "schedule: {learning_rate: auto}",
     "schedule: {warmup: 10}",
     "schedule: {scaling: linear}",
@@ -136,6 +131,22 @@ def test_null_is_the_default_of_what_was_chosen(name: str, rate: float) -> None:
     given = load_text(f"optimizer: {{name: {name}}}\nschedule: {{learning_rate: 0.5}}", "x")
     assert given.schedule.learning_rate == 0.5
     assert not any(line.startswith("schedule.learning_rate") for line in describe_defaults(given))
+
+
+@pytest.mark.parametrize("name", sorted(n for n, entry in names.OPTIMIZERS.items() if entry.available))
+def test_parts_that_go_with_every_optimizer(name: str) -> None:
+    conf = load_text(f"optimizer: {{name: {name}, clip_norm: 1, clip_value: 0.5, average: 0.9}}", "x")
+    assert (conf.optimizer.clip_norm, conf.optimizer.clip_value, conf.optimizer.average) == (1.0, 0.5, 0.9)
+    assert load_text(f"optimizer: {{name: {name}, average: true}}", "x").optimizer.average is True
+
+
+def test_l1_is_refused_by_name_where_there_is_no_proximal_step() -> None:
+    assert load_text("model: {l1: 0.1}", "x").model.l1 == 0.1
+    for name, entry in names.OPTIMIZERS.items():
+        if entry.available and not entry.l1:
+            with pytest.raises(ConfError, match=f"optimizer '{name}' has no l1 penalty") as caught:
+                load_text(f"optimizer: {{name: {name}}}\nmodel: {{l1: 0.1}}", "x.yml")
+            assert (caught.value.where, caught.value.exit_code) == ("x.yml:2", 2)
 
 
 def test_full_batches_are_welcome_everywhere() -> None:

@@ -32,6 +32,7 @@ def test_optimizers() -> None:
         known = names.OPTIMIZERS[name]
         assert dict(known.uses) == _defaults(entry.make), name
         assert (known.learning_rate, known.full_batch) == (entry.learning_rate, entry.full_batch), name
+        assert known.l1 == (entry.l1 is not None), name
         assert load_text(f"optimizer: {{name: {name}}}", "x").batch.size == entry.batch
     assert MINI_BATCH == 128
 
