@@ -18,6 +18,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -52,6 +53,11 @@ class Ticket:
 def reside(ticket: Ticket) -> None:
     """Be a resident worker until the driver ends: the body of the long Dask task."""
     serve(ticket.address, ticket.key, ticket.memory, ticket.name)
+
+
+def dask_setup(worker: Any) -> None:  # noqa: ARG001
+    """Hook of a worker of our own that starts: Ctrl-C reaches it too, but what to do then is the driver's decision."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def open_session(backend: BackendConf, *, memory: int, bits: str, run: str) -> DaskSession:
@@ -116,6 +122,7 @@ def _own_cluster(workers: int, stack: contextlib.ExitStack) -> Any:
                 host="127.0.0.1",
                 dashboard_address="127.0.0.1:0",
                 memory_limit=None,  # data.memory is the bound
+                preload=[__name__],
                 local_directory=folder,
                 silence_logs="ERROR",
             )
