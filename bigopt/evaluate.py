@@ -101,11 +101,10 @@ def _open(conf: Conf, model: Bundle, uri: str, *, predict: bool) -> _Opened:
             need_target=not predict,
         )
     except (ConfError, DataError) as error:
-        if isinstance(error, ConfError) and error.where not in ("data.features", "data.target"):
-            raise
-        missing = DataError(error.message, where=error.where if isinstance(error, DataError) else uri, hint=error.hint)
+        missing = isinstance(error, ConfError) and error.where in ("data.features", "data.target")
+        found = DataError(error.message, where=uri, hint=error.hint) if missing else error
         if model.recipe is None:
-            raise missing from error
+            raise found from error
         from bigopt.data.apply import raw_batches
 
         batches = raw_batches(
@@ -117,7 +116,7 @@ def _open(conf: Conf, model: Bundle, uri: str, *, predict: bool) -> _Opened:
             storage_options=spec.storage_options,
         )
         if batches is None:
-            raise missing from error
+            raise found from error
         return _Opened(None, batches)
     return _Opened(dataset, None)
 

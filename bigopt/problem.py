@@ -28,6 +28,7 @@ from bigopt.models.base import Model
 from bigopt.models.build import build_model
 from bigopt.models.losses import Task
 from bigopt.models.metrics import metric_names
+from bigopt.models.mlp import MLP
 from bigopt.models.penalties import Penalty
 from bigopt.work import GradientSum, MetricSum, Profile, ProfileData, SelectRows, Work, sum_selected
 
@@ -319,7 +320,10 @@ def _model(conf: Conf, dataset: Dataset, facts: Facts, classification: bool, not
         activation=spec.activation,
         groups=spec.groups,
         intercept=spec.intercept,
+        shortcut=spec.shortcut,
     )
+    if isinstance(model, MLP) and model.shortcut and not any(model.shortcuts):
+        notes.append("warning: model.shortcut: no hidden layer is as wide as its input, so there is none")
     if spec.loss is None:
         notes.append(f"model.loss: {model.loss.name}")
     known = [name for name in metric_names(model.loss, model.outputs) if name != "loss"]
@@ -388,7 +392,7 @@ def _plan(conf: Conf, view: DataView, facts: Facts, notes: list[str]) -> tuple[P
     if size is not None and size > n:
         notes.append(f"warning: batch.size {size} is more than the {n} rows; every step uses all rows")
         size = None
-    sampling = conf.batch.sampling
+    sampling: Any = conf.batch.sampling
     row_bytes = len(view.source.columns) * np.dtype(view.dtype).itemsize
     if sampling == "auto":
         sampling = "permuted" if n * row_bytes <= conf.data.memory else "block"
@@ -396,10 +400,14 @@ def _plan(conf: Conf, view: DataView, facts: Facts, notes: list[str]) -> tuple[P
             notes.append(f"batch.sampling: {sampling}")
     used = int(np.count_nonzero(counts))
     lanes = conf.batch.lanes
+    if sampling in ("subset", "bernoulli", "replacement"):
+        if lanes:
+            raise conf.error("batch.lanes", f"sampling '{sampling}' draws from all partitions, it has no lanes")
+        lanes = 0
     if size is not None and lanes is None:
         lanes = choose_lanes(size, used)
         if sampling == "block":
             largest = max(view.decoded_bytes(i) for i in range(view.partitions))
             lanes = max(1, min(lanes or used, math.floor(conf.data.memory / (3 * largest))))
         notes.append(f"batch.lanes: {lanes or 'off'}")
-    return Plan(counts, size, lanes or 0, conf.run.seed), sampling
+    return Plan(counts, size, lanes or 0, conf.run.seed, sampling), sampling

@@ -20,7 +20,7 @@ from bigopt.core.codec import wire
 from bigopt.core.errors import BigoptError, DataError
 from bigopt.core.sums import Mergeable, Moments, Sums, merge
 from bigopt.data.cache import BlockCache, Entry, Meter
-from bigopt.data.plan import ALL, Ints
+from bigopt.data.plan import ALL, DISTINCT, REPEATED, Ints, redraw
 from bigopt.data.view import DataView
 from bigopt.models.base import Model
 from bigopt.models.metrics import MetricSums, evaluate_block
@@ -175,16 +175,21 @@ def sum_rows(
         else:
             grad += g
         loss, total = loss + float(value), total + float(mass)
+    if grad is None:
+        return Sums(np.zeros(model.layout.size, dtype=dtype), 0.0, 0.0, 0)
     return Sums(arrays.to_host(grad), loss, total, len(X))
 
 
 def _rows(entry: Entry, seed: int, unit: Ints) -> tuple[Array, Any, Array | None]:
-    """The rows of a unit: the whole block, or a range of this epoch's permutation of it."""
+    """The rows of a unit: the whole block, a range of this epoch's permutation of it, or rows drawn for this step."""
     block, (_, epoch, start, stop) = entry.block, unit
     if epoch == ALL:
         return block.X, block.y, block.weight
-    entry.open = stop < len(block.X)
-    rows = entry.order(seed, unit)[start:stop]
+    if epoch in (DISTINCT, REPEATED):
+        rows = redraw(seed, unit, len(block.X))
+    else:
+        entry.open = stop < len(block.X)
+        rows = entry.order(seed, unit)[start:stop]
     return (
         block.X[rows],
         None if block.y is None else block.y[rows],

@@ -145,8 +145,7 @@ VALUES: Mapping[str, Mapping[str, bool]] = {
         True,
     ),
     "batch.sampling": {
-        **dict.fromkeys(("auto", "permuted", "block"), True),
-        **dict.fromkeys(("subset", "bernoulli", "replacement"), False),
+        **dict.fromkeys(("auto", "permuted", "block", "subset", "bernoulli", "replacement"), True),
     },
     "schedule.scaling": {"none": True, "linear": False, "sqrt": False, "critical": False},
     "run.on_divergence": {"stop": True, "halve_rate": False},

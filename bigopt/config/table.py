@@ -224,7 +224,10 @@ class BatchConf(Group, frozen=True):
     size: Annotated[
         Count | Literal["full"] | None, key("rows of a batch over all workers, or full; null: 128, but full for gd")
     ] = None
-    sampling: Annotated[Text, key("auto | permuted | block (auto: permuted where the rows fit the memory)")] = "auto"
+    sampling: Annotated[
+        Text,
+        key("auto | permuted | block | subset | bernoulli | replacement (auto: permuted where the rows fit, else block)"),
+    ] = "auto"
     lanes: Annotated[
         Natural | None, key("open partitions a batch draws from; 0: all; null: chosen from data and conf")
     ] = None

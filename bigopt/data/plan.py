@@ -10,6 +10,10 @@ share from every partition. With L lanes the partitions are dealt to L lanes; a 
 seeded order, so that a batch needs only L partitions at a time. A lane's share of the first T rows of an epoch is the
 number of its rows with ``(j + o) / rows < theta`` (o a fixed offset of the lane), theta such that the shares add up to
 T exactly: every batch has exactly `size` rows, and every share is proportional within a row or two.
+
+The samplings ``subset``, ``bernoulli`` and ``replacement`` draw every batch anew: first how many rows each partition
+gives (hypergeometric, binomial, multinomial), then, where the partition is, which ones; so a batch is a simple random
+sample of all rows. Their "epochs" are ceil(n/size) steps too.
 """
 
 from __future__ import annotations
@@ -25,10 +29,14 @@ from bigopt.core import rng
 from bigopt.core.errors import ConfError
 
 Ints = npt.NDArray[np.int64]
-Sampling = Literal["permuted", "block"]
+Sampling = Literal["permuted", "block", "subset", "bernoulli", "replacement"]
 
 ALL: Final = -1
 """Epoch number of a unit that means: all used rows of the partition, in order."""
+DISTINCT: Final = -2
+"""Epoch number of a unit ``(partition, DISTINCT, step, count)``: `count` distinct rows drawn anew for this step."""
+REPEATED: Final = -3
+"""The same with replacement."""
 
 _GOLDEN: Final = 0.6180339887498949
 _PIECE_ROWS: Final = 128
@@ -80,12 +88,15 @@ class Plan:
         Number of lanes; 0 for one a partition.
     seed : int
         The run's seed.
+    sampling : str
+        ``block`` is ``permuted`` with lanes that fit the memory; see the module's docstring for the others.
     """
 
     counts: Ints
     size: int | None
     lanes: int
     seed: int
+    sampling: Sampling = "permuted"
     _walks: dict[tuple[int, int], tuple[Ints, Ints]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -105,14 +116,21 @@ class Plan:
         return self.size is None or self.size >= self.rows
 
     @property
+    def redrawn(self) -> bool:
+        """Whether every batch is drawn anew from all rows."""
+        return self.sampling in ("subset", "bernoulli", "replacement")
+
+    @property
     def steps_per_epoch(self) -> int:
         """ceil(n / size); 1 for a full batch."""
         return 1 if self.size is None or self.full else -(-self.rows // self.size)
 
     def batch_rows(self, step: int) -> int:
-        """Return the rows of a step of an epoch (the last one takes the remainder)."""
+        """Return the rows that a step's gradient is divided by: b; `permuted` gives the remainder to the last one."""
         if self.size is None or self.full:
             return self.rows
+        if self.redrawn:
+            return self.size
         return min(self.size, self.rows - step * self.size)
 
     @cached_property
@@ -185,6 +203,8 @@ class Plan:
         """
         if self.size is None or self.full:
             return whole(np.arange(len(self.counts)), self.counts)
+        if self.redrawn:
+            return self._drawn(epoch * self.steps_per_epoch + step, self.size)
         first, last = self.shares(step * self.size), self.shares(step * self.size + self.batch_rows(step))
         if len(self.lane_rows) == np.count_nonzero(self.counts):
             used = np.flatnonzero(self.counts)
@@ -201,15 +221,39 @@ class Plan:
                 pieces.append((int(members[k]), epoch, a - int(starts[k]), b - int(starts[k])))
         return np.array(pieces, dtype=np.int64).reshape(-1, 4)
 
+    def _drawn(self, step: int, size: int) -> Ints:
+        """Units of a batch that is drawn anew: how many rows each partition gives, by the exact law of the counts.
+
+        The counts come from a method of NumPy's Generator, on the driver alone: they are the same for the same NumPy,
+        which the fingerprint compares.
+        """
+        source = np.random.Generator(rng.stream(self.seed, "counts", step=step))
+        if self.sampling == "subset":
+            drawn = source.multivariate_hypergeometric(self.counts, size, method="marginals")
+        elif self.sampling == "bernoulli":
+            drawn = source.binomial(self.counts, size / self.rows)
+        else:
+            drawn = source.multinomial(size, self.counts / self.rows)
+        used = np.flatnonzero(drawn)
+        if len(used) == 0:  # an empty batch is a leaf without rows
+            used = np.flatnonzero(self.counts)[:1]
+        kind = REPEATED if self.sampling == "replacement" else DISTINCT
+        return np.stack([used, np.full_like(used, kind), np.full_like(used, step), drawn[used]], axis=1)
+
     def homes(self, units: Ints, slots: int) -> Ints:
         """Return the slot each unit goes to, ascending in the plan's order, shape (k,).
 
         A lane (or partition) has the same home in every round, so that decoded blocks stay where they are; homes hold
         about equal numbers of rows.
         """
-        if self.full:
+        if self.full or self.redrawn:
             return homes(self.counts, slots)[units[:, 0]]
         return homes(self.lane_rows, slots)[self.lane_of[units[:, 0]]]
+
+
+def rows_of(units: Ints) -> int:
+    """Return the number of rows that some units stand for."""
+    return int((units[:, 3] - np.where(units[:, 1] >= ALL, units[:, 2], 0)).sum())
 
 
 def homes(rows: Ints, slots: int) -> Ints:
@@ -217,6 +261,36 @@ def homes(rows: Ints, slots: int) -> Ints:
     total = max(1, int(rows.sum()))
     middle = np.cumsum(rows) - rows / 2
     return np.minimum((middle * slots / total).astype(np.int64), slots - 1)
+
+
+def redraw(seed: int, unit: Ints, count: int) -> Ints:
+    """Return the rows of a unit that is drawn anew.
+
+    Parameters
+    ----------
+    seed : int
+    unit : ndarray, shape (4,)
+        ``(partition, DISTINCT or REPEATED, step, rows)``.
+    count : int
+        Used rows of the partition.
+
+    Returns
+    -------
+    ndarray, shape (rows,), int64
+        Used-row numbers: uniform and independent, or a uniform draw without repetition.
+    """
+    partition, kind, step, rows = (int(v) for v in unit)
+    source = rng.stream(seed, "redraw", step=step, partition=partition)
+    if kind == REPEATED:
+        return (rng.uniform(source, rows) * count).astype(np.int64)
+    if 3 * rows > count:
+        return rng.permutation(source, count)[:rows]
+    found = np.empty(0, dtype=np.int64)
+    while len(found) < rows:  # take what comes, leave out what was there: a uniform draw without repetition
+        more = (rng.uniform(source, rows + 16) * count).astype(np.int64)
+        found = np.concatenate([found, more])
+        found = found[np.sort(np.unique(found, return_index=True)[1])]
+    return found[:rows]
 
 
 def draw(seed: int, unit: Ints, count: int) -> Ints:

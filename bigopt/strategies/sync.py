@@ -13,7 +13,7 @@ from bigopt.backends.ledger import Round, Rounds
 from bigopt.core.codec import wire
 from bigopt.core.errors import DivergedError
 from bigopt.core.sums import Sums
-from bigopt.data.plan import Plan
+from bigopt.data.plan import Plan, rows_of
 from bigopt.optim.method import Ask, Method
 from bigopt.strategies.base import StepRecord
 from bigopt.work import Arrival, Order, Work
@@ -134,8 +134,8 @@ class Sync:
         begin = time.perf_counter()
         sums = self._finish(params, done.value)
         rows = plan.batch_rows(state.position)
-        if sums.rows != rows:
-            raise RuntimeError(f"step {state.steps + 1}: {sums.rows} rows arrived, the plan has {rows}")
+        if sums.rows != rows_of(done.units):
+            raise RuntimeError(f"step {state.steps + 1}: {sums.rows} rows arrived, the plan has {rows_of(done.units)}")
         divisor = self._weight if plan.full else rows * self._weight / plan.rows
         loss = sums.loss / divisor + self._penalty(params)
         if not np.isfinite(loss):

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigopt.core.errors import ConfError
-from bigopt.data.plan import ALL, Plan, choose_lanes, draw, homes, whole
+from bigopt.data.plan import ALL, Plan, choose_lanes, draw, homes, redraw, whole
+from bigopt.data.plan import rows_of as rows_of_units
 
 counts_lists = st.lists(st.integers(0, 60), min_size=1, max_size=12).filter(lambda c: sum(c) > 0)
 
@@ -122,3 +123,39 @@ def test_default_lanes_keep_pieces_of_a_hundred_rows():
 def test_an_empty_batch_is_refused():
     with pytest.raises(ConfError, match="0 rows"):
         Plan(np.array([3]), 0, 0, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "ratio"), [("subset", (451 - 20) / 450), ("bernoulli", 1 - 20 / 451), ("replacement", 1.0)]
+)
+def test_redrawn_batches_are_simple_random_samples_of_all_rows(sampling, ratio):
+    """Worked number 7: the variance of a mean batch is s^2/b with, (s^2/b)(n-b)/(n-1) without replacement."""
+    counts = np.array([100, 70, 3, 0, 97, 130, 50, 1])
+    n, b, steps = int(counts.sum()), 20, 4000
+    offsets = np.cumsum(counts) - counts
+    z = np.random.default_rng(0).normal(size=n)
+    z -= z.mean()
+    plan = Plan(counts, b, 0, seed=3, sampling=sampling)
+    seen, means = np.zeros(n), []
+    for step in range(steps):
+        units = plan.units(0, step)
+        rows = np.concatenate([offsets[u[0]] + redraw(3, u, int(counts[u[0]])) for u in units])
+        assert rows_of_units(units) == len(rows)
+        if sampling != "replacement":
+            assert len(set(rows.tolist())) == len(rows)
+        if sampling != "bernoulli":
+            assert len(rows) == b
+        np.add.at(seen, rows, 1)
+        means.append(z[rows].sum() / b)
+    assert np.var(means) / ((z**2).mean() / b) == pytest.approx(ratio, rel=0.1)
+    expected = seen.sum() / n
+    assert ((seen - expected) ** 2 / expected).sum() < 565  # 450 degrees of freedom, p = 0.0002
+    assert plan.units(0, 5).tolist() == plan.units(0, 5).tolist()
+
+
+def test_an_empty_bernoulli_batch_is_a_leaf_without_rows():
+    plan = Plan(np.array([0, 40, 60]), 1, 0, seed=0, sampling="bernoulli")
+    units = [plan.units(0, step) for step in range(50)]
+    empty = [u for u in units if rows_of_units(u) == 0]
+    assert len(empty) > 5
+    assert all(len(u) == 1 and u[0, 0] == 1 for u in empty)

@@ -31,7 +31,7 @@ CONFS: dict[str, tuple[str, int, str]] = {
     "no end": ("stop: {epochs: null}", 2, r"epochs"),
     "later optimizer": ("optimizer: {name: lion}", 2, r"lion.*not available"),
     "later strategy": ("strategy: {name: async}", 2, r"async.*not available"),
-    "later sampling": ("batch: {sampling: bernoulli}", 2, r"bernoulli.*not available"),
+    "lanes of a redrawn batch": ("batch: {sampling: bernoulli, lanes: 2}\nmodel: {name: ridge}", 2, r"lanes"),
     "bad yaml": ("model: {name: ridge", 2, r""),
     "not a mapping": ("- a\n- b", 2, r""),
     "tag": ("run: {seed: !!python/object/apply:os.system ['touch canary']}", 7, r""),

@@ -91,7 +91,18 @@ def test_equal_bits_for_any_number_of_workers_and_for_rows_sent_to_the_driver(tm
     assert len(hashes) == 1
 
 
-@pytest.mark.parametrize("keys", [["batch.lanes=0"], ["batch.lanes=2"], ["batch.sampling=block"], ["batch.size=full"]])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["batch.lanes=0"],
+        ["batch.lanes=2"],
+        ["batch.sampling=block"],
+        ["batch.size=full"],
+        ["batch.sampling=subset"],
+        ["batch.sampling=bernoulli", "batch.size=40"],
+        ["batch.sampling=replacement"],
+    ],
+)
 def test_every_sampling_learns_and_repeats_itself(tmp_path, keys):
     kind, model = MODELS["logistic"]
     length = "stop.steps=80" if keys == ["batch.size=full"] else "stop.epochs=10"
