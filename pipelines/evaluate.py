@@ -12,6 +12,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # spark-submit knows only this file's own folder
 
 if __name__ == "__main__":
-    from bigopt.cli import main
+    from pipelines.job import run
 
-    main(["evaluate", *sys.argv[1:]])
+    run("evaluate")

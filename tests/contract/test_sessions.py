@@ -212,6 +212,12 @@ class TestSpark(SessionContract):
 
         return spark.open_session(conf("spark", timeout=60.0), memory=MEMORY, bits="strict", run="contract")
 
+    @pytest.fixture
+    @classmethod
+    def session(cls) -> Iterator[Session]:  # a process has one Spark context: no session may outlive its test
+        with closing(cls.open()) as session:
+            yield session
+
 
 def test_every_backend_has_its_contract():
     names = set(get_args(get_type_hints(BackendConf)["name"])) - {"auto"}

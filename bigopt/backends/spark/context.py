@@ -34,7 +34,7 @@ DEFAULTS: Final = {
 LOOPBACK: Final = "127.0.0.1"
 _LOCAL = re.compile(r"local(\[.*\])?")
 _CLUSTER = re.compile(r"local-cluster\[\s*(\d+)\s*,\s*(\d+)\s*,\s*\d+\s*\]")
-_SETTLED = 3.0
+_SETTLED: Final = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +104,13 @@ def start(address: str | None, workers: int | None, run: str) -> Started:
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # spark-submit's JVM waits for this process to connect
     if not submitted:
         _find_java()
+        _knock(address)
     master = address or f"local[{workers or os.cpu_count() or 1}]"
     with _environment(master, submitted), _own_interrupts():
         try:
             SparkContext._ensure_initialized()
             conf, notes = _conf(master, address, submitted, run)
-            _answers(conf.get("spark.master"))
+            _knock(conf.get("spark.master"))
             sc = SparkContext.getOrCreate(conf)
         except BigoptError:
             raise
@@ -261,13 +262,13 @@ def _conf(master: str, address: str | None, submitted: bool, run: str) -> tuple[
             notes = (f"backend.address={address} gives way to spark-submit's master {master}",)
     for key, value in DEFAULTS.items():
         conf.setIfMissing(key, value)
-    if "SPARK_CONF_DIR" not in os.environ:  # nobody configured Spark's log
-        conf.setIfMissing("spark.log.level", "ERROR")
+    if not (Path(os.environ.get("SPARK_CONF_DIR", "")) / "log4j2.properties").is_file():
+        conf.setIfMissing("spark.log.level", "ERROR")  # nobody configured Spark's log
     if _on_loopback(master):
         if "SPARK_LOCAL_IP" not in os.environ:
             conf.setIfMissing("spark.driver.bindAddress", LOOPBACK)
             conf.setIfMissing("spark.driver.host", LOOPBACK)
-            if conf.get("spark.ui.enabled", "true") == "true":
+            if submitted and conf.get("spark.ui.enabled", "true") == "true":
                 notes += (
                     "Spark's UI listens on all interfaces; SPARK_LOCAL_IP=127.0.0.1 before spark-submit closes it",
                 )
@@ -297,7 +298,7 @@ def _on_loopback(master: str) -> bool:
     return bool(hosts) and all(host in ("localhost", "::1") or host.startswith("127.") for host, _ in hosts)
 
 
-def _answers(master: str | None, patience: float = 5.0) -> None:
+def _knock(master: str | None, patience: float = 5.0) -> None:
     """Knock at a standalone master: Spark itself would try for a minute and then end without a reason."""
     hosts = _hosts(master or "")
     for host in hosts:

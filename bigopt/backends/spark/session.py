@@ -30,7 +30,7 @@ FAILURES: Final = 5
 _PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 2.0
 _REPORT_SECONDS: Final = 1.0
-_CLOSE_SECONDS: Final = 5.0
+_CLOSE_SECONDS: Final = 2.0
 _SHOWN_SLOTS: Final = 8
 
 

@@ -1,0 +1,199 @@
+"""Spark clusters of several processes, each with a driver of its own: deaths of workers, executors and drivers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import spark_job
+from problems import files
+
+from bigopt.backends.local import LocalSession
+from bigopt.backends.testing import Probe
+
+pytestmark = pytest.mark.slow
+
+LOCAL_CLUSTER = "local-cluster[2,1,1024]"
+SCRIPT = Path(spark_job.__file__)
+ROOT = Path(__file__).parents[2]
+
+
+def environment() -> dict[str, str]:
+    """The environment without anything that tells Spark what bigopt should tell it."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("SPARK", "PYSPARK"))}
+
+
+def drive(master: str, folder: Path, *keys: str) -> dict[str, Any]:
+    """Run a plan in a driver of its own; return what it told."""
+    command = [sys.executable, str(SCRIPT), master, str(folder), *keys]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def expected(rounds: int = 3) -> str:
+    session = LocalSession(1, 10**8)
+    try:
+        return spark_job.run_rounds(session, Probe(spark_job.problem()[1]), rounds)[0]
+    finally:
+        session.close()
+
+
+def gone(pids: list[int], seconds: float) -> list[int]:
+    """Return those of the processes that still live after some time."""
+    end = time.monotonic() + seconds
+    while True:
+        alive = []
+        for pid in pids:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                    alive.append(pid)
+        if not alive or time.monotonic() > end:
+            return alive
+        time.sleep(0.2)
+
+
+def check(told: dict[str, Any]) -> None:
+    """What holds whatever died: the bits, each unit accepted once, no process left, signals untouched."""
+    ledger = told["ledger"]
+    assert told["hash"] == expected(ledger["rounds"])
+    assert ledger["accepted"] == ledger["planned"] == 7 * ledger["rounds"]
+    assert told["left"] == []
+    assert told["handler_kept"]
+    assert gone(told["family"], 10.0) == []
+
+
+def test_local_cluster_survives_a_killed_python_worker(tmp_path):
+    told = drive(LOCAL_CLUSTER, tmp_path, "kill=4")
+    check(told)
+    assert told["slots"] == 2
+    assert told["ledger"]["lost"] == 3
+    assert len(list(tmp_path.iterdir())) > told["ledger"]["accepted"]
+
+
+def test_local_cluster_survives_a_killed_executor(tmp_path):
+    told = drive(LOCAL_CLUSTER, tmp_path, "executor=true", "seconds=0.2")
+    check(told)
+    assert told["ledger"]["lost"] > 0
+
+
+def test_a_driver_that_is_killed_takes_everything_with_it(tmp_path):
+    with driver("local[2]", tmp_path, "hold=true") as (process, told):
+        family = told["family"]
+        assert len(family) >= 4  # the JVM, the Python daemon, two workers
+        process.kill()
+        process.wait(10)
+        assert gone(family, 15.0) == []
+
+
+@contextlib.contextmanager
+def driver(master: str, folder: Path, *keys: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """A driver that goes on after it told what it did."""
+    command = [sys.executable, str(SCRIPT), master, str(folder), *keys]
+    with (folder / "stderr").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment())
+    with process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            assert line, (folder / "stderr").read_text()[-4000:]
+            yield process, json.loads(line)
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a standalone master with two workers of one core, on two loopback addresses."""
+    from pyspark.find_spark_home import _find_spark_home
+
+    folder = tmp_path_factory.mktemp("standalone")
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        second.bind(("127.0.0.1", 0))
+        port, page = first.getsockname()[1], second.getsockname()[1]
+    address = f"spark://127.0.0.1:{port}"
+    master = ["master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", str(page)]
+    worker = ["worker.Worker", "-c", "1", "-m", "1G", "-d", str(folder), "--webui-port", "0", address]
+    commands = [master, *([*worker, "--host", host] for host in ("127.0.0.2", "127.0.0.3"))]
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for number, (name, *rest) in enumerate(commands):
+            spark_class = [f"{_find_spark_home()}/bin/spark-class", f"org.apache.spark.deploy.{name}", *rest]
+            with (folder / f"log{number}").open("wb") as log:
+                started.append(
+                    subprocess.Popen(
+                        spark_class, stdout=log, stderr=log, env=environment() | {"SPARK_LOCAL_IP": "127.0.0.1"}
+                    )
+                )
+        end = time.monotonic() + 90
+        while _alive_workers(page) < 2:
+            assert time.monotonic() < end, "the standalone cluster did not start"
+            time.sleep(0.3)
+        yield address
+    finally:
+        for process in started:
+            process.send_signal(signal.SIGTERM)
+        for process in started:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _alive_workers(page: int) -> int:
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{page}/json/", timeout=5) as answer:
+        return int(json.load(answer)["aliveworkers"])
+    return 0
+
+
+def test_spark_submit_runs_a_pipeline_with_the_bits_of_local(tmp_path):
+    data = files(tmp_path, "numbers", "zarr")
+    conf = tmp_path / "conf.yml"
+    conf.write_text(
+        f"data: {{uri: {data}, validation: 0.1}}\nmodel: {{name: ridge, l2: 0.01}}\noptimizer: {{name: adam}}\n"
+        f"batch: {{size: 64}}\nstop: {{epochs: 2}}\nbackend: {{name: local, workers: 1}}\n"
+    )
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    hashes = {}
+    for engine, command in {
+        "python": [sys.executable],
+        "spark": [f"{Path(sys.executable).parent}/spark-submit", "--master", "local[2]"],
+    }.items():
+        done = subprocess.run(
+            [*command, str(ROOT / "pipelines/train.py"), "-c", str(conf), f"run.dir={tmp_path / engine}", "--json"],
+            capture_output=True, text=True, timeout=240, env=environment() | {"PATH": path}, cwd=tmp_path, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+        told = json.loads(done.stdout)
+        hashes[engine] = told["params_sha256"]
+        assert "resident" in done.stderr or engine == "python"
+    assert hashes["spark"] == hashes["python"]
+
+
+def test_standalone_workers_connect_over_tcp_and_survive_a_kill(standalone, tmp_path):
+    told = drive(standalone, tmp_path, "kill=4")
+    check(told)
+    assert told["slots"] == 2
+    assert told["ledger"]["lost"] == 3
+
+
+def test_standalone_with_fewer_workers_than_asked_for_uses_those_there_are(standalone, tmp_path):
+    told = drive(standalone, tmp_path, "workers=3")
+    check(told)
+    assert told["slots"] == 2
+    assert any("backend.workers=3" in note for note in told["notes"])
