@@ -154,9 +154,10 @@ def targets(loss: Loss, outputs: int, n: int) -> np.ndarray:
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 @pytest.mark.parametrize("kind", list(LOSSES))
-def test_the_mlps_backpropagation(kind: str, activation: str) -> None:
+@pytest.mark.parametrize("shortcut", [False, True], ids=["plain", "shortcut"])
+def test_the_mlps_backpropagation(kind: str, activation: str, shortcut: bool) -> None:
     loss, outputs, graph_loss = LOSSES[kind]
-    model = MLP(5, (7, 4), outputs, loss, activation)
+    model = MLP(5, (5, 5) if shortcut else (7, 4), outputs, loss, activation, shortcut=shortcut)
     rng = np.random.default_rng(4)
     params, X = rng.normal(scale=0.6, size=model.layout.size), rng.normal(size=(11, 5))
     y, weight = targets(loss, outputs, 11), rng.uniform(0.0, 2.0, 11)
@@ -164,7 +165,8 @@ def test_the_mlps_backpropagation(kind: str, activation: str) -> None:
     z = variable(X)
     for k in (1, 2, 3):
         v = z @ blocks[f"layer{k}.weight"] + blocks[f"layer{k}.intercept"]
-        z = ACTIVATIONS[activation](v) if k < 3 else v
+        below = z if shortcut else 0.0
+        z = ACTIVATIONS[activation](v) + below if k < 3 else v
     f = (graph_loss(z, y) * weight[:, None]).sum()
     expected = np.concatenate([d.reshape(-1) for d in gradients(f, *blocks.values())])
     grad, value, _ = model.grad_sum(params, X, y, weight)

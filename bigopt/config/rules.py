@@ -26,7 +26,6 @@ _LATER: Mapping[str, object] = {
     "data.scratch": None,
     "run.on_divergence": "stop",
     "model.whiten": False,
-    "model.shortcut": False,
     "model.batchnorm": False,
     "schedule.warmup": None,
     "schedule.start_factor": None,

@@ -100,6 +100,7 @@ def build_model(
     groups: int | Sequence[int] | None = None,
     intercept: bool = True,
     output_activation: str = "identity",
+    shortcut: bool = False,
 ) -> LinearModel | MLP:
     """Build a model from the names and numbers of a conf and the shape of the data.
 
@@ -117,7 +118,7 @@ def build_model(
         None for `default_loss`.
     huber_delta : float
         Of the Huber loss.
-    hidden, activation, groups, output_activation
+    hidden, activation, groups, output_activation, shortcut
         Of the mlp; other models do not use them. `groups`: one number for every hidden layer (the output layer stays
         full), or a list with one number a layer, with or without the output layer.
     intercept : bool
@@ -143,7 +144,7 @@ def build_model(
         return LinearModel(features, outputs, chosen, intercept)
     widths = tuple(hidden)
     per_layer = _groups(groups, len(widths))
-    return MLP(features, widths, outputs, chosen, activation, per_layer, intercept, output_activation)
+    return MLP(features, widths, outputs, chosen, activation, per_layer, intercept, output_activation, shortcut)
 
 
 def _entry(name: str) -> ModelEntry:

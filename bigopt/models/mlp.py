@@ -12,6 +12,13 @@ Backward, every W from before the update::
 
 Each line is one matrix product for all rows of the block. Only the z_l are kept; the deltas of two neighbouring layers
 are alive at a time. A grouped (locally connected) layer has a block-diagonal W, stored as its blocks (g, in/g, out/g).
+
+With shortcuts a hidden layer as wide as its input adds that input to what it hands on::
+
+    a_l = phi(v_l) + a_{l-1},      dloss/da_{l-1} = (dloss/da_l * phi'(v_l)) W_l^T + dloss/da_l
+
+so that its Jacobian starts near the identity and the deltas of deep stacks keep their size. Where a layer has none,
+a_l = phi(v_l).
 """
 
 from __future__ import annotations
@@ -58,6 +65,8 @@ class MLP:
     output_activation : str
         Between the scores and a squared or Huber loss ("softmax" with squared error, say); cross-entropies take
         logits and refuse anything but "identity".
+    shortcut : bool
+        Whether hidden layers as wide as their input add it to their output. The output layer never does.
 
     Notes
     -----
@@ -72,6 +81,7 @@ class MLP:
     groups: tuple[int, ...] = ()
     intercept: bool = True
     output_activation: str = "identity"
+    shortcut: bool = False
 
     def __post_init__(self) -> None:
         check_shapes(self.features, self.outputs, self.loss)
@@ -104,6 +114,11 @@ class MLP:
         groups = self.groups or (1,) * (len(widths) - 1)
         return tuple(zip(widths[:-1], widths[1:], groups, strict=True))
 
+    @property
+    def shortcuts(self) -> tuple[bool, ...]:
+        """Which hidden layers add their input to their output."""
+        return tuple(self.shortcut and n == m for n, m, _ in self.layers[:-1])
+
     @cached_property
     def layout(self) -> Layout:
         """Weight and intercept of each layer, from the input up."""
@@ -127,14 +142,19 @@ class MLP:
         g = self._parameters(grad)
         phi, top = ACTIVATIONS[self.activation], ACTIVATIONS[self.output_activation]
 
-        inputs, v = self._forward(w, X)
+        inputs, outputs, v = self._forward(w, X)
         z = top.forward(v)
         value, delta = self.loss.value_delta(z, y)
         delta = kernels.weighted(top.backward(z, delta), weight)
+        around: Any = None  # dloss/da of the layer above, where that has a shortcut
         for k in reversed(range(len(w))):
             kernels.dense_gradient(inputs[k], delta, *g[k])
             if k:
-                delta = phi.backward(inputs[k], kernels.dense_input(delta, w[k][0]))
+                below = kernels.dense_input(delta, w[k][0])
+                if around is not None:
+                    below += around
+                around = namespace(X).astype(below, below.dtype) if k > 1 and self.shortcuts[k - 1] else None
+                delta = phi.backward(outputs[k - 1], below)
         return grad, *kernels.totals(value, weight)
 
     def loss_sum(self, params: Any, X: Any, y: Any, weight: Any | None) -> tuple[float, float]:
@@ -145,11 +165,14 @@ class MLP:
 
     def scores(self, params: Any, X: Any) -> Any:
         """Return v_L, shape (rows, outputs): before the output activation and the link."""
-        phi, z = ACTIVATIONS[self.activation], X
+        phi, a = ACTIVATIONS[self.activation], X
         *below, last = self._parameters(params)
-        for weight, intercept in below:
-            z = phi.forward(kernels.dense(z, weight, intercept))
-        return kernels.dense(z, *last)
+        for layer, shortcut in zip(below, self.shortcuts, strict=True):
+            z = phi.forward(kernels.dense(a, *layer))
+            if shortcut:
+                z += a
+            a = z
+        return kernels.dense(a, *last)
 
     def predict(self, params: Any, X: Any) -> Any:
         """Return values, or one probability a class."""
@@ -160,10 +183,12 @@ class MLP:
         views = self.layout.views(flat)
         return [(views[f"layer{k}.weight"], views.get(f"layer{k}.intercept")) for k in range(1, len(self.hidden) + 2)]
 
-    def _forward(self, w: list[tuple[Any, Any | None]], X: Any) -> tuple[list[Any], Any]:
-        """Return the input of every layer, z_0 .. z_{L-1}, and v_L."""
+    def _forward(self, w: list[tuple[Any, Any | None]], X: Any) -> tuple[list[Any], list[Any], Any]:
+        """Return the input of every layer, a_0 .. a_{L-1}, the z_1 .. z_{L-1} (the a_l without shortcut), and v_L."""
         phi = ACTIVATIONS[self.activation]
-        inputs = [X]
-        for weight, intercept in w[:-1]:
-            inputs.append(phi.forward(kernels.dense(inputs[-1], weight, intercept)))
-        return inputs, kernels.dense(inputs[-1], *w[-1])
+        inputs, outputs = [X], []
+        for layer, shortcut in zip(w[:-1], self.shortcuts, strict=True):
+            a, z = inputs[-1], phi.forward(kernels.dense(inputs[-1], *layer))
+            outputs.append(z)
+            inputs.append(z + a if shortcut else z)
+        return inputs, outputs, kernels.dense(inputs[-1], *w[-1])

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigopt.models.base import Model
+from bigopt.models.mlp import MLP
 
 
 class LayerRow(NamedTuple):
@@ -24,7 +25,7 @@ class LayerRow(NamedTuple):
     name : str
         ``linear``, or ``layer1``, ``layer2``, ...
     kind : str
-        ``dense`` or ``dense, 2 groups``.
+        ``dense``, ``dense, 2 groups`` or ``dense, shortcut``.
     inputs, outputs : int
         Widths of what goes in and out.
     shape : tuple of int
@@ -33,6 +34,8 @@ class LayerRow(NamedTuple):
         Weights and intercepts.
     multiply_adds : int
         Of the forward product for one row.
+    shortcut : bool
+        Whether the layer adds its input to its output.
     """
 
     name: str
@@ -42,6 +45,7 @@ class LayerRow(NamedTuple):
     shape: tuple[int, ...]
     parameters: int
     multiply_adds: int
+    shortcut: bool = False
 
 
 class BatchMemory(NamedTuple):
@@ -52,10 +56,10 @@ class BatchMemory(NamedTuple):
     rows : int
         The batch itself: X.
     activations : int
-        Outputs of all layers.
+        Outputs of all layers; with a shortcut before and after the sum.
     deltas : int
-        The largest delta and the activation's derivative beside it, with the delta of the layer above: no more are
-        alive at a time.
+        The largest delta and the activation's derivative beside it, with the delta of the layer above and what goes
+        around a shortcut: no more are alive at a time.
     parameters : int
         params in ``run.dtype``, and their copy in the block dtype where that differs.
     gradients : int
@@ -93,15 +97,17 @@ def model_table(model: Model) -> ModelTable:
     A layer 8 -> 4 in two groups has 2 (4 x 2) = 16 weights instead of 8 x 4 = 32.
     """
     layers: list[LayerRow] = []
+    shortcuts = model.shortcuts if isinstance(model, MLP) else ()
     for block in model.layout.blocks:
         name, _, role = block.name.rpartition(".")
         if role == "intercept":
             layers[-1] = layers[-1]._replace(parameters=layers[-1].parameters + block.size)
             continue
         g = block.shape[0] if len(block.shape) == 3 else 1
-        kind = "dense" if g == 1 else f"dense, {g} groups"
         ends = g * block.shape[-2], g * block.shape[-1]
-        layers.append(LayerRow(name or "linear", kind, *ends, block.shape, block.size, block.size))
+        shortcut = len(layers) < len(shortcuts) and shortcuts[len(layers)]
+        kind = "dense" + (f", {g} groups" if g > 1 else "") + (", shortcut" if shortcut else "")
+        layers.append(LayerRow(name or "linear", kind, *ends, block.shape, block.size, block.size, shortcut))
     return ModelTable(tuple(layers), model.layout.size, sum(row.multiply_adds for row in layers))
 
 
@@ -126,15 +132,18 @@ def batch_memory(
         Vectors of length p that the optimizer keeps (adam: 2).
     """
     block, run = np.dtype(dtype), np.dtype(run_dtype)
-    widths = [row.outputs for row in model_table(model).layers]
-    deltas = max(2 * widths[-1], *(2 * below + above for below, above in itertools.pairwise(widths)), 0)
+    layers = model_table(model).layers
+    kept = sum((2 if row.shortcut else 1) * row.outputs for row in layers)
+    pairs = itertools.pairwise(layers)
+    hidden = ((3 if row.shortcut else 2) * row.outputs + above.outputs for row, above in pairs)
+    deltas = max(2 * layers[-1].outputs, *hidden, 0)
     p = model.layout.size
     vector = p * run.itemsize
     cast = p * block.itemsize
     cell = rows * block.itemsize
     return BatchMemory(
         rows=cell * model.features,
-        activations=cell * sum(widths),
+        activations=cell * kept,
         deltas=cell * deltas,
         parameters=vector + (cast if block != run else 0),
         gradients=vector + cast,

@@ -19,7 +19,8 @@ from bigopt.models.table import batch_memory
 
 def models(loss: Loss, outputs: int) -> list[Any]:
     layered = [MLP(6, (8, 4), outputs, loss, name, (2, 4, 1)) for name in ACTIVATIONS]
-    return [LinearModel(6, outputs, loss), MLP(6, (5,), outputs, loss), *layered]
+    short = [MLP(6, (6, 6), outputs, loss, name, shortcut=True) for name in ("identity", "tanh", "relu")]
+    return [LinearModel(6, outputs, loss), MLP(6, (5,), outputs, loss), *layered, *short]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -143,8 +144,9 @@ def test_no_temporary_of_the_size_of_x(model: Any) -> None:
     assert _peak(lambda: model.grad_sum(params, X, y, None)) < X.nbytes / 3
 
 
-def test_the_memory_that_describe_prints_is_what_a_step_takes() -> None:
-    model = MLP(20, (256, 128), 10, CategoricalCrossEntropy())
+@pytest.mark.parametrize(("hidden", "shortcut"), [((256, 128), False), ((128, 128, 128), True)])
+def test_the_memory_that_describe_prints_is_what_a_step_takes(hidden: tuple[int, ...], shortcut: bool) -> None:
+    model = MLP(20, hidden, 10, CategoricalCrossEntropy(), shortcut=shortcut)
     rng = np.random.default_rng(0)
     X, y = rng.random((4096, 20), dtype=np.float32), rng.integers(0, 10, 4096)
     params = model.init("glorot_uniform", 0).astype(np.float32)

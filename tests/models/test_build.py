@@ -181,7 +181,7 @@ def test_initial_params_are_a_function_of_seed_and_place() -> None:
         LinearModel(3, 1, SignedSquaredLoss()),
         MLP(3, (2,), 1, SquaredHingeLoss()),
         MLP(8, (4, 4), 3, CategoricalCrossEntropy(), "tanh", (2, 2, 1), False),
-        MLP(8, (4,), 3, SquaredLoss(), output_activation="softmax"),
+        MLP(8, (4,), 3, SquaredLoss(), output_activation="softmax", shortcut=True),
         Penalty(0.25),
     ],
 )
@@ -211,9 +211,20 @@ def test_two_blocks_halve_the_work() -> None:
     assert (grouped.inputs, grouped.outputs, grouped.shape, grouped.parameters) == (8, 4, (2, 4, 2), 20)
 
 
+def test_shortcuts_join_hidden_layers_of_equal_width() -> None:
+    model = build_model("mlp", features=4, hidden=[4, 4, 6, 6], targets=6, groups=[1, 2, 1, 1], shortcut=True)
+    assert isinstance(model, MLP)
+    assert model.shortcuts == (True, True, False, True)
+    assert [row.kind for row in model_table(model).layers] == [
+        "dense, shortcut", "dense, 2 groups, shortcut", "dense", "dense, shortcut", "dense"
+    ]  # fmt: skip
+    assert model.layout == build_model("mlp", features=4, hidden=[4, 4, 6, 6], targets=6, groups=[1, 2, 1, 1]).layout
+    assert MLP(3, (4,), 4, SquaredLoss(), shortcut=True).shortcuts == (False,)
+
+
 def test_table_of_a_linear_model() -> None:
     table = model_table(LinearModel(3, 2, SquaredLoss()))
-    assert table.layers == (("linear", "dense", 3, 2, (3, 2), 8, 6),)
+    assert table.layers == (("linear", "dense", 3, 2, (3, 2), 8, 6, False),)
     assert model_table(LinearModel(3, 2, SquaredLoss(), intercept=False)).parameters == 6
 
 

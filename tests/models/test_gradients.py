@@ -60,6 +60,28 @@ def test_mlp_of_any_depth(hidden: tuple[int, ...], intercept: bool, rows_of: Any
     check(model, rows_of(model, weighted=True), params_of(model))
 
 
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize(
+    ("hidden", "groups"),
+    [((6,), ()), ((6, 6, 6), ()), ((4, 4, 3, 3), ()), ((6, 6, 4), (2, 3, 1, 2))],
+    ids=["one", "all", "broken", "grouped"],
+)
+def test_shortcuts(activation: str, hidden: Any, groups: Any, weighted: bool, rows_of: Any, params_of: Any) -> None:
+    """From the input, one after the other, interrupted by a layer of another width, and in groups."""
+    for loss, outputs in ((SquaredLoss(), 4), (CategoricalCrossEntropy(), 6)):
+        model = MLP(6, hidden, outputs, loss, activation, groups, shortcut=True)
+        assert any(model.shortcuts)
+        check(model, rows_of(model, weighted=weighted, seed=3), params_of(model))  # no row within h of relu's kink
+
+
+def test_a_layer_of_zeros_with_a_shortcut_is_no_layer(rows_of: Any, params_of: Any) -> None:
+    deep, flat = MLP(4, (4, 4), 2, SquaredLoss(), "tanh", shortcut=True), LinearModel(4, 2, SquaredLoss())
+    rows, last = rows_of(flat, weighted=True), params_of(flat)
+    params = np.concatenate([np.zeros(40), last])
+    np.testing.assert_array_equal(deep.scores(params, rows.X), flat.scores(last, rows.X))
+    np.testing.assert_array_equal(deep.grad_sum(params, *rows)[0][40:], flat.grad_sum(last, *rows)[0])
+
+
 def test_grouped_output_layer(rows_of: Any, params_of: Any) -> None:
     model = MLP(4, (6,), 2, SquaredLoss(), "sigmoid", (2, 2))
     check(model, rows_of(model, weighted=True), params_of(model))

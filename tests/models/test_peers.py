@@ -9,15 +9,15 @@ import pytest
 
 from bigopt.core.layout import Layout
 from bigopt.models.linear import LinearModel, coefficients
-from bigopt.models.losses import BinaryCrossEntropy, CategoricalCrossEntropy, HuberLoss, Loss, SquaredLoss
+from bigopt.models.losses import BinaryCrossEntropy, CategoricalCrossEntropy, HingeLoss, HuberLoss, Loss, SquaredLoss
 from bigopt.models.mlp import MLP
 from bigopt.models.penalties import Penalty
 
 
 @pytest.mark.parametrize("activation", ["identity", "sigmoid", "tanh", "relu", "softmax"])
-@pytest.mark.parametrize("groups", [(), (2, 4, 1)], ids=["full", "grouped"])
-@pytest.mark.parametrize("kind", ["squared", "huber", "binary", "categorical"])
-def test_mlp_gradient_is_torchs(activation: str, groups: tuple[int, ...], kind: str, rows_of: Any) -> None:
+@pytest.mark.parametrize("shape", ["full", "grouped", "shortcut"])
+@pytest.mark.parametrize("kind", ["squared", "huber", "binary", "categorical", "hinge"])
+def test_mlp_gradient_is_torchs(activation: str, shape: str, kind: str, rows_of: Any) -> None:
     torch = pytest.importorskip("torch")
     functional = torch.nn.functional
     losses: dict[str, tuple[Loss, int, Any]] = {
@@ -28,10 +28,14 @@ def test_mlp_gradient_is_torchs(activation: str, groups: tuple[int, ...], kind: 
             1,
             lambda v, y: functional.binary_cross_entropy_with_logits(v[:, 0], y, reduction="none"),
         ),
+        "hinge": (HingeLoss(), 1, lambda v, y: torch.relu(1 - v[:, 0] * y)),
         "categorical": (CategoricalCrossEntropy(), 5, lambda v, y: functional.cross_entropy(v, y, reduction="none")),
     }
     loss, outputs, torch_loss = losses[kind]
-    model = MLP(6, (8, 4), outputs, loss, activation, groups)
+    if shape == "shortcut":
+        model = MLP(6, (6, 6), outputs, loss, activation, shortcut=True)
+    else:
+        model = MLP(6, (8, 4), outputs, loss, activation, (2, 4, 1) if shape == "grouped" else ())
     rows = rows_of(model, weighted=True, n=33)
     flat = np.random.default_rng(0).normal(scale=0.5, size=model.layout.size)
     params = torch.tensor(flat, requires_grad=True)
@@ -43,8 +47,8 @@ def test_mlp_gradient_is_torchs(activation: str, groups: tuple[int, ...], kind: 
     for k in (1, 2, 3):
         w = parts[f"layer{k}.weight"]
         w = torch.block_diag(*w) if w.ndim == 3 else w
-        z = z @ w + parts[f"layer{k}.intercept"]
-        z = phi(z) if k < 3 else z
+        v = z @ w + parts[f"layer{k}.intercept"]
+        z = (phi(v) + z if shape == "shortcut" else phi(v)) if k < 3 else v
     total = (torch_loss(z, torch.tensor(rows.y)) * torch.tensor(rows.weight)).sum()
     total.backward()
     grad, value, _ = model.grad_sum(flat, *rows)
