@@ -73,16 +73,14 @@ class Reporter:
             "begin": self._begin,
             "state": "ended" if last else "running" if record else "preparing",
             "text": self._text,
-            "record": {k: plain(v) for k, v in record.items() if isinstance(v, int | float)},
-            "validation": {k: plain(v) for k, v in self._validation.items()},
+            "record": numbers(record),
+            "validation": numbers(self._validation),
             "slots": [] if last else slots,
         }
         self._log(TOPIC, event)
 
 
-def plain(value: Any) -> float | int | None:
-    """Return a number that msgpack and a page can hold; None for one that is not finite."""
-    if isinstance(value, int):
-        return value
-    number = float(value)
-    return number if math.isfinite(number) else None
+def numbers(record: dict[str, Any]) -> dict[str, float | None]:
+    """Return the numbers of a record as msgpack and a page can hold them: None for what is not finite."""
+    found = {k: v for k, v in record.items() if isinstance(v, int | float)}
+    return {k: v if math.isfinite(v) else None for k, v in found.items()}

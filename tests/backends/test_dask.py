@@ -225,7 +225,12 @@ def events(record: dict[str, Any], **keys: Any) -> list[tuple[str, Any]]:
 
 
 def test_reports_hold_numbers_that_travel():
-    record = {"step": 3, "loss": 0.5, "grad_norm": float("nan"), "validation": {"r2": float("inf"), "loss": 0.4}}
+    record = {
+        "step": 3,
+        "loss": 0.5,
+        "grad_norm": float("nan"),
+        "validation": {"r2": float("inf"), "loss": 0.4, "confusion": [[1]]},
+    }
     (_, curve), (_, event) = events(record)
     assert curve == {"run": "r", "points": [[3.0, 0.5, 0.4]]}
     assert event["record"] == {"step": 3, "loss": 0.5, "grad_norm": None}
