@@ -17,10 +17,10 @@ import numpy.typing as npt
 from bigopt.core import codec
 from bigopt.core.codec import wire
 from bigopt.core.errors import CheckpointError
-from bigopt.data.view import Scaling, Targets
+from bigopt.data.view import Preparation, Targets
 from bigopt.models.base import Model
 from bigopt.models.linear import LinearModel
-from bigopt.models.linear import coefficients as original_scale
+from bigopt.models.linear import coefficients as linear_coefficients
 from bigopt.rundir import RunDir
 
 Array = npt.NDArray[Any]
@@ -40,7 +40,7 @@ class Bundle:
     columns : tuple of str
         Features, in X's order.
     target : tuple of str
-    scaling : Scaling or None
+    scaling : Scaling, Whitening or None
     targets : Targets
     recipe : object or None
         The ingest recipe of the training data, so that raw data can be scored too.
@@ -55,7 +55,7 @@ class Bundle:
     dtype: str
     columns: tuple[str, ...]
     target: tuple[str, ...]
-    scaling: Scaling | None
+    scaling: Preparation | None
     targets: Targets
     recipe: Any
     penalty: float
@@ -117,8 +117,9 @@ def coefficients(bundle: Bundle) -> dict[str, Any] | None:
     """
     if not isinstance(bundle.model, LinearModel):
         return None
-    prepared = () if bundle.scaling is None else (bundle.scaling.mean, bundle.scaling.scale)
-    weight, shift = original_scale(bundle.model, bundle.params, *prepared)
+    weight, shift = linear_coefficients(bundle.model, bundle.params)
+    if bundle.scaling is not None:
+        weight, shift = bundle.scaling.undo(weight, shift)
     classes = bundle.targets.classes
     outputs = list(bundle.target) if not classes else [str(c) for c in (classes[1:] if len(classes) == 2 else classes)]
     if len(outputs) != weight.shape[1]:

@@ -20,17 +20,17 @@ from bigopt.backends.ledger import Rounds
 from bigopt.core import arrays
 from bigopt.core.codec import wire
 from bigopt.core.errors import DataError
-from bigopt.core.sums import Moments, Sums
+from bigopt.core.sums import Moments, Scatter, Sums
 from bigopt.data.plan import Ints, Plan, choose_lanes, homes, whole
 from bigopt.data.source import Dataset, block_dtype
-from bigopt.data.view import DataView, Scaling, Split, TargetKind, Targets
+from bigopt.data.view import DataView, Preparation, Scaling, Split, TargetKind, Targets, Whitening
 from bigopt.models.base import Model
 from bigopt.models.build import build_model
 from bigopt.models.losses import Task
 from bigopt.models.metrics import metric_names
 from bigopt.models.mlp import MLP
 from bigopt.models.penalties import Penalty
-from bigopt.work import GradientSum, MetricSum, Profile, ProfileData, SelectRows, Work, sum_selected
+from bigopt.work import GradientSum, MetricSum, Profile, ProfileData, ScatterData, SelectRows, Work, sum_selected
 
 if TYPE_CHECKING:
     from bigopt.config import Conf
@@ -42,6 +42,8 @@ _CLASSIFIERS = ("logistic", "softmax", "perceptron", "svm")
 _TWO_CLASSES = ("logistic", "perceptron", "svm")
 _REGRESSION_LOSSES = ("squared", "huber")
 _BLOCK_BYTES = 1 << 20
+_WHITEN_COLUMNS = 4096
+_NO_VARIANCE = 1e-10
 
 
 @wire
@@ -82,6 +84,8 @@ class Facts(NamedTuple):
         Of a validation dataset of its own; empty otherwise.
     slots : int
         Workers at the first start.
+    scatter : Scatter or None
+        Of the training features, for ``model.whiten``.
     """
 
     identity: str
@@ -91,6 +95,7 @@ class Facts(NamedTuple):
     labels_seen: int
     validation_identity: str
     slots: int
+    scatter: Scatter | None
 
 
 class Datasets(NamedTuple):
@@ -237,7 +242,20 @@ def profile(conf: Conf, data: Datasets, session: Session, rounds: Rounds) -> Fac
         len(found.labels),
         "" if data.validation is None else data.validation.source.identity(),
         session.slots,
+        _scatter(conf, train_view, train, session, rounds) if conf.model.whiten else None,
     )
+
+
+def _scatter(conf: Conf, view: DataView, side: Side, session: Session, rounds: Rounds) -> Scatter:
+    """One more pass for the covariance of the features."""
+    d = len(view.source.columns)
+    if d > _WHITEN_COLUMNS:
+        raise conf.error("model.whiten", f"{d} columns, their covariance is too large", f"at most {_WHITEN_COLUMNS}")
+    units = whole(np.arange(view.partitions), side.counts)
+    result: Scatter = rounds.run(
+        session, ScatterData(view), (), units, lambda k: homes(side.counts, k)[units[:, 0]], "the covariance"
+    )
+    return result
 
 
 def _pass(session: Session, rounds: Rounds, work: ProfileData, where: str) -> Profile:
@@ -270,7 +288,9 @@ def build(conf: Conf, data: Datasets, facts: Facts, device: arrays.Device) -> Pr
     if why:
         notes.append(f"task: {'classification' if classification else 'regression'} (by {why})")
     model, targets = _model(conf, data.train, facts, classification, notes)
-    scaling = _scaling(conf, data.train, facts.train.moments, notes)
+    scaling: Preparation | None = _scaling(conf, data.train, facts.train.moments, notes)
+    if facts.scatter is not None:
+        scaling = whitening(facts.scatter, notes)
     view = replace(train_view, scaling=scaling, targets=targets)
     block_rows = conf.data.block_rows or default_block_rows(len(view.source.columns), view.dtype)
     plan, sampling = _plan(conf, view, facts, notes)
@@ -383,6 +403,19 @@ def _scaling(conf: Conf, dataset: Dataset, moments: Moments, notes: list[str]) -
         shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
         notes.append(f"warning: constant columns are not scaled: {shown}")
     return Scaling(moments.mean, np.where(constant, 1.0, np.sqrt(np.where(constant, 1.0, variance))))
+
+
+def whitening(found: Scatter, notes: list[str]) -> Whitening:
+    """Return x' = (x - mean) D^-1 V L^-1/2 V^T, with D the deviations and V L V^T the correlation of the features."""
+    covariance = found.scatter / found.weight
+    deviation = np.sqrt(np.diag(covariance))
+    scale = np.where(deviation > 1e-12 * np.abs(found.mean), deviation, np.inf)
+    values, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
+    kept = values > _NO_VARIANCE * values.max()
+    if not kept.all():
+        notes.append(f"warning: {int((~kept).sum())} directions of the features have no variance and are left out")
+    roots = np.where(kept, 1.0 / np.sqrt(np.where(kept, values, 1.0)), 0.0)
+    return Whitening(found.mean, ((vectors * roots) @ vectors.T) / scale[:, None])
 
 
 def _plan(conf: Conf, view: DataView, facts: Facts, notes: list[str]) -> tuple[Plan, str]:

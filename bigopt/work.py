@@ -18,7 +18,7 @@ import numpy.typing as npt
 from bigopt.core import arrays, tree
 from bigopt.core.codec import wire
 from bigopt.core.errors import BigoptError, DataError
-from bigopt.core.sums import Mergeable, Moments, Sums, merge
+from bigopt.core.sums import Mergeable, Moments, Scatter, Sums, merge
 from bigopt.data.cache import BlockCache, Entry, Meter
 from bigopt.data.plan import ALL, DISTINCT, REPEATED, Ints, redraw
 from bigopt.data.view import DataView
@@ -391,3 +391,32 @@ def moments(X: Array, weight: Array | None) -> Moments:
         part -= mean
         total = total.merge(Moments(mass, mean, w @ (part * part)))
     return total
+
+
+@wire
+@dataclass(frozen=True)
+class ScatterData:
+    """The co-deviations of the features, for whitening."""
+
+    view: DataView
+
+    def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
+        """Need nothing."""
+        return inputs
+
+    def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Scatter:
+        """Return the partition's `Scatter`, folded in pieces of 4096 rows in float64."""
+        with meter.block(self.view, int(unit[0])) as entry:
+            X, weight = entry.block.X, entry.block.weight
+            meter.rows += len(X)
+            d = X.shape[1]
+            total = Scatter(0.0, np.zeros(d), np.zeros((d, d)))
+            for lo in range(0, len(X), _MOMENT_ROWS):
+                part = X[lo : lo + _MOMENT_ROWS].astype(np.float64)
+                w = np.ones(len(part)) if weight is None else weight[lo : lo + _MOMENT_ROWS]
+                mass = float(w.sum())
+                if mass:
+                    mean = (w @ part) / mass
+                    part -= mean
+                    total = total.merge(Scatter(mass, mean, (part * w[:, None]).T @ part))
+            return total

@@ -25,10 +25,7 @@ COMMON: Mapping[str, tuple[str, ...]] = {"optimizer": ("clip_norm", "clip_value"
 _LATER: Mapping[str, object] = {
     "data.scratch": None,
     "run.on_divergence": "stop",
-    "model.whiten": False,
     "model.batchnorm": False,
-    "schedule.warmup": None,
-    "schedule.start_factor": None,
     "schedule.M": None,
     "batch.growth": None,
     "strategy.outer": None,
@@ -238,6 +235,8 @@ def _fill(conf: Conf) -> Conf:
     for key, value in schedule.uses.items():
         fill(f"schedule.{key}", value, conf.schedule.name)
     fill("schedule.learning_rate", optimizer.learning_rate, conf.optimizer.name)
+    if conf.schedule.warmup is not None:
+        fill("schedule.start_factor", names.START_FACTOR, "a warm-up")
     full = optimizer.full_batch or schedule.full_batch
     fill("batch.size", "full" if full else 128, conf.optimizer.name if full else "mini-batch optimizers")
     fitting = names.LOSSES_OF.get(conf.model.name)
@@ -270,6 +269,8 @@ def _check_batch(conf: Conf) -> None:
 
 def _check_rate(conf: Conf) -> Conf:
     rate, low = conf.schedule.learning_rate, conf.schedule.eta_min
+    if conf.schedule.start_factor is not None and conf.schedule.warmup is None:
+        raise conf.error("schedule.start_factor", "schedule.start_factor without a warm-up", "set schedule.warmup")
     if isinstance(rate, float) and low is not None and low > rate:
         raise conf.error("schedule.eta_min", f"schedule.eta_min {low:g} is above learning_rate {rate:g}")
     return conf

@@ -62,6 +62,71 @@ class Sums(NamedTuple):
 
 
 @wire
+class HessianSums(NamedTuple):
+    """Gradient, Hessian and loss sums over rows.
+
+    Parameters
+    ----------
+    grad : ndarray, shape (p,)
+        As in `Sums`.
+    hessian : ndarray, shape (p, p)
+        sum_i s_i hessian loss_i in ``run.dtype``, no penalty; symmetric up to rounding.
+    loss, weight : float
+        As in `Sums`.
+    rows : int
+    """
+
+    grad: npt.NDArray[Any]
+    hessian: npt.NDArray[Any]
+    loss: float
+    weight: float
+    rows: int
+
+    def merge(self, other: HessianSums) -> HessianSums:
+        """Add two sums."""
+        return HessianSums(
+            added(self.grad, other.grad),
+            added(self.hessian, other.hessian),
+            self.loss + other.loss,
+            self.weight + other.weight,
+            self.rows + other.rows,
+        )
+
+
+@wire
+class LineSums(NamedTuple):
+    """Loss sums at several points params + eta_j direction, from one pass over the rows.
+
+    Parameters
+    ----------
+    values : ndarray, shape (k,), float64
+        sum_i s_i loss_i at each point; infinite where a loss is not finite.
+    slopes : ndarray, shape (k,) or (0,), float64
+        Derivatives of the values by eta, NaN where the value is infinite; empty where they were not asked for.
+    curves : ndarray, shape (k,) or (0,), float64
+        Second derivatives; empty where the model has none to give.
+    weight : float
+    rows : int
+    """
+
+    values: npt.NDArray[np.float64]
+    slopes: npt.NDArray[np.float64]
+    curves: npt.NDArray[np.float64]
+    weight: float
+    rows: int
+
+    def merge(self, other: LineSums) -> LineSums:
+        """Add two sums."""
+        return LineSums(
+            added(self.values, other.values),
+            added(self.slopes, other.slopes),
+            added(self.curves, other.curves),
+            self.weight + other.weight,
+            self.rows + other.rows,
+        )
+
+
+@wire
 class Moments(NamedTuple):
     """Weighted count, mean and sum of squared deviations per column, merged without cancellation.
 
@@ -94,3 +159,34 @@ class Moments(NamedTuple):
         return Moments(
             total, self.mean + delta * share, self.spread + other.spread + delta * delta * (self.weight * share)
         )
+
+
+@wire
+class Scatter(NamedTuple):
+    """Weighted count, mean and matrix of co-deviations, for whitening; merged without cancellation like `Moments`.
+
+    Parameters
+    ----------
+    weight : float
+        sum_i s_i.
+    mean : ndarray, shape (d,), float64
+    scatter : ndarray, shape (d, d), float64
+        sum_i s_i (x_i - mean)(x_i - mean)^T.
+    """
+
+    weight: float
+    mean: npt.NDArray[np.float64]
+    scatter: npt.NDArray[np.float64]
+
+    def merge(self, other: Scatter) -> Scatter:
+        """Merge the co-deviations of two sets of rows."""
+        total = self.weight + other.weight
+        if other.weight == 0.0 or total == 0.0:
+            return self
+        if self.weight == 0.0:
+            return other
+        delta = other.mean - self.mean
+        share = other.weight / total
+        scatter = added(self.scatter, other.scatter)
+        scatter = added(scatter, np.outer(delta * (self.weight * share), delta))
+        return Scatter(total, self.mean + delta * share, scatter)

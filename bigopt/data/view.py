@@ -75,6 +75,42 @@ class Scaling:
             part = X[lo : lo + _CHECK_ROWS]
             part[...] = (part.astype(np.float64) - self.mean) / self.scale
 
+    def undo(self, weight: Array, shift: Array) -> tuple[Array, Array]:
+        """Return (d, q) coefficients and (q,) intercepts on the original features: w/scale, b - mean.(w/scale)."""
+        weight = weight / self.scale[:, None]
+        return weight, shift - self.mean @ weight
+
+
+@wire
+@dataclass(frozen=True)
+class Whitening:
+    """Features are used as (x - mean) T, so that their covariance is the identity.
+
+    Parameters
+    ----------
+    mean : ndarray, shape (d,), float64
+    matrix : ndarray, shape (d, d), float64
+        T: the inverse root of the covariance; 0 along directions without variance.
+    """
+
+    mean: Array
+    matrix: Array
+
+    def apply(self, X: Array) -> None:
+        """Whiten a block of shape (k, d) in place, computed in float64."""
+        for lo in range(0, len(X), _CHECK_ROWS):
+            part = X[lo : lo + _CHECK_ROWS]
+            part[...] = (part.astype(np.float64) - self.mean) @ self.matrix
+
+    def undo(self, weight: Array, shift: Array) -> tuple[Array, Array]:
+        """Return (d, q) coefficients and (q,) intercepts on the original features: T w, b - mean.(T w)."""
+        weight = self.matrix @ weight
+        return weight, shift - self.mean @ weight
+
+
+Preparation = Scaling | Whitening
+"""What is done to the features."""
+
 
 @wire
 @dataclass(frozen=True)
@@ -160,7 +196,7 @@ class DataView:
     skip_bad : bool
         Leave out rows with nulls or non-finite values instead of refusing them.
     split : Split or None
-    scaling : Scaling or None
+    scaling : Scaling, Whitening or None
     targets : Targets or None
         None leaves raw labels.
     """
@@ -170,7 +206,7 @@ class DataView:
     dtype: str
     skip_bad: bool = False
     split: Split | None = None
-    scaling: Scaling | None = None
+    scaling: Preparation | None = None
     targets: Targets | None = None
 
     @property

@@ -59,11 +59,9 @@ def test_groups_lists_and_mappings_on_the_command_line() -> None:
 
 
 def test_a_part_of_a_mapping_replaces_that_part() -> None:
-    text = "data: {storage_options: {anon: true, client_kwargs: {region_name: a, x: 1}}, scratch: {dir: /a, size: 1GB}}"
-    conf = load_text(text, "x", ["data.storage_options.client_kwargs.region_name=b", "data.scratch.size=2GB"])
+    text = "data: {storage_options: {anon: true, client_kwargs: {region_name: a, x: 1}}}"
+    conf = load_text(text, "x", ["data.storage_options.client_kwargs.region_name=b"])
     assert conf.data.storage_options == {"anon": True, "client_kwargs": {"region_name": "b", "x": 1}}
-    assert conf.data.scratch is not None
-    assert (conf.data.scratch.dir, conf.data.scratch.size) == ("/a", 2 * 10**9)
     assert (
         load_text("data: {storage_options: {anon: true}}", "x", ["data.storage_options={}"]).data.storage_options == {}
     )
@@ -192,7 +190,7 @@ def test_fill_notes_why() -> None:
 @pytest.mark.parametrize(
     "argument",
     ["backend.name=dask", "backend.workers=3", "stop.epochs=10", "stop.steps=7", "checkpoint.keep=1", "run.bits=any",
-     "data.scratch={dir: /tmp, size: 1GB}", "data.storage_options={anon: true}", "data.storage_options.key=secret"],
+     "data.storage_options={anon: true}", "data.storage_options.key=secret"],
 )  # fmt: skip
 def test_what_a_resumed_run_may_change(argument: str, tmp_path: Path) -> None:
     conf = load_text("data: {uri: a.zarr}\noptimizer: {name: sgd}", "x")

@@ -57,7 +57,7 @@ def test_a_user_of_base_yml_may_change_any_name(tmp_path: Path) -> None:
 CONFS = [
     "",
     "data: {uri: 'a b: #c', target: [y1, 'y 2'], classes: [a, 'true', '1'], memory: 1.5GB}",
-    "data: {scratch: {dir: /t, size: 3GiB}, validation: 0.25, features: [a, 'b c', '1']}",
+    "data: {validation: 0.25, features: [a, 'b c', '1']}",
     "optimizer: {name: adamw, weight_decay: 1e-7}\nschedule: {name: cosine, period: 2.5, t_mul: 2, unit: epoch}",
     "model: {name: mlp, hidden: [], standardize: center}\nstop: {target_metric: {accuracy: 0.9}, epochs: 0.5}",
     "ingest: {source: [a.csv, b.csv], derive: {late: 'arr_delay > 15'}, encode: {c: {top: 3}}, nulls: {'*': drop}}",

@@ -12,14 +12,11 @@ from bigopt.core.errors import ConfError
 LATER = [
     *(f"{group}: {{name: {n}}}" for group, t in names.GROUPS.items() for n, entry in t.items() if not entry.available),
     *(f"strategy: {{compression: {{name: {n}}}}}" for n in names.COMPRESSIONS),
-    "model: {whiten: true}",
     "model: {batchnorm: true}",
     "schedule: {learning_rate: auto}",
-    "schedule: {warmup: 10}",
     "schedule: {scaling: linear}",
     "schedule: {scaling: sqrt}",
     "schedule: {scaling: critical}",
-    "batch: {sampling: replacement}",
     "batch: {growth: 2}",
     "run: {on_divergence: halve_rate}",
 ]
@@ -73,6 +70,7 @@ def test_a_file_or_run_as_init(tmp_path: Path) -> None:
         ),
         ("schedule: {name: constant, decay: 1}", "schedule.decay is not used by schedule 'constant'"),
         ("schedule: {period: 1}", "schedule.period is not used by schedule 'constant'"),
+        ("schedule: {start_factor: 0.5}", "schedule.start_factor without a warm-up"),
         ("strategy: {bound: 1}", "strategy.bound is not used by strategy 'sync'"),
         ("strategy: {replicas: 2}", "strategy.replicas is not used by strategy 'sync'"),
         ("strategy: {compression: {fraction: 0.1}}", "strategy.compression.fraction is not used by"),
@@ -128,6 +126,16 @@ def test_null_is_the_default_of_what_was_chosen(name: str, rate: float) -> None:
     given = load_text(f"optimizer: {{name: {name}}}\nschedule: {{learning_rate: 0.5}}", "x")
     assert given.schedule.learning_rate == 0.5
     assert not any(line.startswith("schedule.learning_rate") for line in describe_defaults(given))
+
+
+@pytest.mark.parametrize("name", sorted(n for n, entry in names.SCHEDULES.items() if entry.available))
+def test_a_warm_up_goes_with_every_schedule(name: str) -> None:
+    conf = load_text(f"schedule: {{name: {name}, warmup: 10}}", "x")
+    assert (conf.schedule.warmup, conf.schedule.start_factor) == (10.0, 1 / 3)
+    assert any(line.startswith("schedule.start_factor = 0.333") for line in describe_defaults(conf))
+    conf = load_text(f"schedule: {{name: {name}, warmup: 10, start_factor: 0.1}}", "x")
+    assert conf.schedule.start_factor == 0.1
+    assert load_text(f"schedule: {{name: {name}}}", "x").schedule.start_factor is None
 
 
 @pytest.mark.parametrize("name", sorted(n for n, entry in names.OPTIMIZERS.items() if entry.available))

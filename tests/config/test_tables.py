@@ -13,7 +13,7 @@ from bigopt.models.activations import ACTIVATIONS
 from bigopt.models.build import MODELS
 from bigopt.models.init import INITS
 from bigopt.models.losses import LOSSES
-from bigopt.optim.schedules import SCHEDULES
+from bigopt.optim.schedules import SCHEDULES, Warmup
 from bigopt.optim.table import MINI_BATCH, OPTIMIZERS, keys_of
 
 
@@ -23,7 +23,7 @@ def _available(table: object) -> set[str]:
 
 
 def _defaults(make: object) -> dict[str, object]:
-    return {f.name: f.default for f in dataclasses.fields(make)}  # type: ignore[arg-type]
+    return {f.name: f.default for f in dataclasses.fields(make) if f.name in keys_of(make)}  # type: ignore[arg-type]
 
 
 def test_optimizers() -> None:
@@ -45,6 +45,7 @@ def test_schedules() -> None:
         for key, value in _defaults(kind).items():
             if value is not dataclasses.MISSING:
                 assert names.SCHEDULES[name].uses[key] == value
+    assert dataclasses.fields(Warmup)[-1].default == names.START_FACTOR
 
 
 def test_models_losses_activations_and_rules() -> None:

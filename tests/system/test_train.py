@@ -321,3 +321,26 @@ def test_a_gpu_that_is_not_there_is_an_error(tmp_path):
     kind, model = MODELS["ridge"]
     with pytest.raises(ConfError, match="device gpu"):
         train(load_conf([], ["data.uri=x", f"run.dir={tmp_path}", *model, "backend.device=gpu"]), data=datasets(kind))
+
+
+@pytest.mark.parametrize("model", ["ridge", "mlp_regression"])
+def test_whitened_features_have_the_identity_as_covariance_and_coefficients_are_undone(tmp_path, model):
+    X, y = table("numbers")
+    X = X @ np.random.default_rng(3).normal(size=(5, 5)) + 5.0
+    X = np.column_stack([X, X[:, 0] + X[:, 1]])  # a direction without variance of its own
+    data = Datasets(from_arrays(X, y, partition_rows=list(SIZES)), None)
+    name = ["model.name=ridge"] if model == "ridge" else MODELS[model][1]
+    keys = [*name, "model.whiten=true", "optimizer.name=gd", "schedule.learning_rate=0.4", "stop.steps=60"]
+    result = run(tmp_path, "numbers", *keys, data=data)
+    kept = bundle.load(Path(result["run"]))
+    white = X.copy()
+    kept.scaling.apply(white)
+    covariance = np.cov(white.T, bias=True)
+    values = np.linalg.eigvalsh(covariance)
+    np.testing.assert_allclose(values, [0, 1, 1, 1, 1, 1], atol=1e-9)
+    assert "1 directions" in (Path(result["run"]) / "log.txt").read_text()
+    if model == "ridge":  # condition number 1: gradient descent is at the least-squares fit
+        found = bundle.coefficients(kept)
+        fit = X @ [found["coefficients"][f"x{i}"][0] for i in range(6)] + found["intercept"][0]
+        A = np.column_stack([X, np.ones(len(y))])
+        np.testing.assert_allclose(fit, A @ np.linalg.lstsq(A, y, rcond=None)[0], rtol=1e-6)
