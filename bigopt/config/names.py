@@ -66,15 +66,18 @@ OPTIMIZERS: Mapping[str, Name] = {
 
 _ALWAYS = {"learning_rate": None, "unit": None, "scaling": None, "warmup": None, "start_factor": None}
 
+START_FACTOR = 1.0 / 3.0
+"""What ``schedule.start_factor: null`` means where there is a warm-up: torch's."""
+
 SCHEDULES: Mapping[str, Name] = {
     "constant": Name(_ALWAYS),
     "inverse_time": Name({**_ALWAYS, "decay": 1.0}),
+    "inverse_sqrt": Name({**_ALWAYS, "decay": 1.0}),
+    "exponential": Name({**_ALWAYS, "gamma": None}),
+    "step": Name({**_ALWAYS, "gamma": 0.1, "every": None}),
+    "polynomial": Name({**_ALWAYS, "power": 1.0, "period": None}),
+    "one_cycle": Name({**_ALWAYS, "pct_start": 0.3, "div": 25.0, "final_div": 1e4, "period": None}),
     "cosine": Name({**_ALWAYS, "eta_min": 0.0, "period": None, "t_mul": 1.0}),
-    "inverse_sqrt": _later("decay"),
-    "exponential": _later("gamma"),
-    "step": _later("gamma", "every"),
-    "polynomial": _later("power", "period"),
-    "one_cycle": _later("pct_start", "div", "final_div", "period"),
     "exact_line_search": _later(full_batch=True),
     "backtracking": _later("gamma", "delta", full_batch=True),
 }

@@ -179,9 +179,7 @@ class OptimizerConf(Group, frozen=True):
     ] = None
     clip_norm: Annotated[Positive | None, key("scale the gradient down to this norm; null: off")] = None
     clip_value: Annotated[Positive | None, key("clip each entry of the gradient, before clip_norm; null: off")] = None
-    average: Annotated[
-        bool | Decay | None, key("of the iterates: true (mean) or a decay (moving); null: off")
-    ] = None
+    average: Annotated[bool | Decay | None, key("of the iterates: true (mean) or a decay (moving); null: off")] = None
     damping: Annotated[NonNegative | None, key("newton: lambda added to the Hessian's diagonal; null: 0")] = None
     history: Annotated[Count | None, key("lbfgs: pairs kept; null: 10")] = None
 
@@ -189,30 +187,39 @@ class OptimizerConf(Group, frozen=True):
 class ScheduleConf(Group, frozen=True):
     """The learning rate as a function of time. A key the chosen schedule does not use is refused."""
 
-    name: Annotated[Text, key("constant | inverse_time | cosine")] = "constant"
+    name: Annotated[
+        Text, key("constant | inverse_time | inverse_sqrt | exponential | step | polynomial | one_cycle | cosine")
+    ] = "constant"
     learning_rate: Annotated[
         Positive | Literal["auto"] | None,
         key("eta at the start; null: the optimizer's own (adam 0.001, sgd 0.01, ...)"),
     ] = None
-    decay: Annotated[Positive | None, key("inverse_time: eta / (1 + decay k); null: 1")] = None
-    gamma: Annotated[Annotated[float, Meta(gt=0, le=1)] | None, key("exponential, step, backtracking: the factor")] = (
-        None
-    )
-    every: Annotated[Positive | None, key("step: k between two drops")] = None
-    power: Annotated[Positive | None, key("polynomial: the exponent")] = None
+    decay: Annotated[
+        Positive | None, key("inverse_time: eta / (1 + decay k), inverse_sqrt: eta / sqrt(1 + decay k); null: 1")
+    ] = None
+    gamma: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        key("exponential: eta gamma^k; null: 0.01 eta at the run's end; step: the factor; null: 0.1"),
+    ] = None
+    every: Annotated[Positive | None, key("step: k between two drops; null: a third of the run's length")] = None
+    power: Annotated[Positive | None, key("polynomial: eta (1 - k/period)^power; null: 1")] = None
     eta_min: Annotated[NonNegative | None, key("cosine: the lowest rate; null: 0")] = None
-    period: Annotated[Positive | None, key("cosine: first period, in `unit`; null: the run's length")] = None
+    period: Annotated[
+        Positive | None, key("cosine (the first), polynomial, one_cycle; null: the run's length after the warm-up")
+    ] = None
     t_mul: Annotated[Annotated[float, Meta(ge=1)] | None, key("cosine: each period over the one before; null: 1")] = (
         None
     )
-    warmup: Annotated[Positive | None, key("k of a linear warm-up before the schedule; null: none")] = None
-    start_factor: Annotated[Annotated[float, Meta(gt=0, le=1)] | None, key("warm-up: the first factor")] = None
-    pct_start: Annotated[Portion | None, key("one_cycle: part of the run that rises")] = None
-    div: Annotated[Positive | None, key("one_cycle: highest rate over the first")] = None
-    final_div: Annotated[Positive | None, key("one_cycle: first rate over the last")] = None
+    warmup: Annotated[Positive | None, key("k of a linear warm-up before any schedule; null: none")] = None
+    start_factor: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None, key("warm-up: part of eta it begins with; null: 1/3")
+    ] = None
+    pct_start: Annotated[Portion | None, key("one_cycle: part of the period that rises; null: 0.3")] = None
+    div: Annotated[Positive | None, key("one_cycle: highest rate over the first; null: 25")] = None
+    final_div: Annotated[Positive | None, key("one_cycle: first rate over the last; null: 1e4")] = None
     delta: Annotated[Portion | None, key("backtracking: share of the expected decrease")] = None
     M: Annotated[Positive | None, key("scaling: critical: the noise scale, by diagnose")] = None
-    unit: Annotated[Literal["step", "epoch"], key("step | epoch: what k and period count")] = "step"
+    unit: Annotated[Literal["step", "epoch"], key("step | epoch: what k, period, every and warmup count")] = "step"
     scaling: Annotated[
         Literal["none", "linear", "sqrt", "critical"], key("none: the rate does not follow the batch size")
     ] = "none"
@@ -226,7 +233,9 @@ class BatchConf(Group, frozen=True):
     ] = None
     sampling: Annotated[
         Text,
-        key("auto | permuted | block | subset | bernoulli | replacement (auto: permuted where the rows fit, else block)"),
+        key(
+            "auto | permuted | block | subset | bernoulli | replacement (auto: permuted where the rows fit, else block)"
+        ),
     ] = "auto"
     lanes: Annotated[
         Natural | None, key("open partitions a batch draws from; 0: all; null: chosen from data and conf")

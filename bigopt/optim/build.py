@@ -16,7 +16,8 @@ from bigopt.core.layout import Layout
 from bigopt.core.names import lookup, nearest
 from bigopt.optim.clip import ClipNorm, ClipValue
 from bigopt.optim.method import FirstOrder, Penalty, Unit
-from bigopt.optim.schedules import SCHEDULES, Schedule
+from bigopt.optim.ranges import check_range
+from bigopt.optim.schedules import FROM_LENGTH, SCHEDULES, Schedule, Warmup
 from bigopt.optim.table import OPTIMIZERS, keys_of
 from bigopt.optim.transform import Chain, Transform
 
@@ -63,8 +64,10 @@ def build_transform(name: str, keys: Keys = NONE, *, l1: float = 0.0) -> Transfo
     return Chain((*clips, transform)) if clips else transform
 
 
-def build_schedule(name: str, keys: Keys, *, default_rate: float, default_period: float | None = None) -> Schedule:
-    """Return the schedule of a name.
+def build_schedule(
+    name: str, keys: Keys, *, default_rate: float, default_period: float | None = None, tick: float = 1.0
+) -> Schedule:
+    """Return the schedule of a name, with the warm-up before it where there is one.
 
     Parameters
     ----------
@@ -75,25 +78,50 @@ def build_schedule(name: str, keys: Keys, *, default_rate: float, default_period
     default_rate : float
         ``learning_rate`` where it is not given: the optimizer's own.
     default_period : float or None
-        ``period`` where it is not given: the run's length in the schedule's unit; None where the run has none.
+        The run's length in the schedule's unit, None where the run has none. What it lasts after the warm-up is the
+        ``period`` where that is not given, and decides ``every`` and ``gamma`` likewise.
+    tick : float
+        One step in the schedule's unit: 1, or 1/steps per epoch.
 
     Raises
     ------
     ConfError
-        Unknown name, a key it does not use, a value out of range, or no period where one is needed.
+        Unknown name, a key it does not use, a value out of range, or no length where one is needed.
     """
     cls = lookup(SCHEDULES, name, family="schedule", where="schedule.name")
-    values = _given(keys, keys_of(cls), "schedule", name)
+    warmup, start = _plain(keys.get("warmup")), _plain(keys.get("start_factor"))
+    if warmup is not None:
+        check_range("schedule.warmup", warmup, 0.0, open_low=True)
+    own = {key: value for key, value in keys.items() if key not in ("warmup", "start_factor")}
+    values = _given(own, keys_of(cls), "schedule", name)
     values.setdefault("learning_rate", default_rate)
-    if "period" in keys_of(cls) and "period" not in values:
-        if default_period is None:
-            raise ConfError(
-                "null means the run's length, and this run has none",
-                where="schedule.period",
-                hint="set schedule.period, stop.epochs or stop.steps",
-            )
-        values["period"] = float(default_period)
-    return cls(**values)
+    if name in FROM_LENGTH:
+        key, meaning, rule = FROM_LENGTH[name]
+        if key not in values:
+            values[key] = rule(_length(default_period, warmup, f"schedule.{key}", meaning))
+    if "tick" in {f.name for f in dataclasses.fields(cls)}:
+        values["tick"] = tick
+    main: Schedule = cls(**values)
+    if warmup is not None:
+        return Warmup(main, warmup) if start is None else Warmup(main, warmup, start)
+    if start is not None:
+        raise ConfError("start_factor without a warm-up", where="schedule.start_factor", hint="set schedule.warmup")
+    return main
+
+
+def _length(length: float | None, warmup: float | None, where: str, meaning: str) -> float:
+    """Return what is left of the run after the warm-up."""
+    if length is None:
+        raise ConfError(
+            f"null means {meaning}, and this run has none",
+            where=where,
+            hint=f"set {where}, stop.epochs or stop.steps",
+        )
+    if warmup is not None and warmup >= length:
+        raise ConfError(
+            f"a warm-up of {warmup:g} in a run of {length:g}", where="schedule.warmup", hint="a shorter one"
+        )
+    return float(length) - (warmup or 0.0)
 
 
 def build_method(
@@ -105,6 +133,7 @@ def build_method(
     schedule_keys: Keys = NONE,
     unit: str = "step",
     default_period: float | None = None,
+    tick: float = 1.0,
     penalty: Penalty | None = None,
     l1: float = 0.0,
 ) -> FirstOrder:
@@ -127,6 +156,8 @@ def build_method(
         ``step`` or ``epoch``.
     default_period : float or None
         The run's length in that unit, for a schedule whose period is not given.
+    tick : float
+        One step in that unit: 1, or 1/steps per epoch.
     penalty : callable or None
         ``penalty(grad, params)`` adds the gradient of the penalty's smooth part to `grad` in place.
     l1 : float
@@ -139,7 +170,7 @@ def build_method(
     """
     transform = build_transform(name, {key: value for key, value in keys.items() if key != "average"}, l1=l1)
     rule = build_schedule(
-        schedule, schedule_keys, default_rate=OPTIMIZERS[name].learning_rate, default_period=default_period
+        schedule, schedule_keys, default_rate=OPTIMIZERS[name].learning_rate, default_period=default_period, tick=tick
     )
     counted = lookup(UNITS, unit, family="unit", where="schedule.unit")
     average = keys.get("average")
@@ -148,7 +179,7 @@ def build_method(
 
 def settings(value: Any) -> dict[str, float]:
     """Return the resolved keys of a transform or schedule, as printed at the start of a run."""
-    return dataclasses.asdict(value)
+    return {key: getattr(value, key) for key in keys_of(value)}
 
 
 def _given(keys: Keys, used: Iterable[str], group: str, name: str) -> dict[str, float]:

@@ -35,3 +35,8 @@ def check_range(
     if not (above and below and math.isfinite(value)):
         interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
         raise ConfError(f"{value:g} is not in {interval}", where=where)
+
+
+def check_rate(value: object) -> None:
+    """Refuse a learning rate that is not a positive number."""
+    check_range("schedule.learning_rate", value, 0.0, open_low=True)

@@ -60,8 +60,8 @@ class Optimizer:
 
 
 def keys_of(cls: Any) -> tuple[str, ...]:
-    """Return the fields of a frozen dataclass: the conf keys of a transform or schedule."""
-    return tuple(f.name for f in dataclasses.fields(cls))
+    """Return the conf keys of a transform or schedule: the fields of the dataclass, but for those marked otherwise."""
+    return tuple(f.name for f in dataclasses.fields(cls) if f.metadata.get("conf", True))
 
 
 def _heavy_ball(transform: Momentum, l1: float) -> ProximalMomentum:

@@ -13,7 +13,7 @@ import pytest
 from bigopt.core.errors import ConfError
 from bigopt.core.layout import Block, Layout
 from bigopt.optim.build import build_method, build_schedule, build_transform, settings
-from bigopt.optim.schedules import SCHEDULES, Constant, Cosine
+from bigopt.optim.schedules import SCHEDULES, Constant, Cosine, Warmup
 from bigopt.optim.table import OPTIMIZERS, keys_of
 
 LAYOUT = Layout((Block("weight", (2,), True),))
@@ -59,6 +59,11 @@ def test_schedules_use_the_keys_of_the_conf() -> None:
     assert {name: keys_of(cls) for name, cls in SCHEDULES.items()} == {
         "constant": ("learning_rate",),
         "inverse_time": ("learning_rate", "decay"),
+        "inverse_sqrt": ("learning_rate", "decay"),
+        "exponential": ("learning_rate", "gamma"),
+        "step": ("learning_rate", "every", "gamma"),
+        "polynomial": ("learning_rate", "period", "power"),
+        "one_cycle": ("learning_rate", "period", "pct_start", "div", "final_div"),
         "cosine": ("learning_rate", "period", "t_mul", "eta_min"),
     }
 
@@ -86,6 +91,12 @@ def test_given_values_are_used_and_null_means_the_default() -> None:
     assert method.schedule == Cosine(0.2, 12.0, 1.5, 0.0)
     assert method.unit == "epoch"
     assert build_schedule("cosine", {"period": 3}, default_rate=0.1, default_period=12).period == 3.0
+
+
+def test_warm_up_through_the_keys_of_a_conf() -> None:
+    keys = {"learning_rate": 0.2, "warmup": 5, "start_factor": None, "M": None, "decay": None}
+    method = build_method("sgd", LAYOUT, schedule_keys=keys)
+    assert method.schedule == Warmup(Constant(0.2), 5.0, 1 / 3)
 
 
 def test_numpy_numbers_become_plain_floats() -> None:
