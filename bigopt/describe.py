@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ import numpy as np
 from bigopt.core.sums import Moments
 from bigopt.core.tree import height
 from bigopt.data.source import Dataset
+from bigopt.models.counts import count_shapes
 from bigopt.models.table import ModelTable, batch_memory, model_table, si
 from bigopt.optim.build import build_schedule
 from bigopt.optim.schedules import convergence
@@ -89,6 +90,39 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
         "round": cost,
         "memory": {name: size for name, _, size in memory},
     }
+
+
+def describe_shapes(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Count a convolutional network that is written down as data; nothing is built or trained.
+
+    Parameters
+    ----------
+    spec : mapping
+        As `bigopt.models.counts.count_shapes` takes it.
+
+    Returns
+    -------
+    dict
+        ``tables`` and ``lines`` as `describe`, ``parameters`` and ``multiply_adds`` (of one picture).
+    """
+    found = count_shapes(spec)
+    parameters, work = sum(row.parameters for row in found), sum(row.multiply_adds for row in found)
+    rows: list[list[Any]] = [
+        [
+            row.name,
+            row.kind,
+            " x ".join(map(str, row.output)),
+            row.parameters,
+            f"{100 * row.parameters / max(1, parameters):.1f} %",
+            row.multiply_adds,
+            f"{100 * row.multiply_adds / max(1, work):.1f} %",
+        ]
+        for row in found
+    ]
+    rows.append(["total", "", "", parameters, "", work, ""])
+    columns = ["layer", "kind", "output", "parameters", "share", "multiply-adds a picture", "share of them"]
+    table = {"title": "shapes", "columns": columns, "rows": rows}
+    return {"tables": [table], "lines": [], "parameters": parameters, "multiply_adds": work}
 
 
 def _facts(conf: Conf, dataset: Dataset) -> Facts:
