@@ -40,6 +40,7 @@ from bigopt.rundir import RunDir, machine
 from bigopt.stopping import Stopper
 from bigopt.strategies.base import StepRecord
 from bigopt.strategies.sync import Sync, SyncState
+from bigopt.warmstart import initial_params
 
 if TYPE_CHECKING:
     from bigopt.config import Conf
@@ -325,7 +326,13 @@ class _Run:
             self.audit = saved.audit
             self.run.cut_metrics(saved.steps)
         else:
-            params = problem.model.init(conf.model.init, conf.run.seed).astype(conf.run.dtype)
+            params = initial_params(
+                conf.model.init,
+                problem.model,
+                conf.run.seed,
+                columns=problem.view.source.columns,
+                preparation=problem.view.scaling,
+            ).astype(conf.run.dtype)
             state = SyncState(method.start(params)[0], 0, 0, 0)
         work, finish = problem.batch_work(conf.run.dtype, conf.model.backprop)
         strategy = Sync(

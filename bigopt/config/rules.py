@@ -102,15 +102,15 @@ def _check_available(conf: Conf) -> None:
             "schedule.learning_rate", later("learning_rate: auto"), "give a number, or null for the default"
         )
     if conf.model.init not in names.INIT_RULES:
-        _refuse_init(conf)
+        _check_init(conf)
 
 
-def _refuse_init(conf: Conf) -> None:
+def _check_init(conf: Conf) -> None:
     text = conf.model.init
     hint = nearest(text, names.INIT_RULES)
-    if not hint.startswith("did you mean") and Path(text).exists():
-        raise conf.error("model.init", later("a file or a run as model.init"), hint)
-    raise conf.error("model.init", f"model.init '{text}' is neither a rule nor an existing file", hint)
+    if Path(text).is_dir() or text.endswith(".npy"):
+        return
+    raise conf.error("model.init", f"model.init '{text}' is neither a rule, nor a run directory, nor a .npy file", hint)
 
 
 def _available(table: Mapping[str, names.Name]) -> str:

@@ -80,6 +80,10 @@ class Scaling:
         weight = weight / self.scale[:, None]
         return weight, shift - self.mean @ weight
 
+    def redo(self, weight: Array, shift: Array) -> tuple[Array, Array]:
+        """Return the coefficients on prepared features that do what `weight` and `shift` do on the original ones."""
+        return weight * self.scale[:, None], shift + self.mean @ weight
+
 
 @wire
 @dataclass(frozen=True)
@@ -106,6 +110,10 @@ class Whitening:
         """Return (d, q) coefficients and (q,) intercepts on the original features: T w, b - mean.(T w)."""
         weight = self.matrix @ weight
         return weight, shift - self.mean @ weight
+
+    def redo(self, weight: Array, shift: Array) -> tuple[Array, Array]:
+        """Return the coefficients on prepared features that do what `weight` and `shift` do on the original ones."""
+        return np.linalg.pinv(self.matrix) @ weight, shift + self.mean @ weight
 
 
 Preparation = Scaling | Whitening

@@ -53,11 +53,10 @@ def test_the_names_of_the_specification_are_all_known() -> None:
 
 
 def test_a_file_or_run_as_init(tmp_path: Path) -> None:
-    saved = tmp_path / "w.npz"
-    saved.write_bytes(b"")
-    with pytest.raises(ConfError, match="is not available in this version"):
-        load_text(f"model: {{init: {saved}}}", "x")
-    with pytest.raises(ConfError, match="neither a rule nor an existing file"):
+    saved = tmp_path / "w.npy"
+    assert load_text(f"model: {{init: {saved}}}", "x").model.init == str(saved)
+    assert load_text(f"model: {{init: {tmp_path}}}", "x").model.init == str(tmp_path)
+    with pytest.raises(ConfError, match="neither a rule, nor a run directory"):
         load_text(f"model: {{init: {saved}x}}", "x")
 
 

@@ -344,3 +344,35 @@ def test_whitened_features_have_the_identity_as_covariance_and_coefficients_are_
         fit = X @ [found["coefficients"][f"x{i}"][0] for i in range(6)] + found["intercept"][0]
         A = np.column_stack([X, np.ones(len(y))])
         np.testing.assert_allclose(fit, A @ np.linalg.lstsq(A, y, rcond=None)[0], rtol=1e-6)
+
+
+def test_a_warm_start_from_a_run_predicts_what_that_run_predicted(tmp_path):
+    kind, model = MODELS["mlp_classes"]
+    first = run(tmp_path, kind, *model, *MINI)
+    X, y = table(kind)
+    other = Datasets(from_arrays(X * 3.0 + 1.0, y, partition_rows=list(SIZES)), None)
+    # one step at a rate that moves nothing
+    still = ["optimizer.name=sgd", "schedule.learning_rate=1e-300", "batch.size=full", "stop.steps=1"]
+    again = run(tmp_path, kind, *model, *still, f"model.init={first['run']}")
+    assert again["params_sha256"] == first["params_sha256"]
+    kept = bundle.load(Path(first["run"]))
+    moved = bundle.load(Path(run(tmp_path, kind, *model, *still, f"model.init={first['run']}", data=other)["run"]))
+    rows = X * 3.0 + 1.0
+    old, new = rows.copy(), rows.copy()
+    kept.scaling.apply(old)
+    moved.scaling.apply(new)
+    np.testing.assert_allclose(
+        moved.model.scores(moved.params, new), kept.model.scores(kept.params, old), rtol=1e-9, atol=1e-9
+    )
+
+
+def test_a_vector_in_a_file_is_the_start_and_must_fit(tmp_path):
+    kind, model = MODELS["ridge"]
+    start = np.arange(6.0) + 1.0
+    np.save(tmp_path / "w.npy", start)
+    still = ["optimizer.name=sgd", "schedule.learning_rate=1e-300", "batch.size=full", "stop.steps=1"]
+    result = run(tmp_path, kind, *model, *still, f"model.init={tmp_path / 'w.npy'}")
+    np.testing.assert_array_equal(bundle.load(Path(result["run"])).params, start)
+    np.save(tmp_path / "w.npy", np.arange(7.0))
+    with pytest.raises(ConfError, match="the model has 6 parameters"):
+        run(tmp_path, kind, *model, *still, f"model.init={tmp_path / 'w.npy'}")
