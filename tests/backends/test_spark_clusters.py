@@ -161,28 +161,32 @@ def _alive_workers(page: int) -> int:
     return 0
 
 
-def test_spark_submit_runs_a_pipeline_with_the_bits_of_local(tmp_path):
-    data = files(tmp_path, "numbers", "zarr")
+def submit(conf: Path, *keys: str, engine: tuple[str, ...] = ("spark-submit", "--master", "local[2]")) -> Any:
+    """Run pipelines/train.py with ``--json``; return its exit code, its object and its stderr."""
+    folder = Path(sys.executable).parent
+    command = [str(folder / engine[0]), *engine[1:], str(ROOT / "pipelines/train.py"), "-c", str(conf), "--json", *keys]
+    path = os.pathsep.join([str(folder), os.environ["PATH"]])
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env=environment() | {"PATH": path}, check=False
+    )
+    return done.returncode, json.loads(done.stdout), done.stderr
+
+
+def test_spark_submit_runs_a_pipeline_with_the_bits_of_python(tmp_path):
     conf = tmp_path / "conf.yml"
     conf.write_text(
-        f"data: {{uri: {data}, validation: 0.1}}\nmodel: {{name: ridge, l2: 0.01}}\noptimizer: {{name: adam}}\n"
-        f"batch: {{size: 64}}\nstop: {{epochs: 2}}\nbackend: {{name: local, workers: 1}}\n"
+        f"data: {{uri: {files(tmp_path, 'numbers', 'zarr')}, validation: 0.1}}\nmodel: {{name: ridge, l2: 0.01}}\n"
+        f"optimizer: {{name: adam}}\nbatch: {{size: 64}}\nstop: {{epochs: 2}}\nbackend: {{name: local, workers: 2}}\n"
+        f"run: {{dir: {tmp_path / 'runs'}}}\n"
     )
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    hashes = {}
-    for engine, command in {
-        "python": [sys.executable],
-        "spark": [f"{Path(sys.executable).parent}/spark-submit", "--master", "local[2]"],
-    }.items():
-        done = subprocess.run(
-            [*command, str(ROOT / "pipelines/train.py"), "-c", str(conf), f"run.dir={tmp_path / engine}", "--json"],
-            capture_output=True, text=True, timeout=240, env=environment() | {"PATH": path}, cwd=tmp_path, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-4000:]
-        told = json.loads(done.stdout)
-        hashes[engine] = told["params_sha256"]
-        assert "resident" in done.stderr or engine == "python"
-    assert hashes["spark"] == hashes["python"]
+    code, mine, _ = submit(conf, engine=(Path(sys.executable).name,))
+    assert code == 0
+    code, told, stderr = submit(conf)
+    assert code == 0
+    assert told["params_sha256"] == mine["params_sha256"]
+    assert "Spark UI: http://" in stderr
+    code, told, _ = submit(conf, "optimiser.name=adam")
+    assert code == told["code"] == 2
 
 
 def test_standalone_workers_connect_over_tcp_and_survive_a_kill(standalone, tmp_path):
