@@ -234,6 +234,8 @@ def profile(conf: Conf, data: Datasets, session: Session, rounds: Rounds) -> Fac
         if int(validation.counts.sum()) == 0:
             raise conf.error("data.validation", "no validation rows", "a larger fraction, or another URI")
     classes = tuple(conf.data.classes or ()) or tuple(v.item() for v in found.labels)
+    if len(classes) == 2:  # the larger is the positive one, in whatever order they are declared
+        classes = tuple(sorted(classes))
     return Facts(
         train_view.source.identity(),
         train,
@@ -431,6 +433,14 @@ def _plan(conf: Conf, view: DataView, facts: Facts, notes: list[str]) -> tuple[P
         sampling = "permuted" if n * row_bytes <= conf.data.memory else "block"
         if size is not None:
             notes.append(f"batch.sampling: {sampling}")
+    batch_bytes = (n if size is None else size) * row_bytes
+    if conf.model.backprop == "driver" and batch_bytes > conf.data.memory:
+        raise conf.error(
+            "model.backprop",
+            f"a batch of {batch_bytes / 1e6:.0f} MB would be sent to the driver, data.memory is "
+            f"{conf.data.memory / 1e6:.0f} MB",
+            "model.backprop=map, or a smaller batch.size",
+        )
     used = int(np.count_nonzero(counts))
     lanes = conf.batch.lanes
     if sampling in ("subset", "bernoulli", "replacement"):

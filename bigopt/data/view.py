@@ -146,12 +146,13 @@ class Targets:
             A label that is none of the classes, with its count.
         """
         if self.kind in ("values", "onehot"):
-            return np.ascontiguousarray(y if y.ndim == 2 else y[:, None], dtype=dtype)
+            return np.ascontiguousarray(_numbers(y if y.ndim == 2 else y[:, None]), dtype=dtype)
         classes = np.asarray(self.classes)
         y = y.reshape(-1)
         if (classes.dtype.kind == "U") != (y.dtype.kind == "U"):
-            y = y.astype(classes.dtype if classes.dtype.kind == "U" else np.float64)
-        index = np.minimum(np.searchsorted(classes, y), len(classes) - 1)
+            y = y.astype(str) if classes.dtype.kind == "U" else _numbers(y)
+        order = np.argsort(classes)
+        index = order[np.minimum(np.searchsorted(classes, y, sorter=order), len(classes) - 1)]
         wrong = classes[index] != y
         if wrong.any():
             label = y[wrong][0]
@@ -162,6 +163,16 @@ class Targets:
         if self.kind == "sign":
             index = 2 * index - 1
         return index.astype(np.int64) if self.kind == "index" else index.astype(dtype)
+
+
+def _numbers(y: Array) -> Array:
+    """Read text labels as numbers; others pass."""
+    if y.dtype.kind != "U":
+        return y
+    try:
+        return y.astype(np.float64)
+    except ValueError as error:
+        raise DataError(f"the target holds text where the model has numbers: {error}") from error
 
 
 @wire

@@ -213,3 +213,14 @@ def test_threads_share_one_decode_and_stay_within_the_budget():
         thread.join()
     assert len(worst) == 64
     assert max(worst) <= blocks.budget
+
+
+def test_declared_classes_keep_their_order_and_text_is_no_number():
+    assert Targets("index", ("c", "a", "b")).encode(np.array(["a", "b", "c"]), "float32").tolist() == [1, 2, 0]
+    assert Targets("index", (3, 1, 2)).encode(np.array([1, 2, 3]), "float32").tolist() == [1, 2, 0]
+    assert Targets("index", ("1", "12")).encode(np.array([12, 1]), "float32").tolist() == [1, 0]
+    with pytest.raises(DataError, match="label 123"):
+        Targets("index", ("1", "12")).encode(np.array([123]), "float32")
+    for targets in (Targets("values"), Targets("index", (1, 2, 3))):
+        with pytest.raises(DataError, match="holds text"):
+            targets.encode(np.array(["maybe"]), "float64")

@@ -376,3 +376,10 @@ def test_a_vector_in_a_file_is_the_start_and_must_fit(tmp_path):
     np.save(tmp_path / "w.npy", np.arange(7.0))
     with pytest.raises(ConfError, match="the model has 6 parameters"):
         run(tmp_path, kind, *model, *still, f"model.init={tmp_path / 'w.npy'}")
+
+
+def test_a_batch_too_large_for_the_driver_is_refused(tmp_path):
+    kind, model = MODELS["ridge"]
+    keys = ["model.backprop=driver", "batch.size=full", "data.memory=15KB"]
+    with pytest.raises(ConfError, match="would be sent to the driver"):
+        run(tmp_path, kind, *model, "optimizer.name=gd", *keys)
