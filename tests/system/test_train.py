@@ -380,6 +380,6 @@ def test_a_vector_in_a_file_is_the_start_and_must_fit(tmp_path):
 
 def test_a_batch_too_large_for_the_driver_is_refused(tmp_path):
     kind, model = MODELS["ridge"]
-    keys = ["model.backprop=driver", "batch.size=full", "data.memory=15KB"]
+    keys = ["model.backprop=driver", "batch.size=full", "data.memory=17KB"]
     with pytest.raises(ConfError, match="would be sent to the driver"):
         run(tmp_path, kind, *model, "optimizer.name=gd", *keys)
