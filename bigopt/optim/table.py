@@ -89,7 +89,11 @@ OPTIMIZERS: Final[Mapping[str, Optimizer]] = MappingProxyType(
             AdaMax, 0.002, 2, "m = b1 m + (1-b1) g; u = max(b2 u, abs(g) + eps); w -= eta m / ((1-b1^t) u)"
         ),
         "nadam": Optimizer(
-            NAdam, 0.002, 2, "w -= eta [(1-mu_t) g/(1-P_t) + mu_{t+1} m/(1-P_{t+1})] / (sqrt(vh) + eps)"
+            NAdam,
+            0.002,
+            2,
+            "mu_t = b1 (1 - 0.5 * 0.96^(0.004 t)), P_t = mu_1 ... mu_t; "
+            "w -= eta [(1-mu_t) g/(1-P_t) + mu_{t+1} m/(1-P_{t+1})] / (sqrt(vh) + eps)",
         ),
         "yogi": Optimizer(
             Yogi, 0.01, 2, "m = b1 m + (1-b1) g; v -= (1-b2) sign(v - g^2) g^2; w -= eta m / (sqrt(v) + eps)"
