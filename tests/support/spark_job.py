@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import signal
 import sys
 import time
@@ -110,7 +111,7 @@ def main(master: str, folder: str, *keys: str) -> None:
     session = spark.open_session(backend, memory=10**8, bits="strict", run="job")
     told: dict[str, Any] = {"opened": time.monotonic() - begin, "slots": session.slots, "notes": session.notes}
     try:
-        work = Probe(problem()[1], seconds=plan.seconds, log=folder, kill=plan.kill)
+        work = Probe(problem()[1], seconds=plan.seconds, log=os.path.relpath(folder), kill=plan.kill)
 
         def each(number: int) -> None:
             if plan.executor and number == 1:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
@@ -105,7 +106,7 @@ class ResidentSparkSession:
         listen, tell = (None, None) if started.one_machine else _driver_address(self._sc)
         self._hub = Hub(slots, timeout=timeout, host=listen, bits=bits)
         address = self._hub.address if tell is None else (tell, int(self._hub.address[1]))
-        self._resident = functools.partial(_reside, address, self._hub.key, memory)
+        self._resident = functools.partial(_reside, address, self._hub.key, memory, os.getcwd())
         self._rdd = self._sc.parallelize(range(slots), slots)
         self._text = ""
         self._news = threading.Event()
@@ -207,10 +208,16 @@ class ResidentSparkSession:
         nothing.count()
 
 
-def _reside(address: Address, key: bytes, memory: int, slots: Iterable[int]) -> list[int]:
-    """Be the resident worker of one slot: what a Spark task runs."""
+def _reside(address: Address, key: bytes, memory: int, folder: str, slots: Iterable[int]) -> list[int]:
+    """Be the resident worker of one slot: what a Spark task runs.
+
+    Executors run in folders of their own; in the driver's, where it is there, relative paths mean what they mean to it.
+    """
     slot = next(iter(slots))
-    serve(address, key, memory, f"Spark slot {slot}")
+    with contextlib.ExitStack() as stack:
+        if os.path.isdir(folder):
+            stack.enter_context(contextlib.chdir(folder))
+        serve(address, key, memory, f"Spark slot {slot}")
     return []
 
 
