@@ -201,6 +201,7 @@ class _Run:
         self.checkpoints = Checkpoints(run.path / "checkpoints", conf.checkpoint.keep)
         self.signals = _Signals()
         self.audit = ""
+        self.best_params: Array | None = None
         self.mine = fingerprint()
 
     def say(self, text: str) -> None:
@@ -324,6 +325,7 @@ class _Run:
             state = saved.state
             self.ledger.rounds = saved.rounds
             self.audit = saved.audit
+            self.best_params = saved.best_params
             self.run.cut_metrics(saved.steps)
         else:
             params = initial_params(
@@ -334,13 +336,11 @@ class _Run:
                 preparation=problem.view.scaling,
             ).astype(conf.run.dtype)
             state = SyncState(method.start(params)[0], 0, 0, 0)
-        work, finish = problem.batch_work(conf.run.dtype, conf.model.backprop)
         strategy = Sync(
             method,
             state,
             plan,
-            work,
-            finish=finish,
+            lambda kind: problem.batch_work(kind, conf.run.dtype, conf.model.backprop),
             penalty=lambda params: problem.penalty.value(params, layout),
             total_weight=facts.train.moments.weight,
             rounds=self.rounds,
@@ -456,6 +456,8 @@ class _Run:
             elif self.conf.stop.target_metric:
                 metrics = self._metrics(session, problem, problem.view, strategy.params)
             why = stopper.check(loss, metrics)
+            if self.conf.stop.tolerance is not None and problem.validation is not None and stopper.stale == 0:
+                self.best_params = strategy.params
         self.run.metrics(line)
         self.progress.update(line)
         session.report(
@@ -494,12 +496,16 @@ class _Run:
                 stopper.seconds,
                 stopper.best,
                 stopper.stale,
+                self.best_params,
                 self.audit,
             )
         )
 
     def _result(self, session: Session, problem: Problem, strategy: Sync, stopper: Stopper) -> dict[str, Any]:
         params = strategy.params
+        if self.best_params is not None:
+            self.say("kept: the parameters with the best validation loss (stop.tolerance is set)")
+            params = self.best_params
         metrics = self._metrics(session, problem, problem.view, params)
         loss = metrics["loss"] + problem.penalty.value(params, problem.model.layout)
         if not np.isfinite(loss):

@@ -20,17 +20,22 @@ from bigopt.backends.ledger import Rounds
 from bigopt.core import arrays
 from bigopt.core.codec import wire
 from bigopt.core.errors import DataError
-from bigopt.core.sums import Moments, Scatter, Sums
+from bigopt.core.sums import Moments, Scatter
 from bigopt.data.plan import Ints, Plan, choose_lanes, homes, whole
 from bigopt.data.source import Dataset, block_dtype
 from bigopt.data.view import DataView, Preparation, Scaling, Split, TargetKind, Targets, Whitening
 from bigopt.models.base import Model
 from bigopt.models.build import build_model
+from bigopt.models.linear import LinearModel
 from bigopt.models.losses import Task
 from bigopt.models.metrics import metric_names
 from bigopt.models.mlp import MLP
 from bigopt.models.penalties import Penalty
-from bigopt.work import GradientSum, MetricSum, Profile, ProfileData, ScatterData, SelectRows, Work, sum_selected
+from bigopt.models.second import check_hessian
+from bigopt.optim.method import AskKind
+from bigopt.strategies.sync import Evaluation
+from bigopt.work import GradientSum, MetricSum, Profile, ProfileData, ScatterData, SelectRows, sum_selected
+from bigopt.work_second import HessianSum, LineSum
 
 if TYPE_CHECKING:
     from bigopt.config import Conf
@@ -143,12 +148,21 @@ class Problem:
         """Return the work of ``backprop: map``."""
         return GradientSum(self.model, self.view, self.plan.seed, dtype, self.block_rows, self.device)
 
-    def batch_work(self, dtype: str, backprop: str) -> tuple[Work, Callable[[Array, Any], Sums]]:
-        """Return what a batch's units compute, and how the root of the tree becomes `Sums`."""
-        gradient = self.gradient(dtype)
+    def batch_work(self, kind: AskKind, dtype: str, backprop: str) -> Evaluation:
+        """Return what a batch's units compute for a kind of `Ask`, and how the root of the tree becomes the answer."""
+        view, seed = self.view, self.plan.seed
+        work: GradientSum | HessianSum | LineSum
+        if kind == "gradient":
+            work = self.gradient(dtype)
+        elif kind == "hessian":
+            check_hessian(self.model)
+            assert isinstance(self.model, LinearModel)
+            work = HessianSum(self.model, view, seed, dtype, self.block_rows, self.device)
+        else:
+            work = LineSum(self.model, view, seed, self.block_rows, self.device, kind == "line")
         if backprop == "map":
-            return gradient, lambda _, root: root
-        return SelectRows(self.view, self.plan.seed), lambda params, rows: sum_selected(gradient, params, rows)
+            return Evaluation(work, lambda _, root: root)
+        return Evaluation(SelectRows(view, seed), lambda inputs, rows: sum_selected(work, inputs, rows))
 
     def metrics(self, view: DataView) -> MetricSum:
         """Return the work that evaluates the model on a view."""
@@ -301,7 +315,7 @@ def build(conf: Conf, data: Datasets, facts: Facts, device: arrays.Device) -> Pr
         notes.append(f"{skipped} bad rows are left out (data.on_bad_rows=skip)")
     return Problem(
         model=model,
-        penalty=Penalty(conf.model.l2),
+        penalty=Penalty(conf.model.l2, conf.model.l1),
         targets=targets,
         view=view,
         validation=None if validation_view is None else replace(validation_view, scaling=scaling, targets=targets),

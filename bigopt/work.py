@@ -8,7 +8,6 @@ and returns the few nodes that cover the range. Work may be done again anywhere 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -26,6 +25,8 @@ from bigopt.models.base import Model
 from bigopt.models.metrics import MetricSums, evaluate_block
 
 Array = npt.NDArray[Any]
+Rows = tuple[Array, Any, Array | None]
+"""X (k, d), y and weight (k,) or None of a unit."""
 
 _MOMENT_ROWS = 4096
 _MOST_LABELS = 100_000
@@ -180,7 +181,7 @@ def sum_rows(
     return Sums(arrays.to_host(grad), loss, total, len(X))
 
 
-def _rows(entry: Entry, seed: int, unit: Ints) -> tuple[Array, Any, Array | None]:
+def unit_rows(entry: Entry, seed: int, unit: Ints) -> tuple[Array, Any, Array | None]:
     """The rows of a unit: the whole block, a range of this epoch's permutation of it, or rows drawn for this step."""
     block, (_, epoch, start, stop) = entry.block, unit
     if epoch == ALL:
@@ -224,14 +225,16 @@ class GradientSum:
         """Cast params once to the block dtype."""
         return (arrays.to_device(np.ascontiguousarray(inputs[0], dtype=self.view.dtype), self.device),)
 
+    def sums(self, inputs: tuple[Any, ...], rows: Rows) -> Sums:
+        """Return the `Sums` of a unit's rows."""
+        return sum_rows(self.model, inputs[0], rows, block_rows=self.block_rows, dtype=self.dtype, device=self.device)
+
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Sums:
         """Return the unit's `Sums`."""
         with meter.block(self.view, int(unit[0])) as entry:
-            rows = _rows(entry, self.seed, unit)
+            rows = unit_rows(entry, self.seed, unit)
             meter.rows += len(rows[0])
-            return sum_rows(
-                self.model, inputs[0], rows, block_rows=self.block_rows, dtype=self.dtype, device=self.device
-            )
+            return self.sums(inputs, rows)
 
 
 @wire
@@ -260,22 +263,27 @@ class SelectRows:
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Selected:
         """Return copies of the unit's rows."""
         with meter.block(self.view, int(unit[0])) as entry:
-            rows = _rows(entry, self.seed, unit)
+            rows = unit_rows(entry, self.seed, unit)
             meter.rows += len(rows[0])
             return Selected((tuple(rows),))
 
 
-def sum_selected(work: GradientSum, params: Array, selected: Selected) -> Sums:
-    """Do on the driver what `GradientSum` does in the Map: unit by unit, along the same tree, with the same bits."""
-    ready = work.prepare((params,))[0]
+class RowWork(Protocol):
+    """Work whose leaf is a function of the unit's rows, so that it may run where the rows are sent to as well."""
 
-    def leaves() -> Iterator[Sums]:
-        for rows in selected.units:
-            yield sum_rows(work.model, ready, rows, block_rows=work.block_rows, dtype=work.dtype, device=work.device)
+    def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
+        """Convert the inputs once."""
+        ...
 
-    n = len(selected.units)
-    result: Sums = tree.fold(leaves(), n, merge)[(tree.height(n), 0)]
-    return result
+    def sums(self, inputs: tuple[Any, ...], rows: Rows) -> Any:
+        """Return the value of a unit's rows."""
+        ...
+
+
+def sum_selected(work: RowWork, inputs: tuple[Array, ...], selected: Selected) -> Any:
+    """Do on the driver what the work does in the Map: unit by unit, along the same tree, with the same bits."""
+    ready, n = work.prepare(inputs), len(selected.units)
+    return tree.fold((work.sums(ready, rows) for rows in selected.units), n, merge)[(tree.height(n), 0)]
 
 
 @wire
@@ -296,7 +304,7 @@ class MetricSum:
         """Return the unit's metric sums."""
         total: MetricSums | None = None
         with meter.block(self.view, int(unit[0])) as entry:
-            X, y, weight = _rows(entry, 0, unit)
+            X, y, weight = unit_rows(entry, 0, unit)
             meter.rows += len(X)
             for lo in range(0, len(X), self.block_rows):
                 part = slice(lo, lo + self.block_rows)

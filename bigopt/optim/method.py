@@ -11,13 +11,14 @@ its answer is either another `Ask` (a line search, a Hessian: further rounds of 
         state, answer = method.tell(state, sums, divisor, epoch)
         ask = method.ask(state)                                 # after an Ask this is that Ask
 
-`ask` is a pure function of the state, so a checkpoint holds the state and nothing else, in the middle of a step too.
+`ask` is a pure function of the state, so a checkpoint holds the state and nothing else.
 `FirstOrder` is the case of one ask a step.
 
 Ownership: `tell` takes over the buffers of the state and of the sums it is told, and may overwrite both; use neither
-afterwards. Parameters given out in an `Ask` or a `Step` are snapshots that nobody changes; they are marked read-only,
-so that an attempt to do so is an error. The new parameters live in the gradient's buffer, so a gradient array cannot be
-used for the next round by mistake.
+afterwards. A method that asks several times a step leaves alone the arrays of the state that its step began with: a
+checkpoint holds that state, and the step is made again from it. Parameters given out in an `Ask` or a `Step` are
+snapshots that nobody changes; they are marked read-only, so that an attempt to do so is an error. The new parameters
+live in the gradient's buffer, so a gradient array cannot be used for the next round by mistake.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from bigopt.optim.schedules import Schedule
 from bigopt.optim.transform import Transform, Vector, norm, owned, scratch, tiles
 
 Unit = Literal["step", "epoch"]
+AskKind = Literal["gradient", "hessian", "line", "values"]
 Penalty = Callable[[Vector, Vector], object]
 """``penalty(grad, params)`` adds the penalty's gradient at `params` to `grad` in place; what it returns is ignored."""
 
@@ -53,15 +55,28 @@ class Ask:
     ----------
     kind : str
         ``gradient``: gradient and loss sums (`Sums`) at `params` over the next batch.
+        ``hessian``: `HessianSums` at `params`.
+        ``line``: `LineSums` with slopes at all points params + eta direction, in one pass.
+        ``values``: the same without slopes.
     params : ndarray, shape (p,)
         Read-only snapshot.
-    candidates : tuple
-        Several points or step sizes to evaluate in one pass; empty for ``gradient``.
+    candidates : tuple of float
+        The etas of a ``line`` or of ``values``; empty otherwise.
+    direction : ndarray, shape (p,), or None
+        Of a ``line`` or of ``values``.
     """
 
-    kind: Literal["gradient"]
+    kind: AskKind
     params: Vector
-    candidates: tuple[Any, ...] = ()
+    candidates: tuple[float, ...] = ()
+    direction: Vector | None = None
+
+    @property
+    def inputs(self) -> tuple[Vector, ...]:
+        """The arrays that the work of the round needs."""
+        if self.direction is None:
+            return (self.params,)
+        return self.params, self.direction, np.array(self.candidates, dtype=np.float64)
 
 
 @wire
@@ -95,15 +110,15 @@ class Method(Protocol[S]):
         """Return what must be evaluated next, from the state alone."""
         ...
 
-    def tell(self, state: S, sums: Sums, divisor: float, epoch: float) -> tuple[S, Step | Ask]:
+    def tell(self, state: S, sums: Any, divisor: float, epoch: float) -> tuple[S, Step | Ask]:
         """Take the sums that were asked for.
 
         Parameters
         ----------
         state : State
             Taken over.
-        sums : Sums
-            Of the round that `ask` asked for, taken over.
+        sums : Sums, HessianSums or LineSums
+            Of the round that `ask` asked for, as its kind says; taken over.
         divisor : float
             What makes the sums a mean: W for a full batch, b W/n for a mini-batch of b rows.
         epoch : float
@@ -183,13 +198,13 @@ class FirstOrder:
         """Return the state before step 1 and the first question; see `Method.start`."""
         if params.shape != (self.layout.size,):
             raise ValueError(f"params of shape {params.shape} for a layout of {self.layout.size} parameters")
-        params = _snapshot(params.copy())
+        params = snapshot(params.copy())
         state = FirstOrderState(params, self.transform.init(params, self.layout), 0)
         return state, self.ask(state)
 
     def ask(self, state: FirstOrderState) -> Ask:
         """Ask for the gradient at the current parameters."""
-        return Ask("gradient", _snapshot(state.params))
+        return Ask("gradient", snapshot(state.params))
 
     def tell(self, state: FirstOrderState, sums: Sums, divisor: float, epoch: float) -> tuple[FirstOrderState, Step]:
         """Make one step; see `Method.tell`.
@@ -202,25 +217,19 @@ class FirstOrder:
             For a gradient that does not match the parameters in shape or dtype, or a divisor that is not positive.
         """
         params, step = state.params, state.step + 1
-        grad = self._mean(sums, params, divisor)
-        grad_norm = norm(grad)
-        if not math.isfinite(grad_norm):
-            raise DivergedError(
-                f"the gradient is not finite (its norm is {grad_norm:g})",
-                where=f"step {step}",
-                hint="a smaller schedule.learning_rate, or model.standardize=true",
-            )
+        grad = mean_gradient(sums.grad, params, divisor, self.penalty)
+        grad_norm = finite_norm(grad, step)
         eta = float(self.schedule(float(state.step if self.unit == "step" else epoch)))
         # Overflow here gives parameters whose next gradient is refused above.
         with np.errstate(over="ignore", invalid="ignore"):
             delta, inner = self.transform.update(grad, state.inner, params, step, eta)
-            new = _snapshot(np.add(params, delta, out=delta))
+            new = snapshot(np.add(params, delta, out=delta))
             average = self._averaged(state.average, new, step)
         return FirstOrderState(new, inner, step, average), Step(new, eta, grad_norm)
 
     def result_params(self, state: FirstOrderState) -> Vector:
         """Return the average of the iterates, or the current ones without averaging; see `Method.result_params`."""
-        return _snapshot(state.params if state.average is None else state.average.copy())
+        return snapshot(state.params if state.average is None else state.average.copy())
 
     def _averaged(self, average: Vector | None, new: Vector, step: int) -> Vector | None:
         if self.average is False:
@@ -236,22 +245,48 @@ class FirstOrder:
             np.add(average[s], h, out=average[s])
         return average
 
-    def _mean(self, sums: Sums, params: Vector, divisor: float) -> Vector:
-        total = sums.grad
-        if total.shape != params.shape or total.dtype != params.dtype:
-            raise ValueError(
-                f"gradient {total.dtype}{total.shape} does not match the parameters {params.dtype}{params.shape}"
-            )
-        if not 0.0 < divisor < math.inf:
-            raise ValueError(f"divisor {divisor} is not a positive number")
-        grad = total if total.flags.writeable else np.empty_like(total)
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.divide(total, float(divisor), out=grad)
-            if self.penalty is not None:
-                self.penalty(grad, params)
-        return grad
+
+def mean_gradient(total: Vector, params: Vector, divisor: float, penalty: Penalty | None) -> Vector:
+    """Return total / divisor + the penalty's gradient, in total's buffer where that may be written.
+
+    Raises
+    ------
+    ValueError
+        For a sum that does not match the parameters in shape or dtype, or a divisor that is not positive.
+    """
+    if total.shape != params.shape or total.dtype != params.dtype:
+        raise ValueError(
+            f"gradient {total.dtype}{total.shape} does not match the parameters {params.dtype}{params.shape}"
+        )
+    if not 0.0 < divisor < math.inf:
+        raise ValueError(f"divisor {divisor} is not a positive number")
+    grad = total if total.flags.writeable else np.empty_like(total)
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.divide(total, float(divisor), out=grad)
+        if penalty is not None:
+            penalty(grad, params)
+    return grad
 
 
-def _snapshot(array: Vector) -> Vector:
+def finite_norm(grad: Vector, step: int) -> float:
+    """Return the norm of the mean gradient of a step.
+
+    Raises
+    ------
+    DivergedError
+        Where it is not finite.
+    """
+    size = norm(grad)
+    if not math.isfinite(size):
+        raise DivergedError(
+            f"the gradient is not finite (its norm is {size:g})",
+            where=f"step {step}",
+            hint="a smaller schedule.learning_rate, or model.standardize=true",
+        )
+    return size
+
+
+def snapshot(array: Vector) -> Vector:
+    """Mark an array read-only and return it."""
     array.flags.writeable = False
     return array

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,9 @@ import numpy.typing as npt
 from bigopt.backends.ledger import Round, Rounds
 from bigopt.core.codec import wire
 from bigopt.core.errors import DivergedError
-from bigopt.core.sums import Sums
+from bigopt.core.sums import HessianSums, Sums
 from bigopt.data.plan import Plan, rows_of
-from bigopt.optim.method import Ask, Method
+from bigopt.optim.method import Ask, AskKind, Method
 from bigopt.strategies.base import StepRecord
 from bigopt.work import Arrival, Order, Work
 
@@ -41,19 +41,58 @@ class SyncState(NamedTuple):
     position: int
 
 
+class Spent(NamedTuple):
+    """What the rounds of a step have cost so far, and the loss that its first round found."""
+
+    loss: float = 0.0
+    seconds_map: float = 0.0
+    seconds_reduce: float = 0.0
+    seconds_update: float = 0.0
+    rss: int = 0
+
+    def plus(self, done: Round, reduce: float, update: float) -> Spent:
+        """Add a round."""
+        return Spent(
+            self.loss,
+            self.seconds_map + done.seconds_map,
+            self.seconds_reduce + reduce,
+            self.seconds_update + update,
+            max(self.rss, done.rss),
+        )
+
+
+_NOTHING: Final = Spent()
+
+
+class Evaluation(NamedTuple):
+    """How an `Ask` of some kind is answered.
+
+    Parameters
+    ----------
+    work : Work
+        What a batch's units compute.
+    finish : callable
+        ``finish(inputs, root)`` gives what the method is told: the root itself where the Map did all; forward and
+        backward for rows that were only selected (``backprop: driver``).
+    """
+
+    work: Work
+    finish: Callable[[tuple[Array, ...], Any], Any]
+
+
 class Sync:
     """Synchronous parameter server.
+
+    A step is one round for most methods. One that asks again (a line search, after a Hessian) gets further rounds over
+    the same batch; the snapshot stays the one between steps, so that a resumed run makes the whole step again.
 
     Parameters
     ----------
     method : Method
     state : SyncState
     plan : Plan
-    work : Work
-        What a batch's units compute.
-    finish : callable
-        ``finish(params, root) -> Sums``: the identity for `GradientSum`; forward and backward for rows that were only
-        selected (``backprop: driver``).
+    evaluate : callable
+        ``evaluate(kind)`` gives the `Evaluation` of a kind of `Ask`.
     penalty : callable
         ``penalty(params) -> float``, for the loss in the records.
     total_weight : float
@@ -67,9 +106,8 @@ class Sync:
         method: Method[Any],
         state: SyncState,
         plan: Plan,
-        work: Work,
+        evaluate: Callable[[AskKind], Evaluation],
         *,
-        finish: Callable[[Array, Any], Sums],
         penalty: Callable[[Array], float],
         total_weight: float,
         rounds: Rounds,
@@ -77,18 +115,21 @@ class Sync:
         self._method = method
         self._state = state
         self._plan = plan
-        self._work = work
-        self._finish = finish
+        self._evaluate = evaluate
         self._penalty = penalty
         self._weight = total_weight
         self._rounds = rounds
         self._round: Round | None = None
+        self._inner: Any = state.method
         self._ask: Ask = method.ask(state.method)
+        self._evaluation = evaluate(self._ask.kind)
+        self._spent = _NOTHING
 
     @property
     def params(self) -> Array:
-        """The current parameters."""
-        return self._ask.params
+        """The parameters to evaluate and to save: the current ones, or their average where the method keeps one."""
+        params: Array = self._method.result_params(self._state.method)
+        return params
 
     @property
     def epochs(self) -> float:
@@ -109,7 +150,7 @@ class Sync:
         state, plan = self._state, self._plan
         units = plan.units(state.epoch, state.position)
         self._round = self._rounds.new(
-            self._work, (self._ask.params,), units, plan.homes(units, slots), where=f"step {state.steps + 1}"
+            self._evaluation.work, self._ask.inputs, units, plan.homes(units, slots), where=f"step {state.steps + 1}"
         )
         return self._round.orders()
 
@@ -130,38 +171,51 @@ class Sync:
         return [], self._update(done)
 
     def _update(self, done: Round) -> StepRecord | None:
-        state, plan, params = self._state, self._plan, self._ask.params
+        """Tell the method; where it asks again leave the step open, else make it."""
+        state, plan, ask = self._state, self._plan, self._ask
         begin = time.perf_counter()
-        sums = self._finish(params, done.value)
+        told = self._evaluation.finish(ask.inputs, done.value)
         rows = plan.batch_rows(state.position)
-        if sums.rows != rows_of(done.units):
-            raise RuntimeError(f"step {state.steps + 1}: {sums.rows} rows arrived, the plan has {rows_of(done.units)}")
+        if told.rows != rows_of(done.units):
+            raise RuntimeError(f"step {state.steps + 1}: {told.rows} rows arrived, the plan has {rows_of(done.units)}")
         divisor = self._weight if plan.full else rows * self._weight / plan.rows
-        loss = sums.loss / divisor + self._penalty(params)
-        if not np.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss}", where=f"step {state.steps + 1}", hint="a smaller schedule.learning_rate"
-            )
+        if isinstance(told, Sums | HessianSums):
+            self._spent = self._spent._replace(loss=self._mean_loss(told, divisor))
         reduced = time.perf_counter()
-        inner, answer = self._method.tell(state.method, sums, divisor, self.epochs)
+        self._inner, answer = self._method.tell(self._inner, told, divisor, self.epochs)
+        spent = self._spent = self._spent.plus(done, reduced - begin, time.perf_counter() - reduced)
         if isinstance(answer, Ask):
-            self._state, self._ask = state._replace(method=inner), answer
+            self._next(answer)
             return None
         last = state.position + 1 == plan.steps_per_epoch
         epoch, position = (state.epoch + 1, 0) if last else (state.epoch, state.position + 1)
-        self._state = SyncState(inner, state.steps + 1, epoch, position)
-        self._ask = self._method.ask(inner)
+        self._state = SyncState(self._inner, state.steps + 1, epoch, position)
+        self._spent = _NOTHING
+        self._next(self._method.ask(self._inner))
         return StepRecord(
             step=state.steps + 1,
             epoch=state.epoch,
             end_of_epoch=last,
-            loss=float(loss),
+            loss=spent.loss,
             grad_norm=answer.grad_norm,
             learning_rate=answer.learning_rate,
             rows=rows,
             staleness=0,
-            seconds_map=done.seconds_map,
-            seconds_reduce=reduced - begin,
-            seconds_update=time.perf_counter() - reduced,
-            rss=done.rss,
+            seconds_map=spent.seconds_map,
+            seconds_reduce=spent.seconds_reduce,
+            seconds_update=spent.seconds_update,
+            rss=spent.rss,
         )
+
+    def _mean_loss(self, sums: Sums | HessianSums, divisor: float) -> float:
+        loss = sums.loss / divisor + self._penalty(self._ask.params)
+        if not np.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss}", where=f"step {self._state.steps + 1}", hint="a smaller schedule.learning_rate"
+            )
+        return float(loss)
+
+    def _next(self, ask: Ask) -> None:
+        if ask.kind != self._ask.kind:
+            self._evaluation = self._evaluate(ask.kind)
+        self._ask = ask
