@@ -197,7 +197,10 @@ def test_workers_end_with_a_driver_that_was_killed(tmp_path):
     script = tmp_path / "driver.py"
     script.write_text(code)
     root = Path(__file__).parents[2]
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, cwd=root) as driver:
+    env = {**os.environ, "TMPDIR": str(tmp_path)}  # where what a killed process cannot remove may stay
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, cwd=root, env=env
+    ) as driver:
         assert driver.stdout is not None
         pids = [int(pid) for pid in driver.stdout.readline().split()]
         assert len(pids) == 2
