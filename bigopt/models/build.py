@@ -19,7 +19,7 @@ Squared error of the perceptron, the svm and an mlp on classes is that of a scor
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from bigopt.core.errors import ConfError, DataError
 from bigopt.core.names import lookup
@@ -101,6 +101,7 @@ def build_model(
     intercept: bool = True,
     output_activation: str = "identity",
     shortcut: bool = False,
+    batchnorm: bool | Literal["center"] = False,
 ) -> LinearModel | MLP:
     """Build a model from the names and numbers of a conf and the shape of the data.
 
@@ -118,7 +119,7 @@ def build_model(
         None for `default_loss`.
     huber_delta : float
         Of the Huber loss.
-    hidden, activation, groups, output_activation, shortcut
+    hidden, activation, groups, output_activation, shortcut, batchnorm
         Of the mlp; other models do not use them. `groups`: one number for every hidden layer (the output layer stays
         full), or a list with one number a layer, with or without the output layer.
     intercept : bool
@@ -144,7 +145,9 @@ def build_model(
         return LinearModel(features, outputs, chosen, intercept)
     widths = tuple(hidden)
     per_layer = _groups(groups, len(widths))
-    return MLP(features, widths, outputs, chosen, activation, per_layer, intercept, output_activation, shortcut)
+    return MLP(
+        features, widths, outputs, chosen, activation, per_layer, intercept, output_activation, shortcut, batchnorm
+    )
 
 
 def _entry(name: str) -> ModelEntry:

@@ -19,13 +19,19 @@ With shortcuts a hidden layer as wide as its input adds that input to what it ha
 
 so that its Jacobian starts near the identity and the deltas of deep stacks keep their size. Where a layer has none,
 a_l = phi(v_l).
+
+With batch normalisation a layer above the first takes (a_l - mean_l) / scale_l in place of a_l, so that its problem is
+as well conditioned as one on standardised features. Mean and scale are those of all rows, by one Map-Reduce an epoch
+(`MLP.hidden_moments`, `MLP.with_moments`), and constants in between: rows do not see each other, and the gradient stays
+a sum over rows. They live in the flat vector, so that they travel and are saved with the weights, with a gradient of 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,11 +41,21 @@ from bigopt.core.codec import wire
 from bigopt.core.errors import ConfError
 from bigopt.core.layout import Block, Layout
 from bigopt.core.names import lookup
+from bigopt.core.sums import Moments
 from bigopt.models import kernels
 from bigopt.models.activations import ACTIVATIONS
 from bigopt.models.init import initial
 from bigopt.models.losses import Loss
 from bigopt.models.shapes import check_shapes
+
+
+class _Layer(NamedTuple):
+    """Views of one layer's parameters; mean and scale are those of its input, None without batch normalisation."""
+
+    weight: Any
+    intercept: Any | None
+    mean: Any | None
+    scale: Any | None
 
 
 @wire
@@ -67,10 +83,13 @@ class MLP:
         logits and refuse anything but "identity".
     shortcut : bool
         Whether hidden layers as wide as their input add it to their output. The output layer never does.
+    batchnorm : bool or "center"
+        Whether what goes from a hidden layer to the next is standardised, or centred only.
 
     Notes
     -----
-    Layout: ``layer1.weight`` (in, out) or (g, in/g, out/g), ``layer1.intercept`` (out,), ``layer2.weight``, ...
+    Layout: ``layer1.weight`` (in, out) or (g, in/g, out/g), ``layer1.intercept`` (out,), ``layer2.weight``, ...; with
+    batch normalisation also ``layer2.mean`` and ``layer2.scale`` (in,), ..., which no penalty or decay touches.
     """
 
     features: int
@@ -82,6 +101,7 @@ class MLP:
     intercept: bool = True
     output_activation: str = "identity"
     shortcut: bool = False
+    batchnorm: bool | Literal["center"] = False
 
     def __post_init__(self) -> None:
         check_shapes(self.features, self.outputs, self.loss)
@@ -121,18 +141,26 @@ class MLP:
 
     @cached_property
     def layout(self) -> Layout:
-        """Weight and intercept of each layer, from the input up."""
+        """Weight and intercept (and moments of the input) of each layer, from the input up."""
         blocks: list[Block] = []
         for k, (n, m, g) in enumerate(self.layers, 1):
             shape = (n, m) if g == 1 else (g, n // g, m // g)
             blocks.append(Block(f"layer{k}.weight", shape, True, n // g, m // g))
             if self.intercept:
                 blocks.append(Block(f"layer{k}.intercept", (m,), False))
+            if self.batchnorm and k > 1:
+                blocks.append(Block(f"layer{k}.mean", (n,), False))
+            if self.batchnorm is True and k > 1:
+                blocks.append(Block(f"layer{k}.scale", (n,), False))
         return Layout(tuple(blocks))
 
     def init(self, rule: str, seed: int) -> npt.NDArray[np.float64]:
-        """Return initial params by a rule of `bigopt.models.init.INITS`."""
-        return initial(self.layout, rule, seed)
+        """Return initial params by a rule of `bigopt.models.init.INITS`; means start at 0 and scales at 1."""
+        params = initial(self.layout, rule, seed)
+        for layer in self._parameters(params):
+            if layer.scale is not None:
+                layer.scale[:] = 1.0
+        return params
 
     def grad_sum(self, params: Any, X: Any, y: Any, weight: Any | None) -> tuple[Any, float, float]:
         """Return (gradient sum by backpropagation, weighted loss sum, weight sum)."""
@@ -142,15 +170,23 @@ class MLP:
         g = self._parameters(grad)
         phi, top = ACTIVATIONS[self.activation], ACTIVATIONS[self.output_activation]
 
-        inputs, outputs, v = self._forward(w, X)
-        z = top.forward(v)
+        inputs, outputs = [X], []
+        for z, _, x in self._hidden(w, X):
+            inputs.append(x)
+            outputs.append(z)
+        z = top.forward(kernels.dense(inputs[-1], w[-1].weight, w[-1].intercept))
         value, delta = self.loss.value_delta(z, y)
         delta = kernels.weighted(top.backward(z, delta), weight)
         around: Any = None  # dloss/da of the layer above, where that has a shortcut
         for k in reversed(range(len(w))):
-            kernels.dense_gradient(inputs[k], delta, *g[k])
+            kernels.dense_gradient(inputs[k], delta, g[k].weight, g[k].intercept)
             if k:
-                below = kernels.dense_input(delta, w[k][0])
+                below = kernels.dense_input(delta, w[k].weight)
+                for constant in (g[k].mean, g[k].scale):
+                    if constant is not None:
+                        constant[...] = 0.0
+                if w[k].scale is not None:
+                    below /= w[k].scale
                 if around is not None:
                     below += around
                 around = namespace(X).astype(below, below.dtype) if k > 1 and self.shortcuts[k - 1] else None
@@ -165,30 +201,77 @@ class MLP:
 
     def scores(self, params: Any, X: Any) -> Any:
         """Return v_L, shape (rows, outputs): before the output activation and the link."""
-        phi, a = ACTIVATIONS[self.activation], X
-        *below, last = self._parameters(params)
-        for layer, shortcut in zip(below, self.shortcuts, strict=True):
-            z = phi.forward(kernels.dense(a, *layer))
-            if shortcut:
-                z += a
-            a = z
-        return kernels.dense(a, *last)
+        w, x = self._parameters(params), X
+        for step in self._hidden(w, X):
+            x = step[2]
+        return kernels.dense(x, w[-1].weight, w[-1].intercept)
 
     def predict(self, params: Any, X: Any) -> Any:
         """Return values, or one probability a class."""
         return self.loss.link(ACTIVATIONS[self.output_activation].forward(self.scores(params, X)))
 
-    def _parameters(self, flat: Any) -> list[tuple[Any, Any | None]]:
-        """View a flat vector as the (weight, intercept) of each layer."""
-        views = self.layout.views(flat)
-        return [(views[f"layer{k}.weight"], views.get(f"layer{k}.intercept")) for k in range(1, len(self.hidden) + 2)]
+    def hidden_moments(self, params: Any, X: Any, weight: Any | None) -> tuple[float, Any, Any]:
+        """Return the fields of `Moments` (weight, mean, spread) of the outputs of all hidden layers, side by side.
 
-    def _forward(self, w: list[tuple[Any, Any | None]], X: Any) -> tuple[list[Any], list[Any], Any]:
-        """Return the input of every layer, a_0 .. a_{L-1}, the z_1 .. z_{L-1} (the a_l without shortcut), and v_L."""
+        Parameters
+        ----------
+        params, X, weight
+            As in `grad_sum`. Below each layer the moments in params are used: those of the last pass.
+
+        Returns
+        -------
+        tuple
+            sum_i s_i, and two float64 arrays of shape (units of all hidden layers,) of X's library.
+        """
+        xp = namespace(X)
+        s = xp.ones(X.shape[0], dtype=xp.float64) if weight is None else xp.astype(weight, xp.float64)
+        total = float(xp.sum(s))
+        mean, spread = [xp.zeros(0, dtype=xp.float64)], [xp.zeros(0, dtype=xp.float64)]
+        for _, a, _ in self._hidden(self._parameters(params), X):
+            exact = xp.astype(a, xp.float64)  # a copy
+            mean.append(xp.matmul(s, exact) / (total or 1.0))
+            exact -= mean[-1]
+            exact *= exact
+            spread.append(xp.matmul(s, exact))
+        return total, xp.concat(mean), xp.concat(spread)
+
+    def with_moments(self, params: npt.NDArray[Any], moments: Moments) -> npt.NDArray[Any]:
+        """Return a copy of params with the means and deviations of `moments`; a unit that never changes has scale 1.
+
+        Parameters
+        ----------
+        params : ndarray, shape (p,)
+        moments : Moments
+            Of all rows, of what `hidden_moments` gives.
+        """
+        params = params.copy()
+        variance = moments.spread / moments.weight
+        constant = variance <= (16 * np.finfo(np.float64).eps * np.abs(moments.mean)) ** 2
+        scale = np.sqrt(np.where(constant, 1.0, variance))
+        start = 0
+        for layer, width in zip(self._parameters(params)[1:], self.hidden, strict=True):
+            part = slice(start, start + width)
+            if layer.mean is not None:
+                layer.mean[:] = moments.mean[part]
+            if layer.scale is not None:
+                layer.scale[:] = scale[part]
+            start += width
+        return params
+
+    def _parameters(self, flat: Any) -> list[_Layer]:
+        """View a flat vector as layers."""
+        views = self.layout.views(flat)
+        roles = ("weight", "intercept", "mean", "scale")
+        return [_Layer(*(views.get(f"layer{k}.{role}") for role in roles)) for k in range(1, len(self.hidden) + 2)]
+
+    def _hidden(self, w: list[_Layer], X: Any) -> Iterator[tuple[Any, Any, Any]]:
+        """Yield z = phi(v), a = z or z plus the layer's input, and what the next layer takes, of each hidden layer."""
         phi = ACTIVATIONS[self.activation]
-        inputs, outputs = [X], []
-        for layer, shortcut in zip(w[:-1], self.shortcuts, strict=True):
-            a, z = inputs[-1], phi.forward(kernels.dense(inputs[-1], *layer))
-            outputs.append(z)
-            inputs.append(z + a if shortcut else z)
-        return inputs, outputs, kernels.dense(inputs[-1], *w[-1])
+        a = x = X
+        for layer, above, shortcut in zip(w[:-1], w[1:], self.shortcuts, strict=True):
+            z = phi.forward(kernels.dense(x, layer.weight, layer.intercept))
+            a = z + a if shortcut else z
+            x = a if above.mean is None else a - above.mean
+            if above.scale is not None:
+                x /= above.scale
+            yield z, a, x

@@ -25,7 +25,7 @@ class LayerRow(NamedTuple):
     name : str
         ``linear``, or ``layer1``, ``layer2``, ...
     kind : str
-        ``dense``, ``dense, 2 groups`` or ``dense, shortcut``.
+        ``dense``, with its groups, shortcut and normalised input where it has them.
     inputs, outputs : int
         Widths of what goes in and out.
     shape : tuple of int
@@ -56,7 +56,7 @@ class BatchMemory(NamedTuple):
     rows : int
         The batch itself: X.
     activations : int
-        Outputs of all layers; with a shortcut before and after the sum.
+        Outputs of all layers; with a shortcut or batch normalisation also what they make of them.
     deltas : int
         The largest delta and the activation's derivative beside it, with the delta of the layer above and what goes
         around a shortcut: no more are alive at a time.
@@ -98,10 +98,13 @@ def model_table(model: Model) -> ModelTable:
     """
     layers: list[LayerRow] = []
     shortcuts = model.shortcuts if isinstance(model, MLP) else ()
+    prepared = ", batchnorm" if isinstance(model, MLP) and model.batchnorm is True else ", center"
     for block in model.layout.blocks:
         name, _, role = block.name.rpartition(".")
-        if role == "intercept":
-            layers[-1] = layers[-1]._replace(parameters=layers[-1].parameters + block.size)
+        if role != "weight":
+            last = layers[-1]
+            kind = last.kind + (prepared if role == "mean" else "")
+            layers[-1] = last._replace(parameters=last.parameters + block.size, kind=kind)
             continue
         g = block.shape[0] if len(block.shape) == 3 else 1
         ends = g * block.shape[-2], g * block.shape[-1]
@@ -133,7 +136,8 @@ def batch_memory(
     """
     block, run = np.dtype(dtype), np.dtype(run_dtype)
     layers = model_table(model).layers
-    kept = sum((2 if row.shortcut else 1) * row.outputs for row in layers)
+    inner = isinstance(model, MLP) and bool(model.batchnorm)
+    kept = layers[-1].outputs + sum((2 if row.shortcut or inner else 1) * row.outputs for row in layers[:-1])
     pairs = itertools.pairwise(layers)
     hidden = ((3 if row.shortcut else 2) * row.outputs + above.outputs for row, above in pairs)
     deltas = max(2 * layers[-1].outputs, *hidden, 0)

@@ -20,7 +20,8 @@ from bigopt.models.table import batch_memory
 def models(loss: Loss, outputs: int) -> list[Any]:
     layered = [MLP(6, (8, 4), outputs, loss, name, (2, 4, 1)) for name in ACTIVATIONS]
     short = [MLP(6, (6, 6), outputs, loss, name, shortcut=True) for name in ("identity", "tanh", "relu")]
-    return [LinearModel(6, outputs, loss), MLP(6, (5,), outputs, loss), *layered, *short]
+    normal = [MLP(6, (6, 4), outputs, loss, "tanh", shortcut=True, batchnorm=how) for how in (True, "center")]
+    return [LinearModel(6, outputs, loss), MLP(6, (5,), outputs, loss), *layered, *short, *normal]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -43,6 +44,19 @@ def test_array_api_strict_gives_numpys_numbers(
         for name in ("scores", "predict"):
             found = getattr(model, name)(device[0], device[1])
             np.testing.assert_array_equal(np.asarray(found), getattr(model, name)(params, X))
+
+
+def test_hidden_moments_on_array_api_strict(rows_of: Any, params_of: Any) -> None:
+    model = MLP(6, (8, 4), 3, SquaredLoss(), "tanh", batchnorm=True)
+    rows, params = rows_of(model, weighted=True), abs(params_of(model))
+    for weight in (rows.weight, None):
+        expected = model.hidden_moments(params, rows.X, weight)
+        device = None if weight is None else strict.asarray(weight)
+        found = model.hidden_moments(strict.asarray(params), strict.asarray(rows.X), device)
+        assert found[0] == expected[0]
+        np.testing.assert_allclose(np.asarray(found[1]), expected[1], rtol=1e-14)
+        np.testing.assert_allclose(np.asarray(found[2]), expected[2], rtol=1e-13)
+        assert found[1].shape == found[2].shape == (12,)
 
 
 def test_output_activations_on_array_api_strict(rows_of: Any, params_of: Any) -> None:
@@ -144,9 +158,13 @@ def test_no_temporary_of_the_size_of_x(model: Any) -> None:
     assert _peak(lambda: model.grad_sum(params, X, y, None)) < X.nbytes / 3
 
 
-@pytest.mark.parametrize(("hidden", "shortcut"), [((256, 128), False), ((128, 128, 128), True)])
-def test_the_memory_that_describe_prints_is_what_a_step_takes(hidden: tuple[int, ...], shortcut: bool) -> None:
-    model = MLP(20, hidden, 10, CategoricalCrossEntropy(), shortcut=shortcut)
+@pytest.mark.parametrize(
+    ("hidden", "more"),
+    [((256, 128), {}), ((128, 128, 128), {"shortcut": True}), ((256, 128), {"batchnorm": True})],
+    ids=["plain", "shortcut", "batchnorm"],
+)
+def test_the_memory_that_describe_prints_is_what_a_step_takes(hidden: tuple[int, ...], more: Any) -> None:
+    model = MLP(20, hidden, 10, CategoricalCrossEntropy(), **more)
     rng = np.random.default_rng(0)
     X, y = rng.random((4096, 20), dtype=np.float32), rng.integers(0, 10, 4096)
     params = model.init("glorot_uniform", 0).astype(np.float32)

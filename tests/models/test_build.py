@@ -182,6 +182,7 @@ def test_initial_params_are_a_function_of_seed_and_place() -> None:
         MLP(3, (2,), 1, SquaredHingeLoss()),
         MLP(8, (4, 4), 3, CategoricalCrossEntropy(), "tanh", (2, 2, 1), False),
         MLP(8, (4,), 3, SquaredLoss(), output_activation="softmax", shortcut=True),
+        MLP(8, (4,), 3, SquaredLoss(), batchnorm="center"),
         Penalty(0.25),
     ],
 )
@@ -220,6 +221,18 @@ def test_shortcuts_join_hidden_layers_of_equal_width() -> None:
     ]  # fmt: skip
     assert model.layout == build_model("mlp", features=4, hidden=[4, 4, 6, 6], targets=6, groups=[1, 2, 1, 1]).layout
     assert MLP(3, (4,), 4, SquaredLoss(), shortcut=True).shortcuts == (False,)
+
+
+def test_table_with_batchnorm() -> None:
+    model = build_model("mlp", features=4, hidden=[4, 6], targets=2, groups=[1, 2, 1], shortcut=True, batchnorm=True)
+    assert [(row.kind, row.parameters) for row in model_table(model).layers] == [
+        ("dense, shortcut", 20),
+        ("dense, 2 groups, batchnorm", 12 + 6 + 2 * 4),
+        ("dense, batchnorm", 12 + 2 + 2 * 6),
+    ]
+    centred = build_model("mlp", features=4, hidden=[3], batchnorm="center")
+    assert [row.kind for row in model_table(centred).layers] == ["dense", "dense, center"]
+    assert not centred.layout.penalized[-3:].any()
 
 
 def test_table_of_a_linear_model() -> None:

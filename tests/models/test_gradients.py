@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigopt.core.sums import Sums
+from bigopt.core.sums import Moments, Sums
 from bigopt.models.activations import ACTIVATIONS
 from bigopt.models.linear import LinearModel
-from bigopt.models.losses import CategoricalCrossEntropy, HuberLoss, Loss, SquaredLoss
+from bigopt.models.losses import CategoricalCrossEntropy, HingeLoss, HuberLoss, Loss, SquaredHingeLoss, SquaredLoss
 from bigopt.models.mlp import MLP
 
 
@@ -74,6 +74,78 @@ def test_shortcuts(activation: str, hidden: Any, groups: Any, weighted: bool, ro
         check(model, rows_of(model, weighted=weighted, seed=3), params_of(model))  # no row within h of relu's kink
 
 
+def trained_only(model: MLP) -> np.ndarray:
+    """Mask of what the gradient is of: everything but the moments."""
+    mask = np.ones(model.layout.size, dtype=bool)
+    for block, part in model.layout.slices():
+        mask[part] = block.name.rpartition(".")[2] in ("weight", "intercept")
+    return mask
+
+
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("shortcut", [False, True], ids=["plain", "shortcut"])
+@pytest.mark.parametrize("how", [True, "center"])
+def test_batchnorm_holds_its_moments_fixed(
+    activation: str, shortcut: bool, how: Any, weighted: bool, rows_of: Any, params_of: Any
+) -> None:
+    """Differences in weights and intercepts alone; the moments have a gradient of exactly 0."""
+    for loss, outputs in ((SquaredLoss(), 4), (HingeLoss(), 1)):
+        model = MLP(6, (6, 6, 4), outputs, loss, activation, shortcut=shortcut, batchnorm=how)
+        rows, mask = rows_of(model, weighted=weighted, seed=3), trained_only(model)
+        params = np.where(mask, params_of(model), np.random.default_rng(6).uniform(0.5, 2.0, mask.size))
+
+        def total(w: np.ndarray, *, model: Any = model, rows: Any = rows, mask: Any = mask, at: Any = params) -> float:
+            full = at.copy()
+            full[mask] = w
+            return float(model.loss_sum(full, *rows)[0])
+
+        grad = model.grad_sum(params, *rows)[0]
+        numeric = five_point(total, params[mask])
+        assert np.linalg.norm(grad[mask] - numeric) < 1e-8 * np.linalg.norm(numeric)
+        assert not grad[~mask].any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_batchnorm_standardises_layer_by_layer(weighted: bool, dtype: Any, rows_of: Any) -> None:
+    """One pass sees the lower layers with the last pass's moments: after L passes all L layers are standardised."""
+    model = MLP(5, (6, 4, 3), 2, SquaredLoss(), "tanh", shortcut=True, batchnorm=True)
+    rows = rows_of(model, weighted=weighted, n=50)
+    X, s = rows.X.astype(dtype), np.ones(50) if rows.weight is None else rows.weight
+    params = model.init("glorot_uniform", 0)
+    views = model.layout.views(params)
+    assert (views["layer2.mean"] == 0).all()
+    assert (views["layer4.scale"] == 1).all()
+    for done in range(1, 4):
+        parts = [Moments(*model.hidden_moments(params.astype(dtype), X[a:b], None if rows.weight is None else s[a:b]))
+                 for a, b in ((0, 13), (13, 13), (13, 50))]  # fmt: skip
+        merged = parts[0].merge(parts[1]).merge(parts[2])
+        assert merged.weight == pytest.approx(s.sum())
+        before = params.copy()
+        params = model.with_moments(params, merged)
+        mask = trained_only(model)
+        np.testing.assert_array_equal(params[mask], before[mask])
+        inside = [x for _, _, x in model._hidden(model._parameters(params.astype(dtype)), X)]
+        tolerance = 1e-12 if dtype is np.float64 else 1e-5
+        for x in inside[:done]:
+            np.testing.assert_allclose(np.average(x, axis=0, weights=s), 0.0, atol=tolerance)
+            np.testing.assert_allclose(np.average(x**2, axis=0, weights=s), 1.0, rtol=tolerance)
+    center = MLP(5, (6, 4), 2, SquaredLoss(), "tanh", batchnorm="center")
+    moments = Moments(*center.hidden_moments(center.init("he_normal", 0), rows.X, rows.weight))
+    found = center.with_moments(center.init("zeros", 0), moments)
+    assert {b.name for b in center.layout.blocks} >= {"layer2.mean", "layer3.mean"}
+    assert not any(b.name.endswith("scale") for b in center.layout.blocks)
+    np.testing.assert_array_equal(found[found != 0], moments.mean)
+
+
+def test_a_unit_that_never_changes_keeps_scale_one() -> None:
+    model = MLP(2, (3,), 1, SquaredLoss(), "relu", batchnorm=True)
+    params = np.concatenate([np.zeros(6), [-1.0, 0.0, 0.3], np.ones(3), [0.0], np.zeros(3), np.ones(3)])
+    moments = Moments(*model.hidden_moments(params, np.random.default_rng(0).normal(size=(9, 2)), None))
+    views = model.layout.views(model.with_moments(params, moments))
+    np.testing.assert_array_equal(views["layer2.scale"], np.ones(3))
+    np.testing.assert_allclose(views["layer2.mean"], [0.0, 0.0, 0.3], rtol=1e-15)
+
+
 def test_a_layer_of_zeros_with_a_shortcut_is_no_layer(rows_of: Any, params_of: Any) -> None:
     deep, flat = MLP(4, (4, 4), 2, SquaredLoss(), "tanh", shortcut=True), LinearModel(4, 2, SquaredLoss())
     rows, last = rows_of(flat, weighted=True), params_of(flat)
@@ -124,10 +196,11 @@ ADDITIVE = [
     LinearModel(5, 1, HuberLoss(1.0)),
     LinearModel(5, 3, CategoricalCrossEntropy()),
     MLP(6, (8, 4), 2, SquaredLoss(), "relu", (2, 4, 1)),
+    MLP(6, (6, 6), 1, SquaredHingeLoss(), "tanh", shortcut=True, batchnorm=True),
 ]
 
 
-@pytest.mark.parametrize("model", ADDITIVE, ids=["linear", "softmax", "mlp"])
+@pytest.mark.parametrize("model", ADDITIVE, ids=["linear", "softmax", "mlp", "batchnorm"])
 @settings(max_examples=30, deadline=None)
 @given(cuts=st.lists(st.integers(0, 23), max_size=6), use_weights=st.booleans())
 def test_sums_add_over_any_split(model: Any, cuts: list[int], use_weights: bool) -> None:
@@ -148,6 +221,7 @@ def _sums(model: Any, part: slice, use_weights: bool) -> Sums:
     X = rng.normal(size=(23, model.features))[part]
     q = model.outputs
     y = rng.integers(0, q, 23)[part] if model.loss.task == "multiclass" else rng.normal(size=(23, q))[part]
+    y = np.where(y > 0, 1.0, -1.0) if model.loss.task == "sign" else y
     weight = rng.uniform(0, 2, 23)[part] if use_weights else None
     params = rng.normal(size=model.layout.size)
     return Sums(*model.grad_sum(params, X, y, weight), rows=len(X))
