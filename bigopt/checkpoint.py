@@ -44,6 +44,10 @@ class Checkpoint(NamedTuple):
         Best loss of the checks for ``stop.tolerance``.
     stale : int
         Checks since then.
+    best_params : ndarray, shape (p,), or None
+        Params of the best check, where early stopping watches a validation loss.
+    length : int or None
+        Steps that were planned at the first start: what a schedule's null period means, also after a resume.
     audit : str
         Chained hash of all steps so far (``run.audit``), else empty.
     """
@@ -59,6 +63,8 @@ class Checkpoint(NamedTuple):
     seconds: float
     best: float | None
     stale: int
+    best_params: Any
+    length: int | None
     audit: str
 
 

@@ -193,7 +193,7 @@ def _units(problem: Problem) -> int:
 
 def _memory(conf: Conf, problem: Problem, rows: int, slots: int) -> list[tuple[str, str, int]]:
     """Name, meaning and bytes of what a process holds besides Python itself."""
-    vectors = OPTIMIZERS[conf.optimizer.name].vectors
+    vectors = OPTIMIZERS[conf.optimizer.name].vectors + (conf.optimizer.average not in (None, False))
     block = min(rows, problem.block_rows)
     part = batch_memory(problem.model, block, dtype=problem.view.dtype, run_dtype=conf.run.dtype, state_vectors=vectors)
     vector = problem.model.layout.size * np.dtype(conf.run.dtype).itemsize
@@ -242,7 +242,8 @@ def _schedule(conf: Conf, problem: Problem) -> list[str]:
     length = last if last is None or spec.unit == "step" else last / steps
     keys = {k: getattr(spec, k) for k in spec.__struct_fields__ if k not in ("name", "unit", "scaling")}
     rate = OPTIMIZERS[conf.optimizer.name].learning_rate
-    rule = build_schedule(spec.name, keys, default_rate=rate, default_period=length)
+    tick = 1.0 if spec.unit == "step" else 1.0 / steps
+    rule = build_schedule(spec.name, keys, default_rate=rate, default_period=length, tick=tick)
     scale = 1.0 if spec.unit == "step" else 1.0 / steps
     points = {"at the first step": 0.0, "after one epoch": float(steps)}
     if last is not None:

@@ -33,6 +33,7 @@ from bigopt.core import arrays, codec
 from bigopt.core.errors import BigoptError, CheckpointError, ConfError, DataError, DivergedError, InterruptedRun
 from bigopt.data.plan import homes, whole
 from bigopt.data.view import DataView
+from bigopt.models.second import check_newton, is_quadratic, shifted_classes
 from bigopt.optim.build import build_method
 from bigopt.optim.method import Method
 from bigopt.problem import Datasets, Facts, Problem, build, profile
@@ -202,6 +203,7 @@ class _Run:
         self.signals = _Signals()
         self.audit = ""
         self.best_params: Array | None = None
+        self.length: int | None = None
         self.mine = fingerprint()
 
     def say(self, text: str) -> None:
@@ -289,14 +291,14 @@ class _Run:
             "conf": self.conf_hash,
         }
 
-    def _method(self, problem: Problem, stopper: Stopper) -> Method[Any]:
+    def _method(self, problem: Problem) -> Method[Any]:
         conf, layout = self.conf, problem.model.layout
         keys = {f: getattr(conf.optimizer, f) for f in conf.optimizer.__struct_fields__ if f != "name"}
         others = ("name", "unit", "scaling")
         schedule = {f: getattr(conf.schedule, f) for f in conf.schedule.__struct_fields__ if f not in others}
-        length = None if stopper.max_steps is None else float(stopper.max_steps)
-        if length is not None and conf.schedule.unit == "epoch":
-            length /= problem.plan.steps_per_epoch
+        if conf.optimizer.name == "newton":
+            check_newton(problem.model, conf.data.memory)
+        tick = 1.0 if conf.schedule.unit == "step" else 1.0 / problem.plan.steps_per_epoch
         return build_method(
             conf.optimizer.name,
             layout,
@@ -304,7 +306,11 @@ class _Run:
             schedule=conf.schedule.name,
             schedule_keys=schedule,
             unit=conf.schedule.unit,
-            default_period=length,
+            default_period=None if self.length is None else self.length * tick,
+            tick=tick,
+            l1=conf.model.l1,
+            quadratic=is_quadratic(problem.model),
+            shifted=shifted_classes(problem.model),
             penalty=lambda grad, params: problem.penalty.add_gradient(grad, params, layout),
         )
 
@@ -318,7 +324,8 @@ class _Run:
             best=saved.best if saved else None,
             stale=saved.stale if saved else 0,
         )
-        method = self._method(problem, stopper)
+        self.length = saved.length if saved else stopper.max_steps
+        method = self._method(problem)
         if saved is not None:
             if saved.data != facts.identity:
                 raise DataError("the checkpoint belongs to other data", where=str(self.run.path))
@@ -497,6 +504,7 @@ class _Run:
                 stopper.best,
                 stopper.stale,
                 self.best_params,
+                self.length,
                 self.audit,
             )
         )

@@ -100,7 +100,7 @@ class Facts(NamedTuple):
     labels_seen: int
     validation_identity: str
     slots: int
-    scatter: Scatter | None
+    scatter: Scatter | None = None
 
 
 class Datasets(NamedTuple):

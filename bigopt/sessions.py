@@ -36,11 +36,11 @@ def open_session(conf: Conf, name: str, run: str) -> Session:
         Where no worker is there in time.
     """
     if name == "dask":
-        from bigopt.backends import dask
+        from bigopt.backends.dask import open_session as open_dask
 
-        return dask.open_session(conf.backend, memory=conf.data.memory, bits=conf.run.bits, run=run)
+        return open_dask(conf.backend, memory=conf.data.memory, bits=conf.run.bits, run=run)
     if name == "spark":
-        from bigopt.backends import spark
+        from bigopt.backends.spark import open_session as open_spark
 
-        return spark.open_session(conf.backend, memory=conf.data.memory, bits=conf.run.bits, run=run)
+        return open_spark(conf.backend, memory=conf.data.memory, bits=conf.run.bits, run=run)
     return LocalSession(conf.backend.workers or os.cpu_count() or 1, conf.data.memory)

@@ -148,7 +148,10 @@ class ModelConf(Group, frozen=True):
     ] = True
     whiten: Annotated[bool, key("decorrelate the features (moments X^T X by one Map-Reduce)")] = False
     init: Annotated[
-        Text, key("glorot_uniform | glorot_normal | he_uniform | he_normal | zeros; intercepts start at 0")
+        Text,
+        key(
+            "glorot_uniform | glorot_normal | he_uniform | he_normal | zeros (intercepts 0); or a run directory or .npy file"
+        ),
     ] = "glorot_uniform"
     backprop: Annotated[
         Literal["map", "driver"],
@@ -163,7 +166,7 @@ class OptimizerConf(Group, frozen=True):
         Text,
         key(
             "gd | sgd | momentum | nesterov | adagrad | rmsprop | adadelta | adam | adamw | amsgrad | adamax | nadam | "
-            "yogi | lion | lars | lamb"
+            "yogi | lion | lars | lamb | newton | lbfgs"
         ),
     ] = "adam"
     momentum: Annotated[Decay | None, key("momentum, nesterov, lars: mu; null: 0.9")] = None
@@ -188,18 +191,25 @@ class ScheduleConf(Group, frozen=True):
     """The learning rate as a function of time. A key the chosen schedule does not use is refused."""
 
     name: Annotated[
-        Text, key("constant | inverse_time | inverse_sqrt | exponential | step | polynomial | one_cycle | cosine")
+        Text,
+        key(
+            "constant | inverse_time | inverse_sqrt | exponential | step | polynomial | one_cycle | cosine | "
+            "exact_line_search | backtracking"
+        ),
     ] = "constant"
     learning_rate: Annotated[
         Positive | Literal["auto"] | None,
-        key("eta at the start; null: the optimizer's own (adam 0.001, sgd 0.01, ...)"),
+        key("eta at the start; null: the optimizer's own (adam 0.001, sgd 0.01, newton 1, ...); line searches 1"),
     ] = None
     decay: Annotated[
         Positive | None, key("inverse_time: eta / (1 + decay k), inverse_sqrt: eta / sqrt(1 + decay k); null: 1")
     ] = None
     gamma: Annotated[
         Annotated[float, Meta(gt=0, le=1)] | None,
-        key("exponential: eta gamma^k; null: 0.01 eta at the run's end; step: the factor; null: 0.1"),
+        key(
+            "exponential: eta gamma^k; null: 0.01 eta at the run's end; step: the factor; null: 0.1; "
+            "backtracking: eta shrinks by it; null: 0.5"
+        ),
     ] = None
     every: Annotated[Positive | None, key("step: k between two drops; null: a third of the run's length")] = None
     power: Annotated[Positive | None, key("polynomial: eta (1 - k/period)^power; null: 1")] = None
@@ -217,7 +227,7 @@ class ScheduleConf(Group, frozen=True):
     pct_start: Annotated[Portion | None, key("one_cycle: part of the period that rises; null: 0.3")] = None
     div: Annotated[Positive | None, key("one_cycle: highest rate over the first; null: 25")] = None
     final_div: Annotated[Positive | None, key("one_cycle: first rate over the last; null: 1e4")] = None
-    delta: Annotated[Portion | None, key("backtracking: share of the expected decrease")] = None
+    delta: Annotated[Portion | None, key("backtracking: share of the expected decrease; null: 1e-4")] = None
     M: Annotated[Positive | None, key("scaling: critical: the noise scale, by diagnose")] = None
     unit: Annotated[Literal["step", "epoch"], key("step | epoch: what k, period, every and warmup count")] = "step"
     scaling: Annotated[
@@ -229,7 +239,8 @@ class BatchConf(Group, frozen=True):
     """Which rows are behind one gradient."""
 
     size: Annotated[
-        Count | Literal["full"] | None, key("rows of a batch over all workers, or full; null: 128, but full for gd")
+        Count | Literal["full"] | None,
+        key("rows of a batch over all workers, or full; null: 128, but full for gd, newton, lbfgs and line searches"),
     ] = None
     sampling: Annotated[
         Text,

@@ -383,3 +383,46 @@ def test_a_batch_too_large_for_the_driver_is_refused(tmp_path):
     keys = ["model.backprop=driver", "batch.size=full", "data.memory=17KB"]
     with pytest.raises(ConfError, match="would be sent to the driver"):
         run(tmp_path, kind, *model, "optimizer.name=gd", *keys)
+
+
+def test_early_stopping_keeps_the_parameters_of_the_best_check(tmp_path):
+    kind, _ = MODELS["mlp_regression"]
+    keys = ["model.name=mlp", "model.hidden=[64]", "optimizer.name=adam", "schedule.learning_rate=0.03"]
+    more = ["batch.size=32", "data.validation=0.5", "stop.epochs=200", "stop.tolerance=0.0", "stop.patience=4"]
+    result = run(tmp_path, kind, *keys, *more)
+    lines = [json.loads(line) for line in (Path(result["run"]) / "metrics.jsonl").read_text().splitlines()]
+    checks = [line["validation"]["mse"] for line in lines if line.get("validation")]
+    assert result["epochs"] < 200
+    assert len(checks) == checks.index(min(checks)) + 5
+    assert result["metrics"]["mse"] == pytest.approx(min(checks), rel=1e-12)
+    # the run itself goes on from where it was, not from the best check
+    part = run(tmp_path, kind, *keys, *more[:2], "stop.epochs=3", "stop.tolerance=0.0", "stop.patience=4")
+    again = go_on(Path(part["run"]), kind, *more[2:])
+    assert again["params_sha256"] == result["params_sha256"]
+
+
+def test_a_period_of_null_is_the_length_at_the_first_start_also_after_a_resume(tmp_path):
+    kind, model = MODELS["ridge"]
+    keys = [*model, "optimizer.name=sgd", "batch.size=64", "schedule.name=cosine", "run.metrics_every_steps=1"]
+    part = run(tmp_path, kind, *keys, "stop.steps=8")
+    go_on(Path(part["run"]), kind, "stop.steps=12")
+    lines = (Path(part["run"]) / "metrics.jsonl").read_text().splitlines()
+    rates = [json.loads(line)["learning_rate"] for line in lines]
+    np.testing.assert_allclose(rates, [0.005 * (1 + np.cos(np.pi * (k % 8) / 8)) for k in range(12)], rtol=1e-12)
+
+
+def test_l1_reaches_the_optimality_condition_with_exact_zeros(tmp_path):
+    X, y = table("numbers")
+    X = np.column_stack([X, np.random.default_rng(5).normal(size=(len(X), 4))])
+    data = Datasets(from_arrays(X, y, partition_rows=list(SIZES)), None)
+    keys = ["model.name=linear", "model.l1=0.6", "optimizer.name=gd", "schedule.learning_rate=0.3", "stop.steps=500"]
+    result = run(tmp_path, "numbers", *keys, data=data)
+    w = bundle.load(Path(result["run"])).params[:-1]
+    Z = (X - X.mean(0)) / X.std(0)
+    g = 2 * Z.T @ (Z @ w - (y - y.mean())) / len(y)
+    zero = w == 0
+    assert zero.any()
+    assert not zero.all()
+    assert (np.abs(g[zero]) <= 0.6 + 1e-9).all()
+    np.testing.assert_allclose(g[~zero], -0.6 * np.sign(w[~zero]), atol=1e-8)
+    assert result["loss"] == pytest.approx(result["metrics"]["mse"] + 0.6 * np.abs(w).sum(), rel=1e-12)
