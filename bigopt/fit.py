@@ -42,6 +42,7 @@ from bigopt.stopping import Stopper
 from bigopt.strategies.base import StepRecord
 from bigopt.strategies.sync import Sync, SyncState
 from bigopt.warmstart import initial_params
+from bigopt.work import MetricSum
 
 if TYPE_CHECKING:
     from bigopt.config import Conf
@@ -181,6 +182,11 @@ class _Signals:
                 signal.signal(number, handler)
 
 
+def _line(record: dict[str, Any]) -> str:
+    """Say a record in a line, for those who watch an engine."""
+    return "round {round}, step {step}, epoch {epoch:.3g}, loss {loss:.6g}".format_map(record)
+
+
 def _chained(before: str, state: Any) -> str:
     """Return the hash of a state and of all states before it."""
     digest = hashlib.sha256(before.encode())
@@ -204,6 +210,7 @@ class _Run:
         self.audit = ""
         self.best_params: Array | None = None
         self.length: int | None = None
+        self._metric_work: dict[str, MetricSum] = {}
         self.mine = fingerprint()
 
     def say(self, text: str) -> None:
@@ -429,8 +436,6 @@ class _Run:
         """Record a step; at the end of an epoch look at validation and targets. Return why to end, or nothing."""
         self._sum += record.loss * record.rows
         self._count += record.rows
-        if record.step % every and not record.end_of_epoch:
-            return ""
         ledger = self.ledger
         line: dict[str, Any] = {
             **({"audit": self.audit} if self.audit else {}),
@@ -451,6 +456,9 @@ class _Run:
             "rss": record.rss,
             "staleness": record.staleness,
         }
+        if record.step % every and not record.end_of_epoch:
+            session.report(_line(line), line)
+            return ""
         why = ""
         if record.end_of_epoch:
             metrics: dict[str, float] = {}
@@ -467,9 +475,7 @@ class _Run:
                 self.best_params = strategy.params
         self.run.metrics(line)
         self.progress.update(line)
-        session.report(
-            f"round {ledger.rounds}, step {record.step}, epoch {strategy.epochs:.3g}, loss {record.loss:.6g}", line
-        )
+        session.report(_line(line), line)
         return why
 
     def _metrics(self, session: Session, problem: Problem, view: DataView, params: Array) -> dict[str, float]:
@@ -479,7 +485,7 @@ class _Run:
         units = whole(np.arange(view.partitions), side.counts)
         sums = self.rounds.run(
             session,
-            problem.metrics(view),
+            self._metric_work.setdefault(view.key, problem.metrics(view)),
             (params,),
             units,
             lambda slots: homes(side.counts, slots)[units[:, 0]],

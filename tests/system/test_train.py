@@ -208,7 +208,7 @@ def test_the_run_directory_holds_what_it_promises(tmp_path):
     expected = "step round epoch loss grad_norm learning_rate rows bytes_read bytes_sent seconds_map seconds_reduce"
     more = "seconds_update seconds_idle rss staleness"
     assert set(f"{expected} {more}".split()) <= set(lines[0])
-    assert set(lines[-1]["validation"]) == {"loss", "accuracy", "log_loss"}
+    assert {"loss", "accuracy", "log_loss"} <= set(lines[-1]["validation"])
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["data"]["training_rows"] + manifest["data"]["validation_rows"] == sum(SIZES)
     model_json = json.loads((path / "model" / "model.json").read_text())
