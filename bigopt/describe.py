@@ -26,7 +26,8 @@ from bigopt.models.counts import count_shapes
 from bigopt.models.table import ModelTable, batch_memory, model_table, si
 from bigopt.optim.build import build_schedule
 from bigopt.optim.schedules import convergence
-from bigopt.optim.table import OPTIMIZERS
+from bigopt.optim.search import SEARCHES
+from bigopt.optim.table import keys_of, optimizer, state_vectors
 from bigopt.problem import Datasets, Facts, Problem, Side, build, is_classification, side_view
 
 if TYPE_CHECKING:
@@ -193,7 +194,9 @@ def _units(problem: Problem) -> int:
 
 def _memory(conf: Conf, problem: Problem, rows: int, slots: int) -> list[tuple[str, str, int]]:
     """Name, meaning and bytes of what a process holds besides Python itself."""
-    vectors = OPTIMIZERS[conf.optimizer.name].vectors + (conf.optimizer.average not in (None, False))
+    vectors = state_vectors(conf.optimizer.name, problem.model.layout.size, conf.optimizer.history) + (
+        conf.optimizer.average not in (None, False)
+    )
     block = min(rows, problem.block_rows)
     part = batch_memory(problem.model, block, dtype=problem.view.dtype, run_dtype=conf.run.dtype, state_vectors=vectors)
     vector = problem.model.layout.size * np.dtype(conf.run.dtype).itemsize
@@ -241,7 +244,11 @@ def _schedule(conf: Conf, problem: Problem) -> list[str]:
     last = float(min(limits)) if limits else None
     length = last if last is None or spec.unit == "step" else last / steps
     keys = {k: getattr(spec, k) for k in spec.__struct_fields__ if k not in ("name", "unit", "scaling")}
-    rate = OPTIMIZERS[conf.optimizer.name].learning_rate
+    known = optimizer(conf.optimizer.name)
+    if spec.name in SEARCHES:
+        search = SEARCHES[spec.name](**{k: keys[k] for k in keys_of(SEARCHES[spec.name])})
+        return [f"optimizer: {conf.optimizer.name}: {known.formula}", f"schedule: {spec.name}: {search.formula}"]
+    rate = known.learning_rate
     tick = 1.0 if spec.unit == "step" else 1.0 / steps
     rule = build_schedule(spec.name, keys, default_rate=rate, default_period=length, tick=tick)
     scale = 1.0 if spec.unit == "step" else 1.0 / steps
@@ -250,7 +257,7 @@ def _schedule(conf: Conf, problem: Problem) -> list[str]:
         points["at the last step"] = max(0.0, last - 1.0)
     values = ", ".join(f"{rule(k * scale):.4g} {name}" for name, k in points.items())
     return [
-        f"optimizer: {conf.optimizer.name}: {OPTIMIZERS[conf.optimizer.name].formula}",
+        f"optimizer: {conf.optimizer.name}: {known.formula}",
         f"schedule: {spec.name} in {spec.unit}s: {rule.formula}; {values}",
         f"convergence: {convergence(rule)}",
     ]

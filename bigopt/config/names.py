@@ -28,6 +28,8 @@ class Name:
         False: known, and refused by name.
     l1 : bool
         Optimizers: takes ``model.l1``, by proximal steps.
+    searches : bool
+        Optimizers and schedules: every step is a line search, which clipping and averaging do not go with.
     """
 
     uses: Mapping[str, Any] = field(default_factory=dict)
@@ -35,10 +37,11 @@ class Name:
     full_batch: bool = False
     available: bool = True
     l1: bool = False
+    searches: bool = False
 
 
-def _later(*keys: str, full_batch: bool = False) -> Name:
-    return Name(dict.fromkeys(keys), full_batch=full_batch, available=False)
+def _later(*keys: str) -> Name:
+    return Name(dict.fromkeys(keys), available=False)
 
 
 _ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
@@ -60,9 +63,12 @@ OPTIMIZERS: Mapping[str, Name] = {
     "lion": Name({"beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0}, 1e-4),
     "lars": Name({"momentum": 0.9, "weight_decay": 0.0}, 0.1),
     "lamb": Name({**_ADAM, "eps": 1e-6, "weight_decay": 0.0}, 0.001),
-    "newton": _later("damping", full_batch=True),
-    "lbfgs": _later("history", full_batch=True),
+    "newton": Name({"damping": 0.0}, 1.0, full_batch=True, searches=True),
+    "lbfgs": Name({"history": 10}, 1.0, full_batch=True, searches=True),
 }
+
+SEARCHERS = ("gd", "sgd")
+"""Optimizers whose direction is -g: a line search as the schedule needs one of them."""
 
 _ALWAYS = {"learning_rate": None, "unit": None, "scaling": None, "warmup": None, "start_factor": None}
 
@@ -78,8 +84,8 @@ SCHEDULES: Mapping[str, Name] = {
     "polynomial": Name({**_ALWAYS, "power": 1.0, "period": None}),
     "one_cycle": Name({**_ALWAYS, "pct_start": 0.3, "div": 25.0, "final_div": 1e4, "period": None}),
     "cosine": Name({**_ALWAYS, "eta_min": 0.0, "period": None, "t_mul": 1.0}),
-    "exact_line_search": _later(full_batch=True),
-    "backtracking": _later("gamma", "delta", full_batch=True),
+    "exact_line_search": Name({"learning_rate": 1.0}, full_batch=True, searches=True),
+    "backtracking": Name({"learning_rate": 1.0, "gamma": 0.5, "delta": 1e-4}, full_batch=True, searches=True),
 }
 
 STRATEGIES: Mapping[str, Name] = {

@@ -66,6 +66,7 @@ def resolve(conf: Conf) -> Conf:
     _check_data(conf)
     _check_model(conf)
     _check_l1(conf)
+    _check_search(conf)
     _check_stop(conf)
     conf = _fill(conf)
     _check_batch(conf)
@@ -216,6 +217,38 @@ def _check_l1(conf: Conf) -> None:
     if conf.model.l1 and not names.OPTIMIZERS[conf.optimizer.name].l1:
         takers = ", ".join(n for n, entry in names.OPTIMIZERS.items() if entry.l1)
         raise conf.error("model.l1", f"optimizer '{conf.optimizer.name}' has no l1 penalty", f"one of {takers}")
+
+
+def _check_search(conf: Conf) -> None:
+    """Refuse what does not go with a line search in every step."""
+    optimizer, schedule = conf.optimizer.name, conf.schedule.name
+    if names.SCHEDULES[schedule].searches and optimizer not in names.SEARCHERS:
+        message = f"schedule '{schedule}' searches along the gradient, which optimizer '{optimizer}' does not follow"
+        own = names.OPTIMIZERS[optimizer].searches
+        hint = f"{optimizer} has a line search of its own" if own else f"optimizer {' or '.join(names.SEARCHERS)}"
+        raise conf.error("schedule.name", message, hint)
+    who = next(
+        (
+            f"{group} '{name}'"
+            for group, name, table in (
+                ("optimizer", optimizer, names.OPTIMIZERS),
+                ("schedule", schedule, names.SCHEDULES),
+            )
+            if table[name].searches
+        ),
+        None,
+    )
+    if who is None:
+        return
+    for path in (f"optimizer.{key}" for key in COMMON["optimizer"]):
+        if _get(conf, path) is not None and _get(conf, path) is not False:
+            raise conf.error(path, f"{path} does not go with the line search of {who}", "leave it at null")
+    if conf.model.l1:
+        raise conf.error("model.l1", f"the line search of {who} has no l1 penalty", "a plain schedule with gd")
+    if optimizer == "newton" and conf.model.name == "mlp":
+        raise conf.error(
+            "optimizer.name", "newton needs the Hessian, which only the linear family forms", "lbfgs takes any model"
+        )
 
 
 def _fill(conf: Conf) -> Conf:

@@ -150,7 +150,7 @@ class ModelConf(Group, frozen=True):
     init: Annotated[
         Text,
         key(
-            "glorot_uniform | glorot_normal | he_uniform | he_normal | zeros (intercepts 0); or a run directory or .npy file"
+            "glorot_uniform | glorot_normal | he_uniform | he_normal | zeros (intercepts 0), a run directory or .npy file"
         ),
     ] = "glorot_uniform"
     backprop: Annotated[
@@ -206,10 +206,7 @@ class ScheduleConf(Group, frozen=True):
     ] = None
     gamma: Annotated[
         Annotated[float, Meta(gt=0, le=1)] | None,
-        key(
-            "exponential: eta gamma^k; null: 0.01 eta at the run's end; step: the factor; null: 0.1; "
-            "backtracking: eta shrinks by it; null: 0.5"
-        ),
+        key("exponential: eta gamma^k; null: 0.01 eta at the end; step, backtracking: factor; null: 0.1, 0.5"),
     ] = None
     every: Annotated[Positive | None, key("step: k between two drops; null: a third of the run's length")] = None
     power: Annotated[Positive | None, key("polynomial: eta (1 - k/period)^power; null: 1")] = None

@@ -77,25 +77,39 @@ _DIAGONAL: Final[Mapping[type[Loss], Callable[[Any, Any, Any], Any]]] = MappingP
 """d2 loss / dv2 where it is diagonal: shape (rows, q). Huber and squared hinge: almost everywhere."""
 
 
-def check_hessian(model: Model) -> None:
-    """Refuse a model whose Hessian is not formed.
+def check_newton(model: Model, memory: int) -> None:
+    """Refuse a model whose Hessian cannot be formed.
+
+    Parameters
+    ----------
+    model : Model
+    memory : int
+        Bytes that the Hessian may take.
 
     Raises
     ------
     ConfError
-        Outside the linear family, or for a loss without second derivatives.
+        Outside the linear family, for a loss without second derivatives, or for too many parameters.
     """
     if not isinstance(model, LinearModel):
         raise ConfError(
             "newton needs the Hessian, which only the linear family forms",
             where="optimizer.name",
-            hint="optimizer.name=lbfgs takes any model",
+            hint="lbfgs takes any model",
         )
     if type(model.loss) not in _DIAGONAL and not isinstance(model.loss, CategoricalCrossEntropy):
         raise ConfError(
             f"newton needs second derivatives, which the {model.loss.name} loss has not",
             where="model.loss",
             hint="squared_hinge has them, or a first-order optimizer",
+        )
+    size = 8 * model.layout.size**2
+    if size > memory:
+        raise ConfError(
+            f"the Hessian of {model.layout.size} parameters takes {size / 1e9:.3g} GB, data.memory allows "
+            f"{memory / 1e9:.3g} GB",
+            where="optimizer.name",
+            hint="lbfgs needs no Hessian, or raise data.memory",
         )
 
 
@@ -115,7 +129,7 @@ def hessian_sum(model: LinearModel, params: Any, X: Any, y: Any, weight: Any | N
     Parameters
     ----------
     model : LinearModel
-        With a loss that `check_hessian` lets pass.
+        One that `check_newton` lets pass.
     params, X, y, weight
         As in `Model.grad_sum`.
 

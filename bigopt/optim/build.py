@@ -15,10 +15,13 @@ from bigopt.core.errors import ConfError
 from bigopt.core.layout import Layout
 from bigopt.core.names import lookup, nearest
 from bigopt.optim.clip import ClipNorm, ClipValue
-from bigopt.optim.method import FirstOrder, Penalty, Unit
+from bigopt.optim.lbfgs import LBFGS
+from bigopt.optim.method import FirstOrder, Method, Penalty, Unit
+from bigopt.optim.newton import Newton
 from bigopt.optim.ranges import check_range
 from bigopt.optim.schedules import FROM_LENGTH, SCHEDULES, Schedule, Warmup
-from bigopt.optim.table import OPTIMIZERS, keys_of
+from bigopt.optim.search import SEARCHERS, SEARCHES, SearchedDescent
+from bigopt.optim.table import OPTIMIZERS, SECOND_ORDER, keys_of, optimizer
 from bigopt.optim.transform import Chain, Transform
 
 Keys = Mapping[str, Any]
@@ -136,19 +139,21 @@ def build_method(
     tick: float = 1.0,
     penalty: Penalty | None = None,
     l1: float = 0.0,
-) -> FirstOrder:
+    quadratic: bool = False,
+    shifted: int = 0,
+) -> Method[Any]:
     """Return the method of an optimizer's and a schedule's name.
 
     Parameters
     ----------
     name : str
-        A name of `OPTIMIZERS`.
+        A name of `OPTIMIZERS` or `SECOND_ORDER`.
     layout : Layout
         Of the model's parameters.
     keys : mapping
         Values of the conf's ``optimizer`` group; None means the default.
     schedule : str
-        A name of `SCHEDULES`.
+        A name of `SCHEDULES` or `SEARCHES`.
     schedule_keys : mapping
         Values of the conf's ``schedule`` group (without name, unit, scaling); None means the default, for
         ``learning_rate`` the optimizer's own.
@@ -162,17 +167,43 @@ def build_method(
         ``penalty(grad, params)`` adds the gradient of the penalty's smooth part to `grad` in place.
     l1 : float
         Of the penalty l1 ||w||_1, taken by proximal steps; 0 for none.
+    quadratic : bool
+        Whether the loss is a quadratic function of the parameters (an exact line search is then in closed form).
+    shifted : int
+        C where adding a constant to the weights of all C classes changes no loss (softmax), else 0.
 
     Raises
     ------
     ConfError
         For anything that the named optimizer and schedule cannot take.
     """
+    entry = optimizer(name)
+    counted = lookup(UNITS, unit, family="unit", where="schedule.unit")
+    if l1 and (name in SECOND_ORDER or schedule in SEARCHES):
+        raise ConfError(
+            f"the line search of {name} has no l1 penalty", where="model.l1", hint="a plain schedule with gd"
+        )
+    if schedule in SEARCHES:
+        if name not in SEARCHERS:
+            message = f"{schedule} searches along the gradient, which {name} does not follow"
+            raise ConfError(message, where="schedule.name", hint=f"optimizer {' or '.join(SEARCHERS)}")
+        _given(keys, (), "optimizer", name)
+        cls = SEARCHES[schedule]
+        return SearchedDescent(
+            cls(**_given(schedule_keys, keys_of(cls), "schedule", schedule)), layout, penalty, quadratic
+        )
+    if name in SECOND_ORDER:
+        own = entry.make(**_given(keys, entry.keys, "optimizer", name))
+        rate = build_schedule(
+            schedule, schedule_keys, default_rate=entry.learning_rate, default_period=default_period, tick=tick
+        )
+        if name == "newton":
+            return Newton(own, rate, layout, counted, penalty, shifted)
+        return LBFGS(own, rate, layout, counted, penalty)
     transform = build_transform(name, {key: value for key, value in keys.items() if key != "average"}, l1=l1)
     rule = build_schedule(
-        schedule, schedule_keys, default_rate=OPTIMIZERS[name].learning_rate, default_period=default_period, tick=tick
+        schedule, schedule_keys, default_rate=entry.learning_rate, default_period=default_period, tick=tick
     )
-    counted = lookup(UNITS, unit, family="unit", where="schedule.unit")
     average = keys.get("average")
     return FirstOrder(transform, rule, layout, counted, penalty, False if average is None else _plain(average))
 

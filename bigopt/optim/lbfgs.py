@@ -40,6 +40,7 @@ from bigopt.optim.linesearch import (
     wolfe,
 )
 from bigopt.optim.method import Ask, Penalty, Step, Unit, finite_norm, mean_gradient, snapshot
+from bigopt.optim.ranges import check_range
 from bigopt.optim.schedules import Schedule
 from bigopt.optim.transform import Vector, norm
 
@@ -64,8 +65,9 @@ class LBFGSKeys:
     history: int = 10
 
     def __post_init__(self) -> None:
-        if isinstance(self.history, bool) or self.history != int(self.history) or self.history < 1:
-            raise ConfError(f"{self.history} is not a whole number of at least 1", where="optimizer.history")
+        check_range("optimizer.history", self.history, 1.0)
+        if self.history != int(self.history):
+            raise ConfError(f"{self.history} is not a whole number", where="optimizer.history")
 
 
 @wire
@@ -177,7 +179,7 @@ class LBFGS:
             s, y = state.params - state.before, grad - state.grad
             product = dot(s, y)
             if product > _ANGLE * norm(s) * norm(y):
-                pairs = (*pairs, Pair(snapshot(s), snapshot(y), product))[-self.keys.history :]
+                pairs = (*pairs, Pair(snapshot(s), snapshot(y), product))[-int(self.keys.history) :]
         state = state._replace(pairs=pairs, grad=grad)
         if size == 0.0:
             return self._step(state, state.params, 0.0, 0.0)

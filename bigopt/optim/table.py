@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
+from bigopt.core.names import lookup
 from bigopt.optim.adam import Adam, AdamW, AMSGrad
 from bigopt.optim.adam_kin import AdaMax, NAdam, Yogi
 from bigopt.optim.adaptive import Adadelta, Adagrad, RMSProp
 from bigopt.optim.descent import SGD, Momentum, Nesterov
 from bigopt.optim.layerwise import LAMB, LARS
+from bigopt.optim.lbfgs import LBFGSKeys
 from bigopt.optim.lion import Lion
+from bigopt.optim.newton import NewtonKeys
 from bigopt.optim.proximal import Proximal, ProximalMomentum
 from bigopt.optim.transform import Transform
 
@@ -28,7 +31,7 @@ class Optimizer:
     Parameters
     ----------
     make : callable
-        The class of the transform; its fields are the conf keys.
+        The class of the transform, or in `SECOND_ORDER` of its keys; its fields are the conf keys.
     learning_rate : float
         Used where ``schedule.learning_rate`` is null.
     vectors : int
@@ -41,7 +44,7 @@ class Optimizer:
         ``l1(transform, l1)`` gives the transform that takes proximal steps for l1 ||w||_1; None: refuses ``model.l1``.
     """
 
-    make: Callable[..., Transform[Any]]
+    make: Callable[..., Any]
     learning_rate: float
     vectors: int
     formula: str
@@ -108,3 +111,41 @@ OPTIMIZERS: Final[Mapping[str, Optimizer]] = MappingProxyType(
     }
 )
 """Names of ``optimizer.name``."""
+
+SECOND_ORDER: Final[Mapping[str, Optimizer]] = MappingProxyType(
+    {
+        "newton": Optimizer(
+            NewtonKeys, 1.0, 3, "solve (H + damping I) s = g; w -= a s, a = 1 halved until f decreases", True
+        ),
+        "lbfgs": Optimizer(
+            LBFGSKeys, 1.0, 5, "d = -(two loops over the last pairs) g; w += a d, strong Wolfe search", True
+        ),
+    }
+)
+"""More names of ``optimizer.name``: methods that ask for several rounds a step. `make` holds their keys only."""
+
+
+def optimizer(name: str) -> Optimizer:
+    """Return the entry of a name of either table.
+
+    Raises
+    ------
+    ConfError
+        For an unknown name, with the nearest one.
+    """
+    return lookup({**OPTIMIZERS, **SECOND_ORDER}, name, family="optimizer", where="optimizer.name")
+
+
+def state_vectors(name: str, parameters: int, history: int | None = None) -> int:
+    """Return how many vectors of length p the state and the working memory of an optimizer hold on the driver.
+
+    Parameters
+    ----------
+    name : str
+    parameters : int
+        p; newton holds four p x p matrices: the sum, the Hessian, its scaled form and the factor.
+    history : int or None
+        Of lbfgs, two vectors a pair.
+    """
+    extra = {"newton": 4 * parameters, "lbfgs": 2 * (history or LBFGSKeys().history)}
+    return optimizer(name).vectors + extra.get(name, 0)

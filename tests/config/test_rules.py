@@ -127,7 +127,7 @@ def test_null_is_the_default_of_what_was_chosen(name: str, rate: float) -> None:
     assert not any(line.startswith("schedule.learning_rate") for line in describe_defaults(given))
 
 
-@pytest.mark.parametrize("name", sorted(n for n, entry in names.SCHEDULES.items() if entry.available))
+@pytest.mark.parametrize("name", sorted(n for n, e in names.SCHEDULES.items() if e.available and not e.searches))
 def test_a_warm_up_goes_with_every_schedule(name: str) -> None:
     conf = load_text(f"schedule: {{name: {name}, warmup: 10}}", "x")
     assert (conf.schedule.warmup, conf.schedule.start_factor) == (10.0, 1 / 3)
@@ -137,11 +137,46 @@ def test_a_warm_up_goes_with_every_schedule(name: str) -> None:
     assert load_text(f"schedule: {{name: {name}}}", "x").schedule.start_factor is None
 
 
-@pytest.mark.parametrize("name", sorted(n for n, entry in names.OPTIMIZERS.items() if entry.available))
+@pytest.mark.parametrize("name", sorted(n for n, e in names.OPTIMIZERS.items() if e.available and not e.searches))
 def test_parts_that_go_with_every_optimizer(name: str) -> None:
     conf = load_text(f"optimizer: {{name: {name}, clip_norm: 1, clip_value: 0.5, average: 0.9}}", "x")
     assert (conf.optimizer.clip_norm, conf.optimizer.clip_value, conf.optimizer.average) == (1.0, 0.5, 0.9)
     assert load_text(f"optimizer: {{name: {name}, average: true}}", "x").optimizer.average is True
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f"optimizer: {{name: {n}}}" for n, entry in names.OPTIMIZERS.items() if entry.searches),
+        *(f"optimizer: {{name: gd}}\nschedule: {{name: {n}}}" for n, e in names.SCHEDULES.items() if e.searches),
+    ],
+)
+def test_what_does_not_go_with_a_line_search_in_every_step(text: str) -> None:
+    model = "model: {name: logistic}\n"
+    conf = load_text(model + text, "x.yml")
+    assert (conf.batch.size, conf.schedule.learning_rate) == ("full", 1.0)
+    with pytest.raises(ConfError, match="takes all rows in every step, but batch.size is 32"):
+        load_text(f"{model}{text}\nbatch: {{size: 32}}", "x.yml")
+    for part in ("clip_norm: 1", "clip_value: 1", "average: true"):
+        with pytest.raises(ConfError, match="does not go with the line search of"):
+            load_text(model + text.replace("}", f", {part}}}", 1), "x.yml")
+    with pytest.raises(ConfError, match=r"model\.l1|l1 penalty"):
+        load_text(f"model: {{name: logistic, l1: 0.1}}\n{text}", "x.yml")
+
+
+@pytest.mark.parametrize("schedule", sorted(n for n, e in names.SCHEDULES.items() if e.searches))
+@pytest.mark.parametrize("name", ["adam", "momentum", "lbfgs"])
+def test_a_line_search_as_the_schedule_needs_the_gradient_as_direction(name: str, schedule: str) -> None:
+    with pytest.raises(ConfError, match=f"optimizer '{name}' does not follow") as caught:
+        load_text(f"optimizer: {{name: {name}}}\nschedule: {{name: {schedule}}}", "x.yml")
+    assert ("line search of its own" in caught.value.hint) == (name == "lbfgs")
+
+
+def test_newton_is_refused_for_the_mlp_by_name() -> None:
+    with pytest.raises(ConfError, match="newton needs the Hessian, which only the linear family forms") as caught:
+        load_text("model: {name: mlp}\noptimizer: {name: newton}", "x.yml")
+    assert caught.value.exit_code == 2
+    assert "lbfgs" in caught.value.hint
 
 
 def test_l1_is_refused_by_name_where_there_is_no_proximal_step() -> None:

@@ -14,7 +14,8 @@ from bigopt.models.build import MODELS
 from bigopt.models.init import INITS
 from bigopt.models.losses import LOSSES
 from bigopt.optim.schedules import SCHEDULES, Warmup
-from bigopt.optim.table import MINI_BATCH, OPTIMIZERS, keys_of
+from bigopt.optim.search import SEARCHERS, SEARCHES
+from bigopt.optim.table import MINI_BATCH, OPTIMIZERS, SECOND_ORDER, keys_of
 
 
 def _available(table: object) -> set[str]:
@@ -27,18 +28,24 @@ def _defaults(make: object) -> dict[str, object]:
 
 
 def test_optimizers() -> None:
-    assert _available(names.OPTIMIZERS) == set(OPTIMIZERS)
-    for name, entry in OPTIMIZERS.items():
+    assert _available(names.OPTIMIZERS) == set(OPTIMIZERS) | set(SECOND_ORDER)
+    for name, entry in {**OPTIMIZERS, **SECOND_ORDER}.items():
         known = names.OPTIMIZERS[name]
         assert dict(known.uses) == _defaults(entry.make), name
         assert (known.learning_rate, known.full_batch) == (entry.learning_rate, entry.full_batch), name
         assert known.l1 == (entry.l1 is not None), name
-        assert load_text(f"optimizer: {{name: {name}}}", "x").batch.size == entry.batch
+        assert known.searches == (name in SECOND_ORDER), name
+        assert load_text(f"model: {{name: ridge}}\noptimizer: {{name: {name}}}", "x").batch.size == entry.batch
     assert MINI_BATCH == 128
 
 
 def test_schedules() -> None:
-    assert _available(names.SCHEDULES) == set(SCHEDULES)
+    assert _available(names.SCHEDULES) == set(SCHEDULES) | set(SEARCHES)
+    for name, search in SEARCHES.items():
+        known = names.SCHEDULES[name]
+        assert dict(known.uses) == _defaults(search)
+        assert known.full_batch and known.searches
+    assert names.SEARCHERS == SEARCHERS
     common = {"learning_rate", "unit", "scaling", "warmup", "start_factor"}
     for name, kind in SCHEDULES.items():
         assert set(names.SCHEDULES[name].uses) == {*keys_of(kind), *common}, name
@@ -84,6 +91,6 @@ def test_a_foreign_key_is_refused_for_every_optimizer(name: str) -> None:
     own = {"name", *names.OPTIMIZERS[name].uses, "clip_norm", "clip_value", "average", "history"}
     for key in set(values.groups()["optimizer"]) - own:
         with pytest.raises(ConfError, match=f"optimizer.{key} is not used by optimizer '{name}'"):
-            load_text(f"optimizer: {{name: {name}, {key}: 0.5}}", "x")
+            load_text(f"model: {{name: ridge}}\noptimizer: {{name: {name}, {key}: 0.5}}", "x")
     for key in names.OPTIMIZERS[name].uses:
-        load_text(f"optimizer: {{name: {name}, {key}: 0.5}}", "x")
+        load_text(f"model: {{name: ridge}}\noptimizer: {{name: {name}, {key}: {5 if key == 'history' else 0.5}}}", "x")
