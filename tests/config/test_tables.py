@@ -44,7 +44,8 @@ def test_schedules() -> None:
     for name, search in SEARCHES.items():
         known = names.SCHEDULES[name]
         assert dict(known.uses) == _defaults(search)
-        assert known.full_batch and known.searches
+        assert known.full_batch
+        assert known.searches
     assert names.SEARCHERS == SEARCHERS
     common = {"learning_rate", "unit", "scaling", "warmup", "start_factor"}
     for name, kind in SCHEDULES.items():

@@ -34,7 +34,7 @@ class Leaf:
 
 
 @wire
-class Pair(NamedTuple):
+class Couple(NamedTuple):
     left: Any
     right: Any
 
@@ -80,7 +80,7 @@ values = st.recursive(
         st.lists(inner, max_size=4).map(tuple),
         st.dictionaries(st.text(), inner, max_size=4),
         st.builds(Leaf, st.text(), inner),
-        st.builds(Pair, inner, inner),
+        st.builds(Couple, inner, inner),
     ),
     max_leaves=8,
 )
@@ -98,7 +98,7 @@ def same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict):
         return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (Leaf, Pair)):
+    if isinstance(a, (Leaf, Couple)):
         return all(same(getattr(a, f), getattr(b, f)) for f in a.__annotations__)
     return bool(a == b)
 
@@ -247,7 +247,7 @@ def test_broken_messages_are_value_errors(header: bytes) -> None:
 @pytest.fixture(scope="module")
 def value() -> Any:
     draw = np.random.default_rng(0)
-    return Pair(
+    return Couple(
         Leaf("params", draw.standard_normal(40).astype(np.float32)),
         {"moments": Moments(3.0, draw.standard_normal(4), np.ones(4)), "step": 7, "classes": ("a", "b")},
     )
