@@ -33,10 +33,11 @@ from bigopt.core import arrays, codec
 from bigopt.core.errors import BigoptError, CheckpointError, ConfError, DataError, DivergedError, InterruptedRun
 from bigopt.data.plan import homes, whole
 from bigopt.data.view import DataView
+from bigopt.facts import Datasets, Facts, profile
 from bigopt.models.second import check_newton, is_quadratic, shifted_classes
 from bigopt.optim.build import build_method
 from bigopt.optim.method import Method
-from bigopt.problem import Datasets, Facts, Problem, build, profile
+from bigopt.problem import Problem, build
 from bigopt.rundir import RunDir, machine
 from bigopt.stopping import Stopper
 from bigopt.strategies.base import StepRecord
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Log = Callable[[str], None]
+OnStep = Callable[[int, float, Array], None]
 
 
 class Progress(Protocol):
@@ -87,7 +89,13 @@ class Silent:
         """Show nothing."""
 
 
-def train(conf: Conf, *, data: Datasets | None = None, progress: Progress | None = None) -> dict[str, Any]:
+def train(
+    conf: Conf,
+    *,
+    data: Datasets | None = None,
+    progress: Progress | None = None,
+    on_step: OnStep | None = None,
+) -> dict[str, Any]:
     """Train a model.
 
     Parameters
@@ -97,6 +105,8 @@ def train(conf: Conf, *, data: Datasets | None = None, progress: Progress | None
     data : Datasets, optional
         Opened data (arrays in memory, say); ``data.uri`` and ``data.validation`` are opened where it is not given.
     progress : Progress, optional
+    on_step : callable, optional
+        Called with (step, epoch, params) at the start (step 0) and after every step; params must not be changed.
 
     Returns
     -------
@@ -111,7 +121,7 @@ def train(conf: Conf, *, data: Datasets | None = None, progress: Progress | None
     data = data or open_data(conf)
     run = RunDir.create(Path(conf.run.dir), conf.model.name)
     with contextlib.closing(run):
-        return _Run(conf, data, run, progress).go(resume=False)
+        return _Run(conf, data, run, progress, on_step).go(resume=False)
 
 
 def resume(path: Path, overrides: list[str] | None = None, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -198,11 +208,19 @@ def _chained(before: str, state: Any) -> str:
 class _Run:
     """One start of a run: holds what the steps of `go` share."""
 
-    def __init__(self, conf: Conf, data: Datasets, run: RunDir, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        conf: Conf,
+        data: Datasets,
+        run: RunDir,
+        progress: Progress | None = None,
+        on_step: OnStep | None = None,
+    ) -> None:
         self.conf = conf
         self.data = data
         self.run = run
         self.progress = progress or Silent()
+        self.on_step = on_step
         self.ledger = Ledger()
         self.rounds = Rounds(self.ledger, conf.backend.retries)
         self.checkpoints = Checkpoints(run.path / "checkpoints", conf.checkpoint.keep)
@@ -375,6 +393,8 @@ class _Run:
         self._sum = self._count = 0.0
         steps, why = state.steps, stopper.limit(state.steps)
         try:
+            if self.on_step is not None:
+                self.on_step(steps, strategy.epochs, strategy.params)
             if not why:
                 self._submit(session, strategy.more(session.slots))
             while not why:
@@ -387,6 +407,8 @@ class _Run:
                     self._submit(session, strategy.more(session.slots))
                     continue
                 steps = record.step
+                if self.on_step is not None:
+                    self.on_step(steps, strategy.epochs, strategy.params)
                 if conf.run.audit:
                     self.audit = _chained(self.audit, strategy.snapshot())
                 why = self._after_step(session, problem, strategy, stopper, record, every, waited)
