@@ -22,13 +22,14 @@ import numpy as np
 from bigopt.core.sums import Moments
 from bigopt.core.tree import height
 from bigopt.data.source import Dataset
+from bigopt.facts import Datasets, Facts, Side, is_classification, side_view
 from bigopt.models.counts import count_shapes
 from bigopt.models.table import ModelTable, batch_memory, model_table, si
 from bigopt.optim.build import build_schedule
 from bigopt.optim.schedules import convergence
 from bigopt.optim.search import SEARCHES
 from bigopt.optim.table import keys_of, optimizer, state_vectors
-from bigopt.problem import Datasets, Facts, Problem, Side, build, is_classification, side_view
+from bigopt.problem import Problem, build
 
 if TYPE_CHECKING:
     from bigopt.config import Conf

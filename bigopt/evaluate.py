@@ -26,7 +26,8 @@ from bigopt.data.source import Dataset, Rows
 from bigopt.data.view import DataView
 from bigopt.models.metrics import MetricSums, evaluate_block, predicted_class
 from bigopt.problem import default_block_rows
-from bigopt.work import MetricSum, Profile, ProfileData
+from bigopt.work import MetricSum
+from bigopt.work_profile import Profile, ProfileData
 
 if TYPE_CHECKING:
     from bigopt.config import Conf

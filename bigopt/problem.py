@@ -1,8 +1,6 @@
-"""From a conf and a dataset to a problem: which task, which rows, which model, which batches.
+"""From a conf, a dataset and its facts to a problem: which model, which preparation, which batches.
 
-`profile` makes one pass over the data and finds the `Facts`: used rows of each partition, feature moments, classes.
-They are kept in the run directory. `build` turns conf, dataset and facts into a `Problem`; it is a pure function, so
-that a resumed run builds the same one.
+`build` is a pure function, so that a resumed run builds the same problem.
 """
 
 from __future__ import annotations
@@ -10,20 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bigopt.backends.base import Session
-from bigopt.backends.ledger import Rounds
 from bigopt.core import arrays
-from bigopt.core.codec import wire
 from bigopt.core.errors import DataError
 from bigopt.core.sums import Moments, Scatter
-from bigopt.data.plan import Ints, Plan, choose_lanes, homes, whole
-from bigopt.data.source import Dataset, block_dtype
-from bigopt.data.view import DataView, Preparation, Scaling, Split, TargetKind, Targets, Whitening
+from bigopt.data.plan import Plan, choose_lanes
+from bigopt.data.source import Dataset
+from bigopt.data.view import DataView, Preparation, Scaling, TargetKind, Targets, Whitening
+from bigopt.facts import Datasets, Facts, is_classification, views
 from bigopt.models.base import Model
 from bigopt.models.build import build_model
 from bigopt.models.linear import LinearModel
@@ -33,7 +29,7 @@ from bigopt.models.mlp import MLP
 from bigopt.models.penalties import Penalty
 from bigopt.optim.method import AskKind
 from bigopt.strategies.sync import Evaluation
-from bigopt.work import GradientSum, MetricSum, Profile, ProfileData, ScatterData, SelectRows, sum_selected
+from bigopt.work import GradientSum, MetricSum, SelectRows, sum_selected
 from bigopt.work_second import HessianSum, LineSum
 
 if TYPE_CHECKING:
@@ -48,65 +44,6 @@ _REGRESSION_LOSSES = ("squared", "huber")
 _BLOCK_BYTES = 1 << 20
 _WHITEN_COLUMNS = 4096
 _NO_VARIANCE = 1e-10
-
-
-@wire
-class Side(NamedTuple):
-    """Facts about the training or the validation rows.
-
-    Parameters
-    ----------
-    counts, skipped : ndarray, shape (P,), int64
-        Used and skipped rows of each partition.
-    moments : Moments
-        Of the raw features.
-    width : int
-        Columns of the target.
-    """
-
-    counts: Ints
-    skipped: Ints
-    moments: Moments
-    width: int
-
-
-@wire
-class Facts(NamedTuple):
-    """What the data decided, once, at the first start.
-
-    Parameters
-    ----------
-    identity : str
-        Of the training dataset.
-    train : Side
-    validation : Side or None
-    classes : tuple
-        Sorted labels; empty for a regression.
-    labels_seen : int
-        Distinct labels of the training rows; 0 for a regression.
-    validation_identity : str
-        Of a validation dataset of its own; empty otherwise.
-    slots : int
-        Workers at the first start.
-    scatter : Scatter or None
-        Of the training features, for ``model.whiten``.
-    """
-
-    identity: str
-    train: Side
-    validation: Side | None
-    classes: tuple[Any, ...]
-    labels_seen: int
-    validation_identity: str
-    slots: int
-    scatter: Scatter | None = None
-
-
-class Datasets(NamedTuple):
-    """The opened data of a run: training rows, and a validation dataset of its own or None."""
-
-    train: Dataset
-    validation: Dataset | None
 
 
 @dataclass(frozen=True)
@@ -165,127 +102,6 @@ class Problem:
     def metrics(self, view: DataView) -> MetricSum:
         """Return the work that evaluates the model on a view."""
         return MetricSum(self.model, view, self.block_rows, self.device)
-
-
-def side_view(conf: Conf, dataset: Dataset, *, validation: bool, own: bool) -> DataView:
-    """Return the raw view of the training or validation rows (`own`: of a validation dataset of its own)."""
-    fraction = conf.data.validation
-    split = Split(conf.run.seed, fraction, validation) if isinstance(fraction, float) and not own else None
-    bounds = np.array([0, *(p.stop for p in dataset.partitions)], dtype=np.int64)
-    dtype = block_dtype(dataset.stored, conf.data.dtype).name
-    return DataView(dataset.source, bounds, dtype, conf.data.on_bad_rows == "skip", split)
-
-
-def views(conf: Conf, data: Datasets) -> tuple[DataView, DataView | None]:
-    """Return the raw training and validation views."""
-    train = side_view(conf, data.train, validation=False, own=False)
-    if data.validation is not None:
-        other = side_view(conf, data.validation, validation=True, own=True)
-        return train, replace(other, dtype=train.dtype)
-    if conf.data.validation is None:
-        return train, None
-    return train, side_view(conf, data.train, validation=True, own=False)
-
-
-def is_classification(conf: Conf, dataset: Dataset) -> tuple[bool, str]:
-    """Decide the task of a model by CONTRACTS' rules.
-
-    Returns
-    -------
-    bool
-    str
-        Why, for the line at the start; empty where the model's name says it.
-
-    Raises
-    ------
-    ConfError
-        An mlp on integers without ``data.task``.
-    """
-    model = conf.model
-    if model.name != "mlp":
-        return model.name in _CLASSIFIERS, ""
-    if conf.data.task is not None:
-        return conf.data.task == "classification", "data.task"
-    if model.loss is not None:
-        return model.loss not in _REGRESSION_LOSSES, "model.loss"
-    if conf.data.classes is not None:
-        return True, "data.classes"
-    manifest = "the manifest" if dataset.manifest is not None else "the target's dtype"
-    if dataset.classes:
-        return True, "the manifest's classes"
-    kind = dataset.target_kind
-    if kind == "integer":
-        raise conf.error(
-            "data.task",
-            f"the target {', '.join(dataset.target)} holds integers: numbers or classes?",
-            "set data.task=regression or data.task=classification",
-        )
-    return kind in ("text", "category", "boolean"), manifest
-
-
-def profile(conf: Conf, data: Datasets, session: Session, rounds: Rounds) -> Facts:
-    """Decode, check and count every row once, by one Map-Reduce a side.
-
-    Raises
-    ------
-    DataError
-        For the first bad row, no rows, no weight, or labels that the model cannot take.
-    """
-    labels = is_classification(conf, data.train)[0]
-    train_view, validation_view = views(conf, data)
-    found = _pass(session, rounds, ProfileData(train_view, labels), "the first pass over the data")
-    train = _side(found, train_view)
-    if int(train.counts.sum()) == 0:
-        raise DataError("no training rows", where=conf.data.uri or "", hint="empty data, or all rows held out or bad")
-    if train.moments.weight <= 0.0:
-        raise DataError("the weights add up to 0", where=conf.data.uri or "", hint="set data.weight to another column")
-    validation = None
-    if validation_view is not None:
-        work = ProfileData(validation_view, False)
-        validation = _side(_pass(session, rounds, work, "the first pass over the validation data"), validation_view)
-        if int(validation.counts.sum()) == 0:
-            raise conf.error("data.validation", "no validation rows", "a larger fraction, or another URI")
-    classes = tuple(conf.data.classes or ()) or tuple(v.item() for v in found.labels)
-    if len(classes) == 2:  # the larger is the positive one, in whatever order they are declared
-        classes = tuple(sorted(classes))
-    return Facts(
-        train_view.source.identity(),
-        train,
-        validation,
-        classes if labels and found.width == 1 else (),
-        len(found.labels),
-        "" if data.validation is None else data.validation.source.identity(),
-        session.slots,
-        _scatter(conf, train_view, train, session, rounds) if conf.model.whiten else None,
-    )
-
-
-def _scatter(conf: Conf, view: DataView, side: Side, session: Session, rounds: Rounds) -> Scatter:
-    """One more pass for the covariance of the features."""
-    d = len(view.source.columns)
-    if d > _WHITEN_COLUMNS:
-        raise conf.error("model.whiten", f"{d} columns, their covariance is too large", f"at most {_WHITEN_COLUMNS}")
-    units = whole(np.arange(view.partitions), side.counts)
-    result: Scatter = rounds.run(
-        session, ScatterData(view), (), units, lambda k: homes(side.counts, k)[units[:, 0]], "the covariance"
-    )
-    return result
-
-
-def _pass(session: Session, rounds: Rounds, work: ProfileData, where: str) -> Profile:
-    view = work.view
-    counts = np.diff(view.bounds)
-    units = whole(np.arange(view.partitions), counts)
-    if len(units) == 0:
-        raise DataError("0 rows", where=where, hint="the dataset is empty")
-    result: Profile = rounds.run(session, work, (), units, lambda slots: homes(counts, slots)[units[:, 0]], where)
-    return result
-
-
-def _side(found: Profile, view: DataView) -> Side:
-    counts, skipped = np.zeros(view.partitions, dtype=np.int64), np.zeros(view.partitions, dtype=np.int64)
-    counts[found.partitions], skipped[found.partitions] = found.used, found.skipped
-    return Side(counts, skipped, found.moments, found.width)
 
 
 def build(conf: Conf, data: Datasets, facts: Facts, device: arrays.Device) -> Problem:

@@ -150,7 +150,7 @@ class ModelConf(Group, frozen=True):
     init: Annotated[
         Text,
         key(
-            "glorot_uniform | glorot_normal | he_uniform | he_normal | zeros (intercepts 0), a run directory or .npy file"
+            "glorot_uniform | glorot_normal | he_uniform | he_normal | zeros (intercepts 0), a run or a .npy file"
         ),
     ] = "glorot_uniform"
     backprop: Annotated[

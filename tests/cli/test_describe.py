@@ -13,8 +13,8 @@ from bigopt.config import load_text
 from bigopt.core.errors import ConfError
 from bigopt.data.memory import from_arrays
 from bigopt.describe import describe
+from bigopt.facts import Datasets
 from bigopt.fit import train
-from bigopt.problem import Datasets
 
 
 def data(rows: int = 1000, columns: int = 8, classes: int = 0, partition_rows: int = 100) -> Datasets:

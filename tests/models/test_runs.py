@@ -14,8 +14,8 @@ from bigopt import bundle
 from bigopt.core.errors import ConfError, DataError
 from bigopt.data.memory import from_arrays
 from bigopt.evaluate import evaluate, predict
+from bigopt.facts import Datasets
 from bigopt.models.mlp import MLP
-from bigopt.problem import Datasets
 
 sklearn = pytest.importorskip("sklearn")
 

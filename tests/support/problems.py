@@ -9,8 +9,8 @@ import numpy as np
 
 from bigopt.config import load_conf
 from bigopt.data.memory import from_arrays
+from bigopt.facts import Datasets
 from bigopt.fit import train
-from bigopt.problem import Datasets
 
 SIZES = (100, 70, 3, 0, 97, 130, 50, 1)
 """Eight unequal partitions, one of them empty."""

@@ -19,8 +19,8 @@ from bigopt.checkpoint import Checkpoints
 from bigopt.config import load_conf
 from bigopt.core.errors import ConfError, DataError, DivergedError
 from bigopt.data.memory import from_arrays
+from bigopt.facts import Datasets
 from bigopt.fit import _Run, train
-from bigopt.problem import Datasets
 from bigopt.rundir import RunDir
 
 MINI = ["optimizer.name=adam", "batch.size=64", "stop.epochs=2"]

@@ -1,0 +1,135 @@
+"""What the first passes over the data compute: counts, labels, moments and co-deviations of the raw features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bigopt.core.codec import wire
+from bigopt.core.errors import DataError
+from bigopt.core.sums import Moments, Scatter
+from bigopt.data.cache import Meter
+from bigopt.data.plan import Ints
+from bigopt.data.view import DataView
+
+Array = npt.NDArray[Any]
+
+_MOMENT_ROWS = 4096
+_MOST_LABELS = 100_000
+
+
+@wire
+class Profile(NamedTuple):
+    """What one pass over the data finds: counts a partition, weight, feature moments, labels.
+
+    Parameters
+    ----------
+    partitions, used, skipped : ndarray, shape (k,), int64
+        Partition numbers with their used and skipped rows.
+    moments : Moments
+        Of the raw features, weighted.
+    labels, label_rows : ndarray
+        Sorted distinct labels and their rows; empty where not asked for.
+    width : int
+        Columns of the target.
+    """
+
+    partitions: Ints
+    used: Ints
+    skipped: Ints
+    moments: Moments
+    labels: Array
+    label_rows: Ints
+    width: int
+
+    def merge(self, other: Profile) -> Profile:
+        """Append the counts, merge the moments and the labels."""
+        found = [p for p in (self, other) if len(p.labels)] or [self]
+        labels, inverse = np.unique(np.concatenate([p.labels for p in found]), return_inverse=True)
+        rows = np.zeros(len(labels), dtype=np.int64)
+        np.add.at(rows, inverse, np.concatenate([p.label_rows for p in found]))
+        if len(labels) > _MOST_LABELS:
+            raise DataError(f"more than {_MOST_LABELS} distinct labels", hint="is the task a regression? set data.task")
+        return Profile(
+            np.concatenate([self.partitions, other.partitions]),
+            np.concatenate([self.used, other.used]),
+            np.concatenate([self.skipped, other.skipped]),
+            self.moments.merge(other.moments),
+            labels,
+            rows,
+            max(self.width, other.width),
+        )
+
+
+@wire
+@dataclass(frozen=True)
+class ProfileData:
+    """Decode, check and count every used row once; optionally collect the distinct labels."""
+
+    view: DataView
+    labels: bool
+
+    def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
+        """Need nothing."""
+        return inputs
+
+    def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Profile:
+        """Return the partition's profile."""
+        index = int(unit[0])
+        with meter.block(self.view, index) as entry:
+            X, y, weight, skipped, _ = entry.block
+            meter.rows += len(X)
+            labels, rows = np.empty(0), np.empty(0, dtype=np.int64)
+            width = 0 if y is None else y.shape[1] if y.ndim == 2 else 1
+            if self.labels and y is not None and len(y) and width == 1:
+                labels, rows = np.unique(y, return_counts=True)
+            return Profile(
+                np.array([index]), np.array([len(X)]), np.array([skipped]), moments(X, weight), labels, rows, width
+            )
+
+
+def moments(X: Array, weight: Array | None) -> Moments:
+    """Return the moments of a block of shape (k, d), folded in pieces of 4096 rows in float64."""
+    total = Moments(0.0, np.zeros(X.shape[1]), np.zeros(X.shape[1]))
+    for lo in range(0, len(X), _MOMENT_ROWS):
+        part = X[lo : lo + _MOMENT_ROWS].astype(np.float64)
+        w = np.ones(len(part)) if weight is None else weight[lo : lo + _MOMENT_ROWS]
+        mass = float(w.sum())
+        if mass == 0.0:
+            continue
+        mean = (w @ part) / mass
+        part -= mean
+        total = total.merge(Moments(mass, mean, w @ (part * part)))
+    return total
+
+
+@wire
+@dataclass(frozen=True)
+class ScatterData:
+    """The co-deviations of the features, for whitening."""
+
+    view: DataView
+
+    def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
+        """Need nothing."""
+        return inputs
+
+    def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Scatter:
+        """Return the partition's `Scatter`, folded in pieces of 4096 rows in float64."""
+        with meter.block(self.view, int(unit[0])) as entry:
+            X, weight = entry.block.X, entry.block.weight
+            meter.rows += len(X)
+            d = X.shape[1]
+            total = Scatter(0.0, np.zeros(d), np.zeros((d, d)))
+            for lo in range(0, len(X), _MOMENT_ROWS):
+                part = X[lo : lo + _MOMENT_ROWS].astype(np.float64)
+                w = np.ones(len(part)) if weight is None else weight[lo : lo + _MOMENT_ROWS]
+                mass = float(w.sum())
+                if mass:
+                    mean = (w @ part) / mass
+                    part -= mean
+                    total = total.merge(Scatter(mass, mean, (part * w[:, None]).T @ part))
+            return total
