@@ -20,8 +20,8 @@ from bigopt.core.errors import ConfError, DataError
 from bigopt.core.names import nearest
 
 if TYPE_CHECKING:
+    from bigopt.callbacks import Progress
     from bigopt.config import Conf
-    from bigopt.fit import Progress
 
 F = TypeVar("F", bound=Callable[..., Any])
 

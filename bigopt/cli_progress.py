@@ -1,6 +1,6 @@
 """Progress for people: a bar on a terminal, plain lines elsewhere, silence with ``--quiet``.
 
-A run reports records (the lines of metrics.jsonl) to a `bigopt.fit.Progress`; what is shown of them is where the run is
+A run reports records (the lines of metrics.jsonl) to a `Progress`; what is shown of them is where the run is
 on its way to the first limit, the loss, rows per second and the time that is left. Everything goes to stderr.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from bigopt.fit import Progress
+    from bigopt.callbacks import Progress
 
 _LINE_SECONDS = 5.0
 _WINDOW = 20

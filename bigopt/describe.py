@@ -22,7 +22,7 @@ import numpy as np
 from bigopt.core.sums import Moments
 from bigopt.core.tree import height
 from bigopt.data.source import Dataset
-from bigopt.facts import Datasets, Facts, Side, is_classification, side_view
+from bigopt.facts import Datasets, Facts, Side, is_classification, open_data, side_view
 from bigopt.models.counts import count_shapes
 from bigopt.models.table import ModelTable, batch_memory, model_table, si
 from bigopt.optim.build import build_schedule
@@ -60,7 +60,6 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
         Data that cannot be opened, or a conf that does not go with them.
     """
     from bigopt.config import describe_defaults
-    from bigopt.fit import open_data
 
     data = data or open_data(conf)
     problem = build(conf, data, _facts(conf, data.train), "cpu")

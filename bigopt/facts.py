@@ -14,7 +14,7 @@ import numpy as np
 from bigopt.backends.base import Session
 from bigopt.backends.ledger import Rounds
 from bigopt.core.codec import wire
-from bigopt.core.errors import DataError
+from bigopt.core.errors import ConfError, DataError
 from bigopt.core.sums import Moments, Scatter
 from bigopt.data.plan import Ints, homes, whole
 from bigopt.data.source import Dataset, block_dtype
@@ -86,6 +86,31 @@ class Datasets(NamedTuple):
 
     train: Dataset
     validation: Dataset | None
+
+
+def open_data(conf: Conf) -> Datasets:
+    """Open the training data, and the validation data where it is a dataset of its own."""
+    from bigopt.data.open import open_dataset
+
+    spec = conf.data
+    if spec.uri is None:
+        raise ConfError("no data", where="data.uri", hint="set data.uri to a Zarr group, Parquet, NPZ or NPY")
+
+    def opened(uri: str, target: Any, features: Any, weight: str | None) -> Any:
+        return open_dataset(
+            uri,
+            target=target,
+            features=features,
+            weight=weight,
+            on_bad_rows=spec.on_bad_rows,
+            storage_options=spec.storage_options,
+        )
+
+    data = opened(spec.uri, spec.target, spec.features, spec.weight)
+    if not isinstance(spec.validation, str):
+        return Datasets(data, None)
+    target = data.target[0] if len(data.target) == 1 else data.target
+    return Datasets(data, opened(spec.validation, target, data.columns, data.weight))
 
 
 def side_view(conf: Conf, dataset: Dataset, *, validation: bool, own: bool) -> DataView:

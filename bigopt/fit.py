@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +26,13 @@ import numpy.typing as npt
 from bigopt import bundle, sessions
 from bigopt.backends.base import Session, check_fingerprint, fingerprint
 from bigopt.backends.ledger import Ledger, Rounds
+from bigopt.callbacks import Progress, Signals, Silent
 from bigopt.checkpoint import Cadence, Checkpoint, Checkpoints
 from bigopt.core import arrays, codec
 from bigopt.core.errors import BigoptError, CheckpointError, ConfError, DataError, DivergedError, InterruptedRun
 from bigopt.data.plan import homes, whole
 from bigopt.data.view import DataView
-from bigopt.facts import Datasets, Facts, profile
+from bigopt.facts import Datasets, Facts, open_data, profile
 from bigopt.models.second import check_newton, is_quadratic, shifted_classes
 from bigopt.optim.build import build_method
 from bigopt.optim.method import Method
@@ -51,42 +50,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Log = Callable[[str], None]
 OnStep = Callable[[int, float, Array], None]
-
-
-class Progress(Protocol):
-    """Who shows a run to a person."""
-
-    def start(self, total_steps: int | None, total_epochs: float | None, text: str) -> None:
-        """Begin; totals are None where only time or a target ends the run."""
-        ...
-
-    def update(self, record: dict[str, Any]) -> None:
-        """Show a record (the keys of metrics.jsonl)."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Show a line."""
-        ...
-
-    def close(self) -> None:
-        """End."""
-        ...
-
-
-class Silent:
-    """Shows nothing."""
-
-    def start(self, total_steps: int | None, total_epochs: float | None, text: str) -> None:
-        """Show nothing."""
-
-    def update(self, record: dict[str, Any]) -> None:
-        """Show nothing."""
-
-    def note(self, text: str) -> None:
-        """Show nothing."""
-
-    def close(self) -> None:
-        """Show nothing."""
 
 
 def train(
@@ -142,56 +105,6 @@ def resume(path: Path, overrides: list[str] | None = None, *, progress: Progress
         return _Run(conf, open_data(conf), run, progress).go(resume=True)
 
 
-def open_data(conf: Conf) -> Datasets:
-    """Open the training data, and the validation data where it is a dataset of its own."""
-    from bigopt.data.open import open_dataset
-
-    spec = conf.data
-    if spec.uri is None:
-        raise ConfError("no data", where="data.uri", hint="set data.uri to a Zarr group, Parquet, NPZ or NPY")
-
-    def opened(uri: str, target: Any, features: Any, weight: str | None) -> Any:
-        return open_dataset(
-            uri,
-            target=target,
-            features=features,
-            weight=weight,
-            on_bad_rows=spec.on_bad_rows,
-            storage_options=spec.storage_options,
-        )
-
-    data = opened(spec.uri, spec.target, spec.features, spec.weight)
-    if not isinstance(spec.validation, str):
-        return Datasets(data, None)
-    target = data.target[0] if len(data.target) == 1 else data.target
-    return Datasets(data, opened(spec.validation, target, data.columns, data.weight))
-
-
-class _Signals:
-    """Turns the first SIGINT or SIGTERM into a request, the second into an immediate end."""
-
-    def __init__(self) -> None:
-        self.received = 0
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
-            os._exit(128 + number)
-        self.received = number
-
-    @contextlib.contextmanager
-    def caught(self) -> Iterator[None]:
-        try:
-            old = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: signals are somebody else's business
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-
-
 def _line(record: dict[str, Any]) -> str:
     """Say a record in a line, for those who watch an engine."""
     return "round {round}, step {step}, epoch {epoch:.3g}, loss {loss:.6g}".format_map(record)
@@ -224,7 +137,7 @@ class _Run:
         self.ledger = Ledger()
         self.rounds = Rounds(self.ledger, conf.backend.retries)
         self.checkpoints = Checkpoints(run.path / "checkpoints", conf.checkpoint.keep)
-        self.signals = _Signals()
+        self.signals = Signals()
         self.audit = ""
         self.best_params: Array | None = None
         self.length: int | None = None
