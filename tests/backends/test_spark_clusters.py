@@ -23,7 +23,7 @@ from problems import files
 from bigopt.backends.local import LocalSession
 from bigopt.backends.testing import Probe
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.all]
 
 LOCAL_CLUSTER = "local-cluster[2,1,1024]"
 SCRIPT = Path(spark_job.__file__)
