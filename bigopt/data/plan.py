@@ -100,12 +100,13 @@ class Plan:
     _walks: dict[tuple[int, int], tuple[Ints, Ints]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _shares: dict[int, Ints] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
             raise ConfError(f"a batch of {self.size} rows", where="batch.size", hint="at least 1, or full")
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Number of used rows n."""
         return int(self.counts.sum())
@@ -148,6 +149,10 @@ class Plan:
         return lane
 
     @cached_property
+    def _offsets(self) -> npt.NDArray[np.float64]:
+        return (np.arange(1, len(self.lane_rows) + 1) * _GOLDEN) % 1.0
+
+    @cached_property
     def lane_rows(self) -> Ints:
         """Rows of each lane, shape (L,)."""
         used = self.lane_of >= 0
@@ -155,10 +160,17 @@ class Plan:
 
     def shares(self, drawn: int) -> Ints:
         """Return how many of the first `drawn` rows of an epoch each lane gives, shape (L,); they add up to `drawn`."""
+        if drawn not in self._shares:
+            for old in list(self._shares)[:-1]:  # the end of a batch is the start of the next
+                del self._shares[old]
+            self._shares[drawn] = self._share(drawn)
+        return self._shares[drawn]
+
+    def _share(self, drawn: int) -> Ints:
         rows = self.lane_rows
         if drawn >= self.rows:
-            return rows.copy()
-        offset = (np.arange(1, len(rows) + 1) * _GOLDEN) % 1.0
+            return rows
+        offset = self._offsets
 
         def below(theta: float) -> Ints:
             return np.clip(np.ceil(rows * theta - offset), 0, rows).astype(np.int64)
