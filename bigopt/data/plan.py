@@ -150,7 +150,7 @@ class Plan:
 
     @cached_property
     def _offsets(self) -> npt.NDArray[np.float64]:
-        return (np.arange(1, len(self.lane_rows) + 1) * _GOLDEN) % 1.0
+        return np.asarray((np.arange(1, len(self.lane_rows) + 1) * _GOLDEN) % 1.0, dtype=np.float64)
 
     @cached_property
     def lane_rows(self) -> Ints:
