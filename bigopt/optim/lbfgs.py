@@ -29,6 +29,7 @@ from bigopt.core.sums import LineSums, Sums
 from bigopt.optim.linesearch import (
     MOST_ROUNDS,
     Line,
+    Trials,
     ask_line,
     best,
     bracket,
@@ -157,8 +158,9 @@ class LBFGS:
         line = tell_line(state.line, state.params, sums, divisor, self.penalty)
         found = wolfe(line.trials, _C1, _C2)
         if found is None:
-            more = refine(line.trials, *bracket(line.trials, _C1), 5) if line.rounds < MOST_ROUNDS else ()
-            if more:
+            # where the decrease to expect is below the last bit of the value, slopes are rounding too: one round will do
+            flat = -line.slope <= np.finfo(np.float64).eps * abs(float(line.trials.values[0]))
+            if line.rounds < (1 if flat else MOST_ROUNDS) and (more := _candidates(line.trials)):
                 state = state._replace(line=line._replace(candidates=more))
                 return state, self.ask(state)
             found = best(line.trials, _C1)
@@ -201,6 +203,10 @@ class LBFGS:
     def _step(state: LBFGSState, params: Vector, eta: float, grad_norm: float) -> tuple[LBFGSState, Step]:
         done = state._replace(params=params, step=state.step + 1, before=state.params, line=None)
         return done, Step(params, eta, grad_norm)
+
+
+def _candidates(t: Trials) -> tuple[float, ...]:
+    return refine(t, *bracket(t, _C1), len(_NEAR))
 
 
 def two_loops(grad: Vector, pairs: tuple[Pair, ...]) -> Vector:

@@ -131,7 +131,7 @@ def decreased(t: Trials, share: float, slope: float) -> npt.NDArray[np.bool_]:
     """
     f0 = t.values[0]
     with np.errstate(invalid="ignore"):
-        plainly = t.values <= f0 + share * t.steps * slope
+        plainly = (t.values < f0) & (t.values <= f0 + share * t.steps * slope)
         by_slope = (t.values <= f0 + NOISE * abs(f0)) & (t.slopes <= (1.0 - 2.0 * share) * -slope)
         good: npt.NDArray[np.bool_] = (t.steps > 0.0) & np.isfinite(t.values) & (plainly | by_slope)
     return good

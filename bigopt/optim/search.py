@@ -36,6 +36,9 @@ from bigopt.optim.transform import Vector
 _AT_ONCE: Final = 16
 """Candidates of one round of backtracking."""
 
+_MOST_ROUNDS: Final = 8
+"""Rounds of an exact search that has no closed form; what is left then is rounding."""
+
 _FLAT: Final = 1e-9
 """Slope, relative to that at the start, at which an exact search ends."""
 
@@ -208,7 +211,7 @@ class SearchedDescent:
         size = np.where(usable, np.abs(t.slopes), np.inf)
         found = int(np.argmin(size))
         ends = _ends(t)
-        more = () if line.rounds >= MOST_ROUNDS else refine(t, *ends, 6)
+        more = () if line.rounds >= _MOST_ROUNDS else refine(t, *ends, 6)
         if size[found] <= _FLAT * size[0] or not more:
             return float(t.steps[found]), ()
         return None, more
