@@ -164,12 +164,30 @@ class MLP:
 
     def grad_sum(self, params: Any, X: Any, y: Any, weight: Any | None) -> tuple[Any, float, float]:
         """Return (gradient sum by backpropagation, weighted loss sum, weight sum)."""
-        kernels.same_dtype(params, X)
-        w = self._parameters(params)
         grad = namespace(X).empty(params.shape, dtype=X.dtype)
         g = self._parameters(grad)
-        phi, top = ACTIVATIONS[self.activation], ACTIVATIONS[self.output_activation]
+        value, steps = self.backward(params, X, y, weight)
+        for k, z, delta in steps:
+            kernels.dense_gradient(z, delta, g[k].weight, g[k].intercept)
+            for constant in (g[k].mean, g[k].scale):
+                if constant is not None:
+                    constant[...] = 0.0
+        return grad, *kernels.totals(value, weight)
 
+    def backward(self, params: Any, X: Any, y: Any, weight: Any | None) -> tuple[Any, Iterator[tuple[int, Any, Any]]]:
+        """Run forward, and backward as far as it is asked to.
+
+        Returns
+        -------
+        value : array, shape (rows,)
+            The loss of each row.
+        steps : iterator
+            From the top layer down (k, z, delta): its number from 0, its input (rows, in), and s_i dloss_i/dv
+            (rows, out), which lasts until the next one is asked for.
+        """
+        kernels.same_dtype(params, X)
+        w = self._parameters(params)
+        top = ACTIVATIONS[self.output_activation]
         inputs, outputs = [X], []
         for z, _, x in self._hidden(w, X):
             inputs.append(x)
@@ -177,21 +195,23 @@ class MLP:
         z = top.forward(kernels.dense(inputs[-1], w[-1].weight, w[-1].intercept))
         value, delta = self.loss.value_delta(z, y)
         delta = kernels.weighted(top.backward(z, delta), weight)
+        return value, self._deltas(w, inputs, outputs, delta)
+
+    def _deltas(
+        self, w: list[_Layer], inputs: list[Any], outputs: list[Any], delta: Any
+    ) -> Iterator[tuple[int, Any, Any]]:
+        phi = ACTIVATIONS[self.activation]
         around: Any = None  # dloss/da of the layer above, where that has a shortcut
         for k in reversed(range(len(w))):
-            kernels.dense_gradient(inputs[k], delta, g[k].weight, g[k].intercept)
+            yield k, inputs[k], delta
             if k:
                 below = kernels.dense_input(delta, w[k].weight)
-                for constant in (g[k].mean, g[k].scale):
-                    if constant is not None:
-                        constant[...] = 0.0
                 if w[k].scale is not None:
                     below /= w[k].scale
                 if around is not None:
                     below += around
-                around = namespace(X).astype(below, below.dtype) if k > 1 and self.shortcuts[k - 1] else None
+                around = namespace(below).astype(below, below.dtype) if k > 1 and self.shortcuts[k - 1] else None
                 delta = phi.backward(outputs[k - 1], below)
-        return grad, *kernels.totals(value, weight)
 
     def loss_sum(self, params: Any, X: Any, y: Any, weight: Any | None) -> tuple[float, float]:
         """Return (weighted loss sum, weight sum)."""

@@ -65,7 +65,7 @@ def _squared_hinge(loss: Any, v: Any, y: Any) -> Any:
     return 2.0 * namespace(v).astype(loss.delta(v, y) != 0.0, v.dtype)
 
 
-_DIAGONAL: Final[Mapping[type[Loss], Callable[[Any, Any, Any], Any]]] = MappingProxyType(
+DIAGONAL: Final[Mapping[type[Loss], Callable[[Any, Any, Any], Any]]] = MappingProxyType(
     {
         SquaredLoss: _constant,
         SignedSquaredLoss: _constant,
@@ -97,7 +97,7 @@ def check_newton(model: Model, memory: int) -> None:
             where="optimizer.name",
             hint="lbfgs takes any model",
         )
-    if type(model.loss) not in _DIAGONAL and not isinstance(model.loss, CategoricalCrossEntropy):
+    if type(model.loss) not in DIAGONAL and not isinstance(model.loss, CategoricalCrossEntropy):
         raise ConfError(
             f"newton needs second derivatives, which the {model.loss.name} loss has not",
             where="model.loss",
@@ -154,7 +154,7 @@ def hessian_sum(model: LinearModel, params: Any, X: Any, y: Any, weight: Any | N
         s = softmax(v)
         pairs = [(c, k, (s[:, c] if c == k else 0.0) - s[:, c] * s[:, k]) for c in range(q) for k in range(c + 1)]
     else:
-        h = _DIAGONAL[type(model.loss)](model.loss, v, y)
+        h = DIAGONAL[type(model.loss)](model.loss, v, y)
         pairs = [(c, c, h[:, c]) for c in range(1 if shared else q)]
     ones = xp.ones(X.shape[0], dtype=X.dtype)
     n = d * q
@@ -207,7 +207,7 @@ def line_of_margins(
     """
     V, D = kept
     xp = namespace(V)
-    diagonal = _DIAGONAL.get(type(loss))
+    diagonal = DIAGONAL.get(type(loss))
     values, firsts, seconds, mass = [], [], [], 0.0
     for eta in steps:
         v = V + float(eta) * D

@@ -1,0 +1,256 @@
+"""What a slot computes for `bigopt diagnose`: gradient noise, moments of the features, Hessian-vector products.
+
+All are sums over rows, folded in the same blocks and along the same tree as a gradient, so that a diagnosis has the
+same bits on any number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bigopt.core import arrays
+from bigopt.core.codec import wire
+from bigopt.core.sums import Sums, added
+from bigopt.data.cache import Meter
+from bigopt.data.plan import Ints
+from bigopt.data.view import DataView
+from bigopt.models.base import Model
+from bigopt.models.linear import LinearModel
+from bigopt.models.rows import has_curvature, hessian_vector_sum, noise_sum, row_curvature
+from bigopt.work import Rows, unit_rows
+
+Array = npt.NDArray[Any]
+
+
+@wire
+class NoiseSums(NamedTuple):
+    """Gradient sum, and the squared norms of the gradients of single rows.
+
+    Parameters
+    ----------
+    grad : ndarray, shape (p,)
+        As in `Sums`.
+    squares : float
+        sum_i s_i^2 ||gradient loss_i||^2.
+    loss, weight : float
+        As in `Sums`.
+    rows : int
+    """
+
+    grad: Array
+    squares: float
+    loss: float
+    weight: float
+    rows: int
+
+    def merge(self, other: NoiseSums) -> NoiseSums:
+        """Add two sums."""
+        return NoiseSums(
+            added(self.grad, other.grad),
+            self.squares + other.squares,
+            self.loss + other.loss,
+            self.weight + other.weight,
+            self.rows + other.rows,
+        )
+
+
+@wire
+class FeatureSums(NamedTuple):
+    """Second and fourth moments of the features, each row with a factor a_i.
+
+    Parameters
+    ----------
+    second : ndarray, shape (d, d) or (0, 0), float64
+        sum_i a_i x x^T; empty where d is too large to form it.
+    fourth : ndarray, shape (d, d) or (0, 0), float64
+        sum_i a_i^2 ||x||^2 x x^T.
+    trace : float
+        sum_i a_i ||x||^2.
+    largest : float
+        max_i a_i ||x||^2.
+    rows : int
+    """
+
+    second: Array
+    fourth: Array
+    trace: float
+    largest: float
+    rows: int
+
+    def merge(self, other: FeatureSums) -> FeatureSums:
+        """Add two sums; the largest of both."""
+        return FeatureSums(
+            added(self.second, other.second),
+            added(self.fourth, other.fourth),
+            self.trace + other.trace,
+            max(self.largest, other.largest),
+            self.rows + other.rows,
+        )
+
+
+@wire
+@dataclass(frozen=True)
+class NoiseSum:
+    """Gradient and squared norms of the rows' gradients at some params.
+
+    Parameters
+    ----------
+    model : LinearModel or MLP
+    view : DataView
+    block_rows : int
+    device : str
+    """
+
+    model: Model
+    view: DataView
+    block_rows: int
+    device: arrays.Device = "cpu"
+
+    def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
+        """Cast params once to the block dtype."""
+        return (_cast(self, inputs[0]),)
+
+    def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> NoiseSums:
+        """Return the unit's `NoiseSums`."""
+        grad = np.zeros(self.model.layout.size)
+        squares = loss = total = 0.0
+        count = 0
+        for X, y, weight in _blocks(self, unit, meter):
+            g, square, value, mass = noise_sum(self.model, inputs[0], X, y, weight)
+            grad += arrays.to_host(g)
+            squares, loss, total = squares + square, loss + value, total + mass
+            count += len(X)
+        return NoiseSums(grad, squares, loss, total, count)
+
+
+@wire
+@dataclass(frozen=True)
+class FeatureSum:
+    """Moments of x (with a 1 where `ones`), each row with a_i = scale s_i, times h_i/2 where there is a model.
+
+    Parameters
+    ----------
+    view : DataView
+    block_rows : int
+    scale : float
+        n/W, so that the a_i of a squared loss have mean 1.
+    ones : bool
+        Whether x ends with a 1 for the intercept.
+    formed : bool
+        Whether matrices are wanted, not only their traces.
+    model : LinearModel or None
+        Whose row curvatures h_i count, at the params that are sent.
+    device : str
+    """
+
+    view: DataView
+    block_rows: int
+    scale: float
+    ones: bool
+    formed: bool
+    model: LinearModel | None = None
+    device: arrays.Device = "cpu"
+
+    def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
+        """Cast params once to the block dtype."""
+        return tuple(_cast(self, value) for value in inputs)
+
+    def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> FeatureSums:
+        """Return the unit's `FeatureSums`."""
+        d = len(self.view.source.columns) + self.ones if self.formed else 0
+        second, fourth = np.zeros((d, d)), np.zeros((d, d))
+        trace = largest = 0.0
+        count = 0
+        for X, y, weight in _blocks(self, unit, meter):
+            xp = arrays.namespace(X)
+            factor = xp.full(X.shape[0], self.scale, dtype=X.dtype)
+            if weight is not None:
+                factor *= weight
+            if self.model is not None:
+                factor *= row_curvature(self.model, inputs[0], X, y) / 2.0
+            if self.ones:
+                X = xp.concat([X, xp.ones((X.shape[0], 1), dtype=X.dtype)], axis=1)
+            weighed = factor * xp.sum(X * X, axis=1)
+            if self.formed:
+                scaled = X * factor[:, None]
+                second += arrays.to_host(xp.matmul(X.T, scaled))
+                scaled *= weighed[:, None]
+                fourth += arrays.to_host(xp.matmul(X.T, scaled))
+            trace += float(xp.sum(weighed))
+            largest = max(largest, float(xp.max(weighed)))
+            count += X.shape[0]
+        return FeatureSums(second, fourth, trace, largest, count)
+
+
+@wire
+@dataclass(frozen=True)
+class HessianVector:
+    """The sum of the rows' Hessians times a vector, without the Hessian.
+
+    For the linear family X^T (h (X V)); for other models the central difference of two gradient sums,
+    (G(w + e v) - G(w - e v)) / 2 e with e = cbrt(eps) (1 + ||w||) / ||v||, both computed while the rows are at hand.
+
+    Parameters
+    ----------
+    model : Model
+    view : DataView
+        With float64 blocks, so that the difference keeps ten digits.
+    block_rows : int
+    device : str
+    """
+
+    model: Model
+    view: DataView
+    block_rows: int
+    device: arrays.Device = "cpu"
+
+    def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
+        """Cast params and vector, or make the two points of the difference."""
+        params, vector = inputs
+        if self._closed:
+            return _cast(self, params), _cast(self, vector), 0.0
+        size = float(np.linalg.norm(vector))
+        step = float(np.cbrt(np.finfo(np.float64).eps)) * (1.0 + float(np.linalg.norm(params))) / size
+        return _cast(self, params + step * vector), _cast(self, params - step * vector), step
+
+    @property
+    def _closed(self) -> bool:
+        return isinstance(self.model, LinearModel) and has_curvature(self.model.loss)
+
+    def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Sums:
+        """Return the unit's product as the gradient of a `Sums` (its loss stays 0)."""
+        first, second, step = inputs
+        product = np.zeros(self.model.layout.size)
+        mass = 0.0
+        count = 0
+        for X, y, weight in _blocks(self, unit, meter):
+            if isinstance(self.model, LinearModel) and self._closed:
+                product += arrays.to_host(hessian_vector_sum(self.model, first, second, X, y, weight))
+                mass += float(len(X)) if weight is None else float(arrays.to_host(weight).sum())
+            else:
+                above, _, mass_here = self.model.grad_sum(first, X, y, weight)
+                below, _, _ = self.model.grad_sum(second, X, y, weight)
+                product += arrays.to_host(above - below) / (2.0 * step)
+                mass += mass_here
+            count += len(X)
+        return Sums(product, 0.0, mass, count)
+
+
+def _cast(work: NoiseSum | FeatureSum | HessianVector, vector: Array) -> Any:
+    return arrays.to_device(np.ascontiguousarray(vector, dtype=work.view.dtype), work.device)
+
+
+def _blocks(work: NoiseSum | FeatureSum | HessianVector, unit: Ints, meter: Meter) -> Iterator[Rows]:
+    """Give the unit's rows in blocks counted from its first row."""
+    with meter.block(work.view, int(unit[0])) as entry:
+        X, y, weight = unit_rows(entry, 0, unit)
+        meter.rows += len(X)
+        for lo in range(0, len(X), work.block_rows):
+            part = slice(lo, lo + work.block_rows)
+            w = None if weight is None else arrays.to_device(weight[part], work.device)
+            yield arrays.to_device(X[part], work.device), arrays.to_device(y[part], work.device), w
