@@ -158,7 +158,7 @@ class LBFGS:
         line = tell_line(state.line, state.params, sums, divisor, self.penalty)
         found = wolfe(line.trials, _C1, _C2)
         if found is None:
-            # where the decrease to expect is below the last bit of the value, slopes are rounding too: one round will do
+            # where the decrease to expect is below the last bit of the value, slopes are rounding too: ask once
             flat = -line.slope <= np.finfo(np.float64).eps * abs(float(line.trials.values[0]))
             if line.rounds < (1 if flat else MOST_ROUNDS) and (more := _candidates(line.trials)):
                 state = state._replace(line=line._replace(candidates=more))
