@@ -21,6 +21,7 @@ from bigopt.data.view import Preparation, Targets
 from bigopt.models.base import Model
 from bigopt.models.linear import LinearModel
 from bigopt.models.linear import coefficients as linear_coefficients
+from bigopt.models.penalties import Penalty
 from bigopt.rundir import RunDir
 
 Array = npt.NDArray[Any]
@@ -44,10 +45,7 @@ class Bundle:
     targets : Targets
     recipe : object or None
         The ingest recipe of the training data, so that raw data can be scored too.
-    penalty : float
-        l2.
-    sample : bool
-        Whether the training data was marked as a sample.
+    penalty : Penalty
     """
 
     model: Model
@@ -58,8 +56,7 @@ class Bundle:
     scaling: Preparation | None
     targets: Targets
     recipe: Any
-    penalty: float
-    sample: bool = False
+    penalty: Penalty
 
 
 def save(run: RunDir, bundle: Bundle) -> None:

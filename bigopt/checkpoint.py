@@ -48,6 +48,8 @@ class Checkpoint(NamedTuple):
         Params of the best check, where early stopping watches a validation loss.
     length : int or None
         Steps that were planned at the first start: what a schedule's null period means, also after a resume.
+    epoch_mean : tuple
+        Sum of losses times rows, and rows, of this epoch so far.
     audit : str
         Chained hash of all steps so far (``run.audit``), else empty.
     """
@@ -65,6 +67,7 @@ class Checkpoint(NamedTuple):
     stale: int
     best_params: Any
     length: int | None
+    epoch_mean: tuple[float, int]
     audit: str
 
 

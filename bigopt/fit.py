@@ -13,7 +13,6 @@ Between two steps the loop looks at limits, validation, checkpoints and signals.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import signal
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bigopt import bundle, sessions
+from bigopt import bundle, keeping, sessions
 from bigopt.backends.base import Session, check_fingerprint, fingerprint
 from bigopt.backends.ledger import Ledger, Rounds
 from bigopt.callbacks import Progress, Signals, Silent
@@ -33,11 +32,8 @@ from bigopt.core.errors import BigoptError, CheckpointError, ConfError, DataErro
 from bigopt.data.plan import homes, whole
 from bigopt.data.view import DataView
 from bigopt.facts import Datasets, Facts, open_data, profile
-from bigopt.models.second import check_newton, is_quadratic, shifted_classes
-from bigopt.optim.build import build_method
-from bigopt.optim.method import Method
 from bigopt.problem import Problem, build
-from bigopt.rundir import RunDir, machine
+from bigopt.rundir import RunDir
 from bigopt.stopping import Stopper
 from bigopt.strategies.base import StepRecord
 from bigopt.strategies.sync import Sync, SyncState
@@ -105,19 +101,6 @@ def resume(path: Path, overrides: list[str] | None = None, *, progress: Progress
         return _Run(conf, open_data(conf), run, progress).go(resume=True)
 
 
-def _line(record: dict[str, Any]) -> str:
-    """Say a record in a line, for those who watch an engine."""
-    return "round {round}, step {step}, epoch {epoch:.3g}, loss {loss:.6g}".format_map(record)
-
-
-def _chained(before: str, state: Any) -> str:
-    """Return the hash of a state and of all states before it."""
-    digest = hashlib.sha256(before.encode())
-    for part in codec.dumps(state):
-        digest.update(part)
-    return digest.hexdigest()
-
-
 class _Run:
     """One start of a run: holds what the steps of `go` share."""
 
@@ -141,6 +124,7 @@ class _Run:
         self.audit = ""
         self.best_params: Array | None = None
         self.length: int | None = None
+        self.epoch_mean: tuple[float, int] = (0.0, 0)
         self._metric_work: dict[str, MetricSum] = {}
         self.mine = fingerprint()
 
@@ -182,7 +166,10 @@ class _Run:
                 error.run = str(run.path)
                 raise
 
-    def _saved(self) -> Checkpoint:
+    def _saved(self) -> Checkpoint | None:
+        if not self.checkpoints.paths():
+            self.say("no checkpoint yet: from the beginning")
+            return None
         path, saved = self.checkpoints.newest()
         if saved.conf != self.conf_hash:
             raise ConfError("the conf is not the one this run was started with", where=str(path))
@@ -197,7 +184,9 @@ class _Run:
         if not (resume and path.exists()):
             facts = profile(self.conf, self.data, session, self.rounds)
             codec.save(path, facts)
-            self.run.write_json("manifest.json", self._manifest(facts))
+            self.run.write_json(
+                "manifest.json", keeping.manifest(self.conf, self.conf_hash, self.mine, self.data.train, facts)
+            )
             return facts
         value = codec.load(path)
         if not isinstance(value, Facts):
@@ -208,49 +197,6 @@ class _Run:
                 "the data is not what this run was started with", where=str(self.conf.data.uri), hint="start a new run"
             )
         return value
-
-    def _manifest(self, facts: Facts) -> dict[str, Any]:
-        data = self.data.train
-        return {
-            **machine(),
-            "fingerprint": self.mine,
-            "data": {
-                "uri": self.conf.data.uri,
-                "identity": facts.identity,
-                "rows": data.rows,
-                "training_rows": int(facts.train.counts.sum()),
-                "validation_rows": 0 if facts.validation is None else int(facts.validation.counts.sum()),
-                "skipped_rows": int(facts.train.skipped.sum()),
-                "partitions": len(data.partitions),
-                "columns": data.columns,
-                "target": data.target,
-                "classes": facts.classes,
-            },
-            "conf": self.conf_hash,
-        }
-
-    def _method(self, problem: Problem) -> Method[Any]:
-        conf, layout = self.conf, problem.model.layout
-        keys = {f: getattr(conf.optimizer, f) for f in conf.optimizer.__struct_fields__ if f != "name"}
-        others = ("name", "unit", "scaling")
-        schedule = {f: getattr(conf.schedule, f) for f in conf.schedule.__struct_fields__ if f not in others}
-        if conf.optimizer.name == "newton":
-            check_newton(problem.model, conf.data.memory)
-        tick = 1.0 if conf.schedule.unit == "step" else 1.0 / problem.plan.steps_per_epoch
-        return build_method(
-            conf.optimizer.name,
-            layout,
-            keys=keys,
-            schedule=conf.schedule.name,
-            schedule_keys=schedule,
-            unit=conf.schedule.unit,
-            default_period=None if self.length is None else self.length * tick,
-            tick=tick,
-            l1=conf.model.l1,
-            quadratic=is_quadratic(problem.model),
-            shifted=shifted_classes(problem.model),
-            penalty=lambda grad, params: problem.penalty.add_gradient(grad, params, layout),
-        )
 
     def _loop(self, session: Session, problem: Problem, saved: Checkpoint | None) -> dict[str, Any]:
         conf, plan, facts = self.conf, problem.plan, problem.facts
@@ -263,7 +209,7 @@ class _Run:
             stale=saved.stale if saved else 0,
         )
         self.length = saved.length if saved else stopper.max_steps
-        method = self._method(problem)
+        method = problem.method(conf, self.length)
         if saved is not None:
             if saved.data != facts.identity:
                 raise DataError("the checkpoint belongs to other data", where=str(self.run.path))
@@ -271,6 +217,7 @@ class _Run:
             self.ledger.rounds = saved.rounds
             self.audit = saved.audit
             self.best_params = saved.best_params
+            self.epoch_mean = saved.epoch_mean
             self.run.cut_metrics(saved.steps)
         else:
             params = initial_params(
@@ -303,7 +250,8 @@ class _Run:
             f"{plan.steps_per_epoch} steps an epoch, {session.slots} slots"
         )
         self.progress.start(stopper.max_steps, conf.stop.epochs, conf.model.name)
-        self._sum = self._count = 0.0
+        if saved is None:
+            self._checkpoint(strategy, stopper, facts)
         steps, why = state.steps, stopper.limit(state.steps)
         try:
             if self.on_step is not None:
@@ -323,7 +271,7 @@ class _Run:
                 if self.on_step is not None:
                     self.on_step(steps, strategy.epochs, strategy.params)
                 if conf.run.audit:
-                    self.audit = _chained(self.audit, strategy.snapshot())
+                    self.audit = keeping.chained(self.audit, strategy.snapshot())
                 why = self._after_step(session, problem, strategy, stopper, record, every, waited)
                 why = why or stopper.limit(steps)
                 if self.signals.received:
@@ -369,8 +317,8 @@ class _Run:
         waited: float,
     ) -> str:
         """Record a step; at the end of an epoch look at validation and targets. Return why to end, or nothing."""
-        self._sum += record.loss * record.rows
-        self._count += record.rows
+        total, count = self.epoch_mean
+        self.epoch_mean = (total + record.loss * record.rows, count + record.rows)
         ledger = self.ledger
         line: dict[str, Any] = {
             **({"audit": self.audit} if self.audit else {}),
@@ -392,13 +340,13 @@ class _Run:
             "staleness": record.staleness,
         }
         if record.step % every and not record.end_of_epoch:
-            session.report(_line(line), line)
+            session.report(keeping.in_a_line(line), line)
             return ""
         why = ""
         if record.end_of_epoch:
             metrics: dict[str, float] = {}
-            loss = self._sum / self._count
-            self._sum = self._count = 0.0
+            loss = self.epoch_mean[0] / self.epoch_mean[1]
+            self.epoch_mean = (0.0, 0)
             if problem.validation is not None and problem.facts.validation is not None:
                 metrics = self._metrics(session, problem, problem.validation, strategy.params)
                 loss = metrics["loss"]
@@ -410,7 +358,7 @@ class _Run:
                 self.best_params = strategy.params
         self.run.metrics(line)
         self.progress.update(line)
-        session.report(_line(line), line)
+        session.report(keeping.in_a_line(line), line)
         return why
 
     def _metrics(self, session: Session, problem: Problem, view: DataView, params: Array) -> dict[str, float]:
@@ -446,6 +394,7 @@ class _Run:
                 stopper.stale,
                 self.best_params,
                 self.length,
+                self.epoch_mean,
                 self.audit,
             )
         )
@@ -461,19 +410,7 @@ class _Run:
             raise DivergedError(f"the final loss is {loss}", where=f"step {strategy.snapshot().steps}")
         if problem.validation is not None:
             metrics = self._metrics(session, problem, problem.validation, params)
-        data = self.data.train
-        kept = bundle.Bundle(
-            model=problem.model,
-            params=params,
-            dtype=problem.view.dtype,
-            columns=data.columns,
-            target=data.target,
-            scaling=problem.view.scaling,
-            targets=problem.targets,
-            recipe=None if data.manifest is None else data.manifest.recipe,
-            penalty=problem.penalty.l2,
-        )
-        bundle.save(self.run, kept)
+        bundle.save(self.run, keeping.bundle_of(problem, params, self.data.train))
         result = {
             "status": "completed",
             "run": str(self.run.path),
@@ -488,15 +425,5 @@ class _Run:
         if self.audit:
             result["audit_sha256"] = self.audit
         self.run.write_json("result.json", {**result, "ledger": vars(self.ledger)})
-        self._picture()
+        self.say(keeping.picture(self.run.path))
         return result
-
-    def _picture(self) -> None:
-        """Draw the learning curve where matplotlib is installed."""
-        try:
-            from bigopt.studies.curves import learning_curve
-        except ImportError:
-            self.say("no picture: matplotlib is not installed (pip install 'bigopt[plots]')")
-            return
-        path = learning_curve(self.run.path)
-        self.say(f"picture: {path}")

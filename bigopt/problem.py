@@ -27,7 +27,9 @@ from bigopt.models.losses import Task
 from bigopt.models.metrics import metric_names
 from bigopt.models.mlp import MLP
 from bigopt.models.penalties import Penalty
-from bigopt.optim.method import AskKind
+from bigopt.models.second import check_newton, is_quadratic, shifted_classes
+from bigopt.optim.build import build_method
+from bigopt.optim.method import AskKind, Method
 from bigopt.strategies.sync import Evaluation
 from bigopt.work import GradientSum, MetricSum, SelectRows, sum_selected
 from bigopt.work_second import HessianSum, LineSum
@@ -98,6 +100,37 @@ class Problem:
         if backprop == "map":
             return Evaluation(work, lambda _, root: root)
         return Evaluation(SelectRows(view, seed), lambda inputs, rows: sum_selected(work, inputs, rows))
+
+    def method(self, conf: Conf, length: int | None) -> Method[Any]:
+        """Return the optimizer with its schedule and the penalty.
+
+        Parameters
+        ----------
+        conf : Conf
+        length : int or None
+            Steps planned at the first start: what a period of null means.
+        """
+        layout, unit = self.model.layout, conf.schedule.unit
+        keys = {f: getattr(conf.optimizer, f) for f in conf.optimizer.__struct_fields__ if f != "name"}
+        others = ("name", "unit", "scaling")
+        schedule = {f: getattr(conf.schedule, f) for f in conf.schedule.__struct_fields__ if f not in others}
+        if conf.optimizer.name == "newton":
+            check_newton(self.model, conf.data.memory)
+        tick = 1.0 if unit == "step" else 1.0 / self.plan.steps_per_epoch
+        return build_method(
+            conf.optimizer.name,
+            layout,
+            keys=keys,
+            schedule=conf.schedule.name,
+            schedule_keys=schedule,
+            unit=unit,
+            default_period=None if length is None else length * tick,
+            tick=tick,
+            l1=conf.model.l1,
+            quadratic=is_quadratic(self.model),
+            shifted=shifted_classes(self.model),
+            penalty=lambda grad, params: self.penalty.add_gradient(grad, params, layout),
+        )
 
     def metrics(self, view: DataView) -> MetricSum:
         """Return the work that evaluates the model on a view."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -426,3 +427,28 @@ def test_l1_reaches_the_optimality_condition_with_exact_zeros(tmp_path):
     assert (np.abs(g[zero]) <= 0.6 + 1e-9).all()
     np.testing.assert_allclose(g[~zero], -0.6 * np.sign(w[~zero]), atol=1e-8)
     assert result["loss"] == pytest.approx(result["metrics"]["mse"] + 0.6 * np.abs(w).sum(), rel=1e-12)
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_resumed_from_the_beginning(tmp_path):
+    kind, model = MODELS["ridge"]
+    whole = run(tmp_path, kind, *model, *MINI)
+    path = Path(whole["run"])
+    for name in [p.name for p in path.iterdir() if p.name != "conf.yml"]:  # what a kill in the first second leaves
+        shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink()
+    assert go_on(path, kind)["params_sha256"] == whole["params_sha256"]
+
+
+def test_a_checkpoint_is_there_before_the_first_step(tmp_path):
+    kind, model = MODELS["ridge"]
+    path = Path(run(tmp_path, kind, *model, *MINI, "checkpoint.keep=9")["run"])
+    assert Checkpoints(path / "checkpoints", 9).paths()[0].name == "step-000000000000.npz"
+
+
+def test_the_mean_loss_of_an_epoch_survives_a_resume(tmp_path):
+    kind, model = MODELS["ridge"]
+    keys = [*model, "optimizer.name=sgd", "batch.size=64", "stop.epochs=2", "stop.tolerance=0.0"]
+    whole = run(tmp_path, kind, *keys)
+    part = run(tmp_path, kind, *model, *keys[2:4], "stop.steps=5", "stop.tolerance=0.0")
+    go_on(Path(part["run"]), kind, "stop.epochs=2")
+    best = [Checkpoints(Path(r["run"]) / "checkpoints", 3).newest()[1].best for r in (whole, part)]
+    assert best[0] == best[1]
