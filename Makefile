@@ -10,7 +10,7 @@ CONF ?= conf/flights.yml
 BACKEND ?= local
 ARGS ?=
 
-.PHONY: help setup run pipeline test test-fast test-all lint format check lock clean
+.PHONY: help setup run pipeline study studies test test-fast test-all lint format check lock clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -23,6 +23,12 @@ run: setup ## the whole way on real data: fetch the flights, ingest, train, eval
 
 pipeline: setup ## the same for CONF=conf/NAME.yml on BACKEND=local|dask|spark, with ARGS='key=value ...'
 	@$(PY) tools/demo.py "$(CONF)" --backend "$(BACKEND)" $(ARGS)
+
+study: setup ## a study to a picture and tables: NAME=example_4_1 (no NAME lists them), with ARGS='key=value ...'
+	@$(PY) pipelines/study.py $(NAME) $(ARGS)
+
+studies: setup ## all examples and case studies
+	@$(PY) pipelines/study.py --all $(ARGS)
 
 test: setup ## all tests but the long fault, memory and peer runs
 	@$(PY) -m pytest -m "not all" $(ARGS)
