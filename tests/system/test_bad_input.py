@@ -29,7 +29,7 @@ CONFS: dict[str, tuple[str, int, str]] = {
     "key of another schedule": ("schedule: {name: constant, period: 3}", 2, r"period"),
     "mini-batch with gd": ("optimizer: {name: gd}\nbatch: {size: 32}", 2, r"batch"),
     "no end": ("stop: {epochs: null}", 2, r"epochs"),
-    "later optimizer": ("optimizer: {name: lion}", 2, r"lion.*not available"),
+    "later compression": ("strategy: {compression: {name: sign}}", 2, r"sign.*not available"),
     "later strategy": ("strategy: {name: async}", 2, r"async.*not available"),
     "lanes of a redrawn batch": ("batch: {sampling: bernoulli, lanes: 2}\nmodel: {name: ridge}", 2, r"lanes"),
     "bad yaml": ("model: {name: ridge", 2, r""),
