@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -452,3 +453,14 @@ def test_the_mean_loss_of_an_epoch_survives_a_resume(tmp_path):
     go_on(Path(part["run"]), kind, "stop.epochs=2")
     best = [Checkpoints(Path(r["run"]) / "checkpoints", 3).newest()[1].best for r in (whole, part)]
     assert best[0] == best[1]
+
+
+@pytest.mark.parametrize("backprop", ["map", "driver"])
+def test_an_empty_bernoulli_batch_moves_by_the_penalty_alone(tmp_path, backprop):
+    kind, _ = MODELS["ridge"]
+    seen: list[np.ndarray] = []
+    keys = ["model.name=ridge", "model.l2=0.25", "optimizer.name=sgd", "schedule.learning_rate=0.1"]
+    more = ["batch.sampling=bernoulli", "batch.size=1", "stop.steps=30", f"model.backprop={backprop}"]
+    run(tmp_path, kind, *keys, *more, on_step=lambda step, epoch, params: seen.append(params.copy()))
+    shrunk = [np.allclose(b[:-1], a[:-1] * (1 - 0.1 * 2 * 0.25), rtol=1e-14) for a, b in itertools.pairwise(seen)]
+    assert 3 < sum(shrunk) < 25  # a batch of one is empty with probability 1/e
