@@ -1,4 +1,4 @@
-"""The command line: ``bigopt ingest | inspect | describe | train | evaluate | predict | resume | options``.
+"""The command line: ``bigopt ingest | inspect | describe | diagnose | train | evaluate | predict | resume | options``.
 
 A verb reads its conf, calls one function of bigopt and gives back an `Answer`: an object for ``--json`` and a way to
 show it to a person. Errors, signals and exit codes are the business of `bigopt.cli_errors`; what is shown while a run
@@ -97,6 +97,7 @@ def bigopt() -> None:
       bigopt ingest   -c conf/flights.yml                raw files -> Zarr or Parquet
       bigopt inspect  data/primary/flights.zarr          what is in a dataset
       bigopt describe -c conf/flights.yml                what a conf will do, and what it costs
+      bigopt diagnose -c conf/flights.yml                which optimizer, batch and step suit the problem, and why
       bigopt train    -c conf/flights.yml backend.name=dask optimizer.name=adam
       bigopt evaluate RUN_DIR --data URI
       bigopt predict  RUN_DIR --data URI --out URI
@@ -201,6 +202,40 @@ def describe(files: tuple[str, ...], settings: tuple[str, ...]) -> Answer:
         for part in result["tables"]:
             table(part["title"], part["columns"], part["rows"])
         say(*result["lines"])
+
+    return Answer(result, show)
+
+
+@_verb
+@_conf
+def diagnose(files: tuple[str, ...], settings: tuple[str, ...]) -> Answer:
+    """Measure curvature, gradient noise and critical batches; recommend optimizer, batch and step.
+
+    Eigenvalues of the Hessian, R2, sigma^2, M, tr Cov(g_i), b_stable, b_M, b_noise and the largest stable steps, by
+    Map-Reduce on the training rows; each with its formula. The current w is what model.init gives: a rule, a file, or
+    the directory of a run.
+
+    \b
+    Example:
+      bigopt diagnose -c conf/flights.yml model.init=data/runs/20260101-120000-ridge
+    \b
+    Writes nothing; reads the data some tens of times, an mlp's some hundreds of times.
+    """
+    from bigopt.cli_show import say, summary, table
+    from bigopt.diagnose import diagnose as run_diagnose
+    from bigopt.diagnose.report import tables
+
+    conf = _load(files, settings)
+    with _watching() as progress, _placed(conf):
+        result = run_diagnose(conf, log=progress.note)
+
+    def show() -> None:
+        for part in tables(result):
+            table(part["title"], part["columns"], part["rows"])
+        advice = dict(result["recommendation"])
+        reasons = advice.pop("reasons")
+        summary("recommended", advice)
+        say(*(f"  because: {line}" for line in reasons), *(f"note: {line}" for line in result["notes"]))
 
     return Answer(result, show)
 

@@ -41,7 +41,6 @@ from bigopt.core.errors import BigoptError, ConfError, DivergedError, Interrupte
 from bigopt.core.names import nearest
 
 LATER = {
-    "diagnose": "measure curvature, gradient noise and critical batch sizes",
     "sweep": "run many confs side by side",
 }
 """Verbs that are specified and not in this version."""

@@ -1,0 +1,309 @@
+"""What a diagnosis measures, one Map-Reduce a question, over all training rows in float64.
+
+The driver adds the penalty: with g_i = gradient of (n s_i / W) loss_i + penalty, whose mean is grad f,
+
+    E||g_i||^2 = (n / W^2) sum s_i^2 ||gradient loss_i||^2 + 2 grad(loss) . grad(penalty) + ||grad(penalty)||^2
+
+so that the rows' gradients are never centred or formed. The l1 part of a penalty has no gradient and is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bigopt.backends.base import Session
+from bigopt.backends.ledger import Rounds
+from bigopt.core.sums import HessianSums, LineSums, Sums
+from bigopt.data.plan import homes, whole
+from bigopt.data.view import DataView
+from bigopt.diagnose.lanczos import Extremes, formed, lanczos
+from bigopt.models.linear import LinearModel
+from bigopt.models.losses import HuberLoss, SquaredHingeLoss, SquaredLoss
+from bigopt.models.penalties import Penalty
+from bigopt.models.rows import has_curvature
+from bigopt.optim.build import build_method
+from bigopt.optim.method import Ask
+from bigopt.problem import Problem, default_block_rows
+from bigopt.work import Work
+from bigopt.work_curvature import FeatureSum, FeatureSums, HessianVector, NoiseSum, NoiseSums
+
+Floats = npt.NDArray[np.float64]
+
+_FORMED: Final = 1024
+_NEWTON_STEPS: Final = 30
+_HALVINGS: Final = 12
+
+
+class Noise(NamedTuple):
+    """At some params: f, grad f (p,), E||g_i||^2, and from them the variance tr Cov(g_i)."""
+
+    params: Floats
+    value: float
+    grad: Floats
+    second: float
+
+    @property
+    def grad_norm2(self) -> float:
+        """||grad f||^2."""
+        return float(self.grad @ self.grad)
+
+    @property
+    def variance(self) -> float:
+        """tr Cov(g_i) = E||g_i - grad f||^2."""
+        return max(0.0, self.second - self.grad_norm2)
+
+
+class Features(NamedTuple):
+    """E||x||^2, eigenvalues of Sigma = E x x^T (None where it is too large to form), its largest one, and R2.
+
+    `bounded` says that R2 is the upper bound max_i ||x_i||^2.
+    """
+
+    mean_square: float
+    eigenvalues: Floats | None
+    largest: float
+    r2: float
+    bounded: bool
+
+
+class Optimum(NamedTuple):
+    """Where a minimisation ended: params, its steps, how it went on, and whether the gradient vanished."""
+
+    params: Floats
+    steps: int
+    method: str
+    reached: bool
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Asks questions about a problem.
+
+    Parameters
+    ----------
+    problem : Problem
+        With a float64 view; see `wide`.
+    session : Session
+    rounds : Rounds
+    memory : int
+        ``data.memory``, bytes.
+    products : int
+        Products with the Hessian at most, each time.
+    """
+
+    problem: Problem
+    session: Session
+    rounds: Rounds
+    memory: int
+    products: int = 100
+
+    @property
+    def rows(self) -> int:
+        """Training rows n."""
+        return self.problem.plan.rows
+
+    @cached_property
+    def weight(self) -> float:
+        """W."""
+        return self.problem.facts.train.moments.weight
+
+    @cached_property
+    def penalty(self) -> Penalty:
+        """The smooth part of the penalty."""
+        return Penalty(self.problem.penalty.l2)
+
+    @property
+    def exact(self) -> bool:
+        """Whether H is formed."""
+        model = self.problem.model
+        if not (isinstance(model, LinearModel) and has_curvature(model.loss)):
+            return False
+        return model.layout.size <= _FORMED and 8 * model.layout.size**2 <= self.memory
+
+    @cached_property
+    def ones(self) -> bool:
+        """Whether x ends with a 1: with an intercept and without centring."""
+        return getattr(self.problem.model, "intercept", False) and self.problem.view.scaling is None
+
+    @cached_property
+    def free(self) -> npt.NDArray[np.bool_]:
+        """Coordinates that are trained: all but moments of a batch normalisation."""
+        layout = self.problem.model.layout
+        mask = np.ones(layout.size, dtype=np.bool_)
+        for block, s in layout.slices():
+            mask[s] = not block.name.endswith((".mean", ".scale"))
+        return mask
+
+    def ask(self, work: Work, inputs: tuple[Any, ...], what: str) -> Any:
+        """Run one Map-Reduce over all training rows and return its root."""
+        counts = self.problem.facts.train.counts
+        units = whole(np.arange(len(counts)), counts)
+        return self.rounds.run(
+            self.session, work, inputs, units, lambda k: homes(counts, k)[units[:, 0]], f"diagnose: {what}"
+        )
+
+    def _smooth(self, grad: Floats, params: Floats) -> Floats:
+        return self.penalty.add_gradient(grad, params, self.problem.model.layout)
+
+    def noise(self, params: Floats) -> Noise:
+        """Return f, its gradient and E||g_i||^2 at some params."""
+        p = self.problem
+        sums: NoiseSums = self.ask(NoiseSum(p.model, p.view, p.block_rows, p.device), (params,), "gradient noise")
+        mean = sums.grad / self.weight
+        held = self._smooth(np.zeros_like(params), params)
+        second = self.rows * (sums.squares / self.weight**2) + 2.0 * float(mean @ held) + float(held @ held)
+        value = sums.loss / self.weight + self.penalty.value(params, p.model.layout)
+        return Noise(params, value, mean + held, second)
+
+    def hessian(self, params: Floats) -> tuple[Floats, Floats, float]:
+        """Return H (p, p), grad f and f, where `exact`."""
+        sums: HessianSums = self.ask(self.problem.batch_work("hessian", "float64", "map").work, (params,), "Hessian")
+        H = sums.hessian / self.weight
+        H = 0.5 * (H + H.T)
+        np.einsum("ii->i", H)[:] += self._held()
+        value = sums.loss / self.weight + self.penalty.value(params, self.problem.model.layout)
+        return H, self._smooth(sums.grad / self.weight, params), value
+
+    def _held(self) -> Floats:
+        """The diagonal that the penalty adds to H."""
+        p = self.problem.model.layout.size
+        return self._smooth(np.zeros(p), np.ones(p))
+
+    def spectrum(self, params: Floats, *, both: bool = True) -> Extremes:
+        """Return the ends of H's spectrum: by `eigh` where it is formed, else by Lanczos."""
+        if self.exact:
+            return formed(self.hessian(params)[0])
+        p, held = self.problem, self._held()
+        work = HessianVector(p.model, p.view, p.block_rows, p.device)
+
+        def product(v: Floats) -> Floats:
+            sums: Sums = self.ask(work, (params, v), "Hessian times a vector")
+            return sums.grad / self.weight + held * v
+
+        share = 0.01 if both else None
+        return lanczos(product, self.free, seed=p.plan.seed, most=self.products, smallest_share=share)
+
+    def features(self, curved: Floats | None = None) -> Features:
+        """Return moments of x, or of sqrt(h_i/2) x with the row curvatures h_i at some params.
+
+        Each row counts with n s_i / W, as in the gradients.
+        """
+        p = self.problem
+        d = len(p.view.source.columns) + self.ones
+        small = d <= _FORMED and 24 * d * d <= self.memory
+        model = None
+        if curved is not None:
+            assert isinstance(p.model, LinearModel), "row Hessians h x x^T"
+            model = p.model
+        inputs = () if curved is None else (curved,)
+        work = FeatureSum(p.view, p.block_rows, self.rows / self.weight, self.ones, small, model, p.device)
+        sums: FeatureSums = self.ask(work, inputs, "moments of the features")
+        mean_square = sums.trace / self.rows
+        if small:
+            second = sums.second / self.rows
+            values, vectors = np.linalg.eigh(0.5 * (second + second.T))
+            largest = max(0.0, float(values[-1]))
+            kept = values > d * np.finfo(np.float64).eps * largest
+            roots = vectors[:, kept] / np.sqrt(values[kept])
+            fourth = roots.T @ (sums.fourth / self.rows) @ roots
+            r2 = float(np.linalg.eigvalsh(0.5 * (fourth + fourth.T))[-1]) if kept.any() else 0.0
+            return Features(mean_square, np.maximum(values, 0.0), largest, r2, False)
+        return Features(mean_square, None, self._largest(d, model, curved), sums.largest, True)
+
+    def _largest(self, d: int, model: LinearModel | None, curved: Floats | None) -> float:
+        """lambda_max(Sigma) by Lanczos on half of the Hessian of least squares, or of the model itself."""
+        p = self.problem
+        asked = model or LinearModel(len(p.view.source.columns), 1, SquaredLoss(), self.ones)
+        view = p.view if model is not None else replace(p.view, targets=None)
+        work = HessianVector(asked, view, p.block_rows, p.device)
+        at = np.zeros(asked.layout.size) if curved is None else curved
+        mask = np.ones(asked.layout.size, dtype=np.bool_)
+
+        def product(v: Floats) -> Floats:
+            sums: Sums = self.ask(work, (at, v), "Sigma times a vector")
+            return sums.grad / (2.0 * self.weight)
+
+        return lanczos(product, mask, seed=p.plan.seed, most=self.products, smallest_share=None).largest
+
+    def optimum(self, start: Floats) -> Optimum:
+        """Minimise the smooth part of f: Newton where H is formed and continuous, else up to 100 steps of L-BFGS."""
+        smooth = not isinstance(self.problem.model.loss, HuberLoss | SquaredHingeLoss)
+        return self._newton(start) if self.exact and smooth else self._lbfgs(start)
+
+    def _newton(self, params: Floats) -> Optimum:
+        """Newton with the pseudo-inverse: directions of no curvature are left alone."""
+        line = self.problem.batch_work("values", "float64", "map").work
+        small = np.finfo(np.float64).eps
+        for step in range(_NEWTON_STEPS):
+            H, grad, value = self.hessian(params)
+            values, vectors = np.linalg.eigh(H)
+            kept = values > len(values) * small * values[-1]
+            direction = -(vectors[:, kept] @ ((vectors[:, kept].T @ grad) / values[kept]))
+            slope = float(grad @ direction)
+            if -slope <= 4.0 * small * (abs(value) + small) or not np.isfinite(slope):
+                return Optimum(params, step, "newton", bool(np.isfinite(slope)))
+            etas = tuple(0.5**j for j in range(_HALVINGS))
+            sums: LineSums = self.ask(line, (params, direction, np.array(etas)), "a Newton step")
+            layout = self.problem.model.layout
+            for eta, total in zip(etas, sums.values, strict=True):
+                new = params + eta * direction
+                if total / self.weight + self.penalty.value(new, layout) <= value + 1e-4 * eta * slope:
+                    params = new
+                    break
+            else:
+                return Optimum(params, step, "newton", True)  # no decrease that values can tell
+        return Optimum(params, _NEWTON_STEPS, "newton", False)
+
+    def _lbfgs(self, params: Floats) -> Optimum:
+        layout = self.problem.model.layout
+        method = build_method("lbfgs", layout, penalty=self._smooth)
+        state, ask = method.start(params)
+        first = None
+        for step in range(100):
+            answer: Any = ask
+            while isinstance(answer, Ask):
+                work = self.problem.batch_work(answer.kind, "float64", "map").work
+                told = self.ask(work, answer.inputs, "a step of L-BFGS")
+                state, answer = method.tell(state, told, self.weight, float(step))
+            size = float(answer.grad_norm)
+            first = size if first is None else first
+            if answer.learning_rate == 0.0 or size <= 1e-7 * first:
+                return Optimum(np.array(method.result_params(state)), step + 1, "lbfgs", size <= 1e-5 * first)
+            ask = method.ask(state)
+        return Optimum(np.array(method.result_params(state)), 100, "lbfgs", False)
+
+    def path(self, first: Noise, largest: float, recorded: tuple[int, ...]) -> Iterator[Noise]:
+        """Give the recorded iterates of gradient descent with the step 1/largest, as long as f does not rise.
+
+        Parameters
+        ----------
+        first : Noise
+            At w_0, which is always recorded.
+        largest : float
+            lambda_max(H) there; nothing follows where it is not positive.
+        recorded : tuple of int
+            Ascending steps to record.
+        """
+        yield first
+        here = first
+        for step in range(1, recorded[-1] + 1):
+            if largest <= 0.0 or here.grad_norm2 == 0.0:
+                return
+            after = self.noise(here.params - here.grad / largest)
+            if not after.value <= here.value:
+                return
+            if step in recorded:
+                yield after
+            here = after
+
+
+def wide(problem: Problem) -> Problem:
+    """Return the same problem with float64 blocks."""
+    view: DataView = replace(problem.view, dtype="float64")
+    return replace(problem, view=view, block_rows=default_block_rows(len(view.source.columns), "float64"))
