@@ -20,6 +20,7 @@ Files of a study, in its folder::
 from __future__ import annotations
 
 import csv
+import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ import numpy.typing as npt
 
 from bigopt import bundle
 from bigopt.config import COMMAND_LINE, load_conf
-from bigopt.core.errors import ConfError
+from bigopt.core.errors import ConfError, DivergedError
 from bigopt.fit import train
 from bigopt.models.penalties import Penalty
 from bigopt.studies.gallery import Study
@@ -188,7 +189,7 @@ def run_study(study: Study, folder: Path, overrides: Sequence[str] = ()) -> Reco
     folder : Path
         Of this study's files; made where it does not exist.
     overrides : sequence of str
-        ``key=value`` texts for all runs but the reference.
+        ``key=value`` texts for all runs; of them the reference takes model.* and data.*, which move the minimum.
 
     Raises
     ------
@@ -201,11 +202,13 @@ def run_study(study: Study, folder: Path, overrides: Sequence[str] = ()) -> Reco
     with tempfile.TemporaryDirectory(prefix="bigopt-study-") as runs:
 
         def trained(name: str, keys: Sequence[str]) -> Trace:
-            own = [f"data.uri={folder / 'rows.npz'}", f"run.dir={runs}", "backend.name=local", "backend.workers=1"]
+            uri = json.dumps(str(folder / "rows.npz"), ensure_ascii=False)
+            own = [f"data.uri={uri}", f"run.dir={json.dumps(runs)}", "backend.name=local", "backend.workers=1"]
             return _trained(study, name, [*keys, *own], table)
 
         traces = {name: trained(name, [*keys, *overrides]) for name, keys in study.runs.items()}
-        reference = None if study.reference is None else trained("reference", study.reference)
+        moving = [text for text in overrides if text.startswith(("model.", "data."))]
+        reference = None if study.reference is None else trained("reference", [*study.reference, *moving])
     record = Record(
         study,
         table,
@@ -225,7 +228,10 @@ def _trained(study: Study, name: str, keys: Sequence[str], table: Table) -> Trac
     except ConfError as error:
         where = f"{study.where}, {name}" if error.where == COMMAND_LINE else error.where
         raise ConfError(error.message, where=where, hint=error.hint) from None
-    result = train(conf, on_step=lambda step, epoch, params: seen.append((step, epoch, params.copy())))
+    try:
+        result = train(conf, on_step=lambda step, epoch, params: seen.append((step, epoch, params.copy())))
+    except DivergedError as error:  # its hint names a checkpoint, which a study does not keep
+        raise DivergedError(f"{name}: {error.message}", where=error.where, hint="a lower learning rate") from None
     objective = Objective(bundle.load(Path(result["run"])), Penalty(conf.model.l2, conf.model.l1), table)
     steps, epochs, params = (np.array(column) for column in zip(*seen, strict=True))
     losses = np.array([objective(w) for w in params])
@@ -233,7 +239,11 @@ def _trained(study: Study, name: str, keys: Sequence[str], table: Table) -> Trac
 
 
 def _check(record: Record) -> None:
-    """Refuse pictures that the problem has no plane for."""
+    """Refuse a reference that is no minimum, and pictures that the problem has no plane for."""
+    if record.least is not None and min(t.losses.min() for t in record.traces.values()) < record.least - 1e-9:
+        raise ConfError(
+            "the reference does not end in the minimum", where=record.study.where, hint="a longer reference"
+        )
     features = record.table.X.shape[1]
     for kind in record.study.pictures:
         sizes = {t.params.shape[1] for t in record.shown(kind)}

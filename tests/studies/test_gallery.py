@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bigopt.core.errors import ConfError
+from bigopt.core.errors import ConfError, DivergedError
 from bigopt.studies.gallery import read_gallery
 from bigopt.studies.record import run_study
 
@@ -71,6 +73,26 @@ def test_runs_and_pictures_that_do_not_go_with_the_problem(tmp_path: Path, old: 
     with pytest.raises(ConfError) as caught:
         run_study(read_gallery(path)["one"], tmp_path / "out")
     assert message in str(caught.value)
+
+
+def test_what_if(tmp_path: Path) -> None:
+    """Another penalty moves the minimum, another rate does not; what diverges says so."""
+    study = read_gallery(ROOT / "conf" / "studies" / "gallery.yml")["example_4_1"]
+    folder = tmp_path / "a folder: of #1"
+    record = run_study(study, folder, ["model.l2=1", "schedule.learning_rate=0.4"])
+    X, y = record.table
+    w = np.linalg.solve(X.T @ X / len(X) + np.eye(2), X.T @ y / len(X))
+    assert record.minimum is not None
+    np.testing.assert_allclose(record.minimum, w, rtol=1e-12)
+    np.testing.assert_allclose(record.traces["gradient descent"].params[-1], w, rtol=1e-9)
+    with pytest.raises(DivergedError, match=r"^step \d+: gradient descent: .*\(a lower learning rate\)$"):
+        run_study(study, folder, ["model.l2=0", "schedule.learning_rate=1e200"])
+
+
+def test_a_reference_that_stops_too_early_is_refused(tmp_path: Path) -> None:
+    study = read_gallery(ROOT / "conf" / "studies" / "gallery.yml")["example_4_1"]
+    with pytest.raises(ConfError, match="the reference does not end in the minimum"):
+        run_study(replace(study, reference=("stop.steps=5",)), tmp_path)
 
 
 def test_the_pipeline(tmp_path: Path) -> None:
