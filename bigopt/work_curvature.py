@@ -20,8 +20,10 @@ from bigopt.data.cache import Meter
 from bigopt.data.plan import Ints
 from bigopt.data.view import DataView
 from bigopt.models.base import Model
+from bigopt.models.curvature import mlp_hessian_vector_sum
 from bigopt.models.linear import LinearModel
-from bigopt.models.rows import has_curvature, hessian_vector_sum, noise_sum, row_curvature
+from bigopt.models.mlp import MLP
+from bigopt.models.rows import hessian_vector_sum, noise_sum, row_curvature
 from bigopt.work import Rows, unit_rows
 
 Array = npt.NDArray[Any]
@@ -190,53 +192,38 @@ class FeatureSum:
 @wire
 @dataclass(frozen=True)
 class HessianVector:
-    """The sum of the rows' Hessians times a vector, without the Hessian.
-
-    For the linear family X^T (h (X V)); for other models the central difference of two gradient sums,
-    (G(w + e v) - G(w - e v)) / 2 e with e = cbrt(eps) (1 + ||w||) / ||v||, both computed while the rows are at hand.
+    """The sum of the rows' Hessians times a vector, without the Hessian: X^T (h (X V)), for an mlp the R-operator.
 
     Parameters
     ----------
-    model : Model
+    model : LinearModel or MLP
     view : DataView
-        With float64 blocks, so that the difference keeps ten digits.
     block_rows : int
     device : str
     """
 
-    model: Model
+    model: LinearModel | MLP
     view: DataView
     block_rows: int
     device: arrays.Device = "cpu"
 
     def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
-        """Cast params and vector, or make the two points of the difference."""
-        params, vector = inputs
-        if self._closed:
-            return _cast(self, params), _cast(self, vector), 0.0
-        size = float(np.linalg.norm(vector))
-        step = float(np.cbrt(np.finfo(np.float64).eps)) * (1.0 + float(np.linalg.norm(params))) / size
-        return _cast(self, params + step * vector), _cast(self, params - step * vector), step
-
-    @property
-    def _closed(self) -> bool:
-        return isinstance(self.model, LinearModel) and has_curvature(self.model.loss)
+        """Cast params and vector once to the block dtype."""
+        return tuple(_cast(self, value) for value in inputs)
 
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Sums:
         """Return the unit's product as the gradient of a `Sums` (its loss stays 0)."""
-        first, second, step = inputs
+        params, vector = inputs
         product = np.zeros(self.model.layout.size)
         mass = 0.0
         count = 0
         for X, y, weight in _blocks(self, unit, meter):
-            if isinstance(self.model, LinearModel) and self._closed:
-                product += arrays.to_host(hessian_vector_sum(self.model, first, second, X, y, weight))
-                mass += float(len(X)) if weight is None else float(arrays.to_host(weight).sum())
+            if isinstance(self.model, MLP):
+                part = mlp_hessian_vector_sum(self.model, params, vector, X, y, weight)
             else:
-                above, _, mass_here = self.model.grad_sum(first, X, y, weight)
-                below, _, _ = self.model.grad_sum(second, X, y, weight)
-                product += arrays.to_host(above - below) / (2.0 * step)
-                mass += mass_here
+                part = hessian_vector_sum(self.model, params, vector, X, y, weight)
+            product += arrays.to_host(part)
+            mass += float(len(X)) if weight is None else float(arrays.to_host(weight).sum())
             count += len(X)
         return Sums(product, 0.0, mass, count)
 

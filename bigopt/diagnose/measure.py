@@ -25,6 +25,7 @@ from bigopt.data.view import DataView
 from bigopt.diagnose.lanczos import Extremes, formed, lanczos
 from bigopt.models.linear import LinearModel
 from bigopt.models.losses import HuberLoss, SquaredHingeLoss, SquaredLoss
+from bigopt.models.mlp import MLP
 from bigopt.models.penalties import Penalty
 from bigopt.models.rows import has_curvature
 from bigopt.optim.build import build_method
@@ -180,6 +181,7 @@ class Measure:
         if self.exact:
             return formed(self.hessian(params)[0])
         p, held = self.problem, self._held()
+        assert isinstance(p.model, LinearModel | MLP), "models of this version"
         work = HessianVector(p.model, p.view, p.block_rows, p.device)
 
         def product(v: Floats) -> Floats:

@@ -161,7 +161,7 @@ def test_condition_number_1000() -> None:
     found = diagnose(conf("model.name=linear", *RAW), data(X, y, rows=500))
     assert found["lambda_max"] == pytest.approx(values[-1], rel=1e-10)
     assert found["lambda_min"] == pytest.approx(values[0], rel=1e-8)
-    # the same problem as an mlp without hidden layers: nothing is formed, differences and Lanczos
+    # the same problem as an mlp without hidden layers: nothing is formed
     blind = diagnose(conf("model.name=mlp", "model.hidden=[]", *RAW), data(X, y, rows=500))
     assert "Lanczos" in blind["how"]
     assert blind["lambda_max"] == pytest.approx(values[-1], rel=0.01)

@@ -1,0 +1,79 @@
+"""Hessian-vector products against central differences of the gradient, for every part of an mlp."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bigopt.models.curvature import mlp_hessian_vector_sum
+from bigopt.models.linear import LinearModel
+from bigopt.models.losses import LOSSES, Loss, SignedSquaredLoss
+from bigopt.models.mlp import MLP
+from bigopt.models.rows import has_curvature, hessian_vector_sum
+
+KINDS = {
+    "tanh": {"activation": "tanh"},
+    "sigmoid": {"activation": "sigmoid"},
+    "relu": {"activation": "relu"},
+    "softmax": {"activation": "softmax"},
+    "identity": {"activation": "identity"},
+    "shortcut": {"activation": "tanh", "shortcut": True},
+    "groups": {"activation": "tanh", "groups": (2, 2, 2, 1)},
+    "bare": {"activation": "tanh", "intercept": False},
+    "squared_softmax": {"activation": "tanh", "output_activation": "softmax"},
+    "squared_sigmoid": {"activation": "sigmoid", "output_activation": "sigmoid"},
+    "batchnorm": {"activation": "tanh", "batchnorm": True, "shortcut": True},
+    "center": {"activation": "sigmoid", "batchnorm": "center"},
+}
+
+
+def targets(loss: Loss, n: int, q: int, rng: np.random.Generator) -> np.ndarray:
+    if loss.task == "multiclass":
+        return rng.integers(q, size=n)
+    if loss.task == "regression":
+        return rng.normal(size=(n, q))
+    return np.where(rng.random(n) < 0.5, -1.0 if loss.task == "sign" else 0.0, 1.0)
+
+
+def compare(model: MLP | LinearModel, loss: Loss, seed: int = 0) -> None:
+    rng = np.random.default_rng(seed)
+    n = 7
+    X = rng.normal(size=(n, model.features))
+    y, s = targets(loss, n, model.outputs, rng), rng.uniform(0.5, 2.0, size=n)
+    w = model.init("glorot_normal", seed) + 0.1 * rng.normal(size=model.layout.size)
+    V = rng.normal(size=model.layout.size)
+    for block, part in model.layout.slices():
+        if block.name.endswith((".mean", ".scale")):
+            V[part] = 0.0
+    e = 1e-5
+    expected = (model.grad_sum(w + e * V, X, y, s)[0] - model.grad_sum(w - e * V, X, y, s)[0]) / (2 * e)
+    product = mlp_hessian_vector_sum if isinstance(model, MLP) else hessian_vector_sum
+    found = product(model, w, V, X, y, s)  # type: ignore[arg-type]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7 * np.abs(expected).max())
+    assert np.abs(expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_of_an_mlp(kind: str) -> None:
+    loss = LOSSES["squared"]()
+    compare(MLP(4, (6, 6, 6), 3, loss, **KINDS[kind]), loss)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loss", [*(kind() for kind in LOSSES.values()), SignedSquaredLoss()], ids=lambda x: x.name)
+def test_losses(loss: Loss) -> None:
+    q = 3 if loss.task in ("regression", "multiclass") else 1
+    compare(MLP(4, (5,), q, loss, "tanh"), loss, seed=1)
+    if has_curvature(loss):
+        for intercept in (True, False):
+            compare(LinearModel(4, q, loss, intercept), loss, seed=2)
+
+
+def test_dead_units_have_no_curvature() -> None:
+    """A relu at exactly 0 is flat on both sides by convention; a difference of gradients would see its kink."""
+    model = MLP(3, (4,), 1, LOSSES["squared"](), "relu")
+    X, y = np.zeros((5, 3)), np.ones(5)
+    w = model.init("he_normal", 0)
+    H = np.array([mlp_hessian_vector_sum(model, w, u, X, y, None) for u in np.eye(model.layout.size)])
+    expected = np.zeros_like(H)
+    expected[-1, -1] = 2.0 * 5
+    np.testing.assert_array_equal(H, expected)
