@@ -149,9 +149,7 @@ class ModelConf(Group, frozen=True):
     whiten: Annotated[bool, key("decorrelate the features (moments X^T X by one Map-Reduce)")] = False
     init: Annotated[
         Text,
-        key(
-            "glorot_uniform | glorot_normal | he_uniform | he_normal | zeros (intercepts 0), a run or a .npy file"
-        ),
+        key("glorot_uniform | glorot_normal | he_uniform | he_normal | zeros (intercepts 0), a run or a .npy file"),
     ] = "glorot_uniform"
     backprop: Annotated[
         Literal["map", "driver"],

@@ -41,7 +41,7 @@ def open_npy(files: Files, uri: str, options: Mapping[str, Any], wanted: Wanted,
     if "y" in members:
         y = members["y"]
         beside = [name for name in target if name not in columns]
-        every = ((("y", -1),) if len(y.shape) == 1 else tuple(("y", k) for k in range(y.width)))
+        every = (("y", -1),) if len(y.shape) == 1 else tuple(("y", k) for k in range(y.width))
         if len(beside) == 1:
             refs[beside[0]] = every
         elif len(beside) == len(every):

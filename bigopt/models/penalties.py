@@ -45,10 +45,11 @@ class Penalty:
         """Return l2 ||w||^2 + l1 ||w||_1 in float64; params has shape (p,)."""
         weights = [params[s] for b, s in layout.slices() if b.penalized]
         total = 0.0
-        if self.l2 != 0.0:
-            total += self.l2 * float(sum(np.sum(np.square(w, dtype=np.float64)) for w in weights))
-        if self.l1 != 0.0:
-            total += self.l1 * float(sum(np.sum(np.abs(w), dtype=np.float64) for w in weights))
+        with np.errstate(over="ignore"):  # a run that diverges is told so by its loss
+            if self.l2 != 0.0:
+                total += self.l2 * float(sum(np.sum(np.square(w, dtype=np.float64)) for w in weights))
+            if self.l1 != 0.0:
+                total += self.l1 * float(sum(np.sum(np.abs(w), dtype=np.float64) for w in weights))
         return total
 
     def add_gradient(self, grad: npt.NDArray[Any], params: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
