@@ -37,6 +37,8 @@ def advise(found: dict[str, Any], exact: bool, mlp: bool, l1: float) -> dict[str
     if mlp:
         optimizer = "adam"
         reasons.append("adam: the loss of an mlp is not convex, and its layers ask for different steps")
+    elif math.isinf(kappa):
+        reasons.append("plain sgd: the Hessian has no positive eigenvalue, so that nothing can be said about momentum")
     elif kappa > 1e5:
         optimizer, momentum = "momentum", 0.99
         reasons.append(f"momentum 0.99: the condition number is {kappa:.3g}, above 1e5")
@@ -52,6 +54,8 @@ def advise(found: dict[str, Any], exact: bool, mlp: bool, l1: float) -> dict[str
     elif momentum is not None and rate is not None:
         rate *= 1.0 - momentum
         reasons.append(f"times 1 - momentum: momentum multiplies the step by {1.0 / (1.0 - momentum):.0f}")
+    if rate is not None and math.isinf(rate):
+        rate = None
     if saddle:
         reasons.append("w_0 is near a saddle: small batches leave it by their noise, full batches stall")
     second = None

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from bigopt.backends.base import Session
 from bigopt.backends.ledger import Rounds
+from bigopt.core.errors import DivergedError
 from bigopt.core.sums import HessianSums, LineSums, Sums
 from bigopt.data.plan import homes, whole
 from bigopt.data.view import DataView
@@ -166,6 +167,7 @@ class Measure:
         """Return H (p, p), grad f and f, where `exact`."""
         sums: HessianSums = self.ask(self.problem.batch_work("hessian", "float64", "map").work, (params,), "Hessian")
         H = sums.hessian / self.weight
+        _finite(H, "the Hessian")
         H = 0.5 * (H + H.T)
         np.einsum("ii->i", H)[:] += self._held()
         value = sums.loss / self.weight + self.penalty.value(params, self.problem.model.layout)
@@ -207,6 +209,7 @@ class Measure:
         work = FeatureSum(p.view, p.block_rows, self.rows / self.weight, self.ones, small, model, p.device)
         sums: FeatureSums = self.ask(work, inputs, "moments of the features")
         mean_square = sums.trace / self.rows
+        _finite(np.append(sums.fourth, mean_square), "the moments of the features")
         if small:
             second = sums.second / self.rows
             values, vectors = np.linalg.eigh(0.5 * (second + second.T))
@@ -303,6 +306,11 @@ class Measure:
             if step in recorded:
                 yield after
             here = after
+
+
+def _finite(values: Floats, what: str) -> None:
+    if not np.isfinite(values).all():
+        raise DivergedError(f"{what} overflow", where="diagnose", hint="model.standardize=true")
 
 
 def wide(problem: Problem) -> Problem:

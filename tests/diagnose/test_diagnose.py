@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from problems import MODELS, datasets, table
+from problems import MODELS, datasets, files, table
 
 from bigopt.config import load_conf
-from bigopt.core.errors import ConfError
+from bigopt.core.errors import ConfError, DivergedError
 from bigopt.data.memory import from_arrays
 from bigopt.diagnose import diagnose
 from bigopt.diagnose.theory import gaussian_root
@@ -263,3 +264,31 @@ def test_advice_names_what_it_rests_on() -> None:
 def test_losses_without_curvature_are_refused(keys: list[str]) -> None:
     with pytest.raises(ConfError, match="no second derivatives"):
         diagnose(conf(*keys), datasets("two"))
+
+
+def test_features_that_overflow_are_one_clear_error() -> None:
+    X = np.random.default_rng(0).normal(size=(50, 3))
+    for size, what in ((1e80, "moments"), (1e200, "moments")):
+        with pytest.raises(DivergedError, match=what):
+            diagnose(conf("model.name=linear", *RAW), data(X * size, X[:, 0]))
+    found = diagnose(conf("model.name=linear"), data(X * 1e80, X[:, 0]))  # standardised: nothing to see
+    assert found["mean_square_x"] == pytest.approx(3.0)
+
+
+def test_features_that_are_all_zero() -> None:
+    found = diagnose(conf("model.name=linear", *RAW), data(np.zeros((20, 2)), np.arange(20.0)))
+    assert (found["lambda_max"], found["r2"], found["grad_norm2"]) == (0.0, 0.0, 0.0)
+    assert found["recommendation"]["learning_rate"] is None
+
+
+@pytest.mark.slow
+def test_the_same_on_dask(tmp_path: Path) -> None:
+    uri = files(tmp_path, "two", "zarr")
+    seen = []
+    for backend in ("local", "dask"):
+        keys = [f"data.uri={uri}", f"backend.name={backend}", "backend.workers=2", "model.name=mlp", "model.hidden=[3]"]
+        found = diagnose(load_conf([], keys))
+        for timed in ("knee", "recommendation"):
+            found.pop(timed)
+        seen.append(found)
+    assert seen[0] == seen[1]
