@@ -37,6 +37,9 @@ from bigopt.work_curvature import FeatureSum, FeatureSums, HessianVector, NoiseS
 
 Floats = npt.NDArray[np.float64]
 
+FLAT: Final = 1e-10
+"""Share of lambda_max below which an eigenvalue counts as 0: nothing that rows of rounded numbers can tell."""
+
 _FORMED: Final = 1024
 _NEWTON_STEPS: Final = 30
 _HALVINGS: Final = 12
@@ -237,33 +240,43 @@ class Measure:
         return lanczos(product, mask, seed=p.plan.seed, most=self.products, smallest_share=None).largest
 
     def optimum(self, start: Floats) -> Optimum:
-        """Minimise the smooth part of f: Newton where H is formed and continuous, else up to 100 steps of L-BFGS."""
+        """Minimise the smooth part of f: Newton where H is formed and continuous; else, and where it fails, L-BFGS."""
         smooth = not isinstance(self.problem.model.loss, HuberLoss | SquaredHingeLoss)
-        return self._newton(start) if self.exact and smooth else self._lbfgs(start)
+        found = self._newton(start) if self.exact and smooth else None
+        return found if found is not None and found.reached else self._lbfgs(start if found is None else found.params)
 
     def _newton(self, params: Floats) -> Optimum:
         """Newton with the pseudo-inverse: directions of no curvature are left alone."""
         line = self.problem.batch_work("values", "float64", "map").work
-        small = np.finfo(np.float64).eps
+        layout, small = self.problem.model.layout, np.finfo(np.float64).eps
+        first, cut = None, FLAT
         for step in range(_NEWTON_STEPS):
             H, grad, value = self.hessian(params)
+            size = float(np.linalg.norm(grad))
+            first = size if first is None else first
             values, vectors = np.linalg.eigh(H)
-            kept = values > len(values) * small * values[-1]
+            kept = values > cut * values[-1]
             direction = -(vectors[:, kept] @ ((vectors[:, kept].T @ grad) / values[kept]))
             slope = float(grad @ direction)
-            if -slope <= 4.0 * small * (abs(value) + small) or not np.isfinite(slope):
-                return Optimum(params, step, "newton", bool(np.isfinite(slope)))
+            if -slope <= 4.0 * small * (abs(value) + small):
+                return Optimum(params, step, "newton", self._ended(size, first, value))
             etas = tuple(0.5**j for j in range(_HALVINGS))
             sums: LineSums = self.ask(line, (params, direction, np.array(etas)), "a Newton step")
-            layout = self.problem.model.layout
             for eta, total in zip(etas, sums.values, strict=True):
                 new = params + eta * direction
                 if total / self.weight + self.penalty.value(new, layout) <= value + 1e-4 * eta * slope:
                     params = new
                     break
-            else:
-                return Optimum(params, step, "newton", True)  # no decrease that values can tell
+            else:  # no decrease that values can tell, or a step of huge length along a direction that is nearly flat
+                if cut > 1e-4 or self._ended(size, first, value):
+                    return Optimum(params, step, "newton", self._ended(size, first, value))
+                cut *= 100.0
         return Optimum(params, _NEWTON_STEPS, "newton", False)
+
+    @staticmethod
+    def _ended(size: float, first: float, value: float) -> bool:
+        """Whether a gradient is nothing, by the first one or by what moves the last digits of f."""
+        return size <= 1e-6 * first or size <= 1e-10 * abs(value)
 
     def _lbfgs(self, params: Floats) -> Optimum:
         layout = self.problem.model.layout

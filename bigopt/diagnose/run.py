@@ -23,7 +23,7 @@ from bigopt.diagnose import theory
 from bigopt.diagnose.advice import advise
 from bigopt.diagnose.knee import measure_knee
 from bigopt.diagnose.lanczos import Extremes
-from bigopt.diagnose.measure import Features, Measure, wide
+from bigopt.diagnose.measure import FLAT, Features, Measure, wide
 from bigopt.facts import Datasets, open_data, profile
 from bigopt.models.linear import LinearModel
 from bigopt.models.losses import BinaryCrossEntropy
@@ -157,7 +157,7 @@ def _figures(measure: Measure, start: Any, say: Log) -> dict[str, Any]:
         "parameters": size,
         "batch": b,
         "loss": here.value,
-        **_ends(ends, size),
+        **_ends(ends),
         "mean_square_x": features.mean_square,
         "lambda_max_sigma": features.largest,
         "r2": features.r2,
@@ -173,7 +173,7 @@ def _figures(measure: Measure, start: Any, say: Log) -> dict[str, Any]:
         "gamma_crit": theory.gamma_crit(b, L, M),
         "correlation": _ratio(here.grad_norm2, here.second),
         "phase": 1 if b_noise < b else 2,
-        "hessian_at_optimum": _ends(best_ends, size) if linear else {"lambda_max": best_ends.largest},
+        "hessian_at_optimum": _ends(best_ends) if linear else {"lambda_max": best_ends.largest},
         "optimum": {
             "method": best.method,
             "steps": best.steps,
@@ -187,7 +187,7 @@ def _figures(measure: Measure, start: Any, say: Log) -> dict[str, Any]:
         "formulas": dict(theory.FORMULAS),
         "notes": notes,
     }
-    if ends.products and (ends.smallest_error > 0.05 * abs(ends.smallest)):
+    if ends.products and ends.smallest_error > 0.05 * abs(ends.smallest):
         notes.append(
             f"lambda_min is at most {ends.smallest:.4g}: Lanczos ended after {ends.products} products, "
             f"within {ends.smallest_error:.2g} of an eigenvalue"
@@ -205,8 +205,8 @@ def _quadratic(problem: Problem) -> bool:
     return isinstance(problem.model, LinearModel) and problem.model.loss.name == "squared"
 
 
-def _ends(ends: Extremes, p: int) -> dict[str, Any]:
-    zero = p * np.finfo(np.float64).eps * ends.largest
+def _ends(ends: Extremes) -> dict[str, Any]:
+    zero = FLAT * ends.largest
     smallest = ends.smallest
     if ends.values is not None and (ends.values > zero).any():
         smallest = float(ends.values[ends.values > zero][0])

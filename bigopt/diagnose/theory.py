@@ -23,7 +23,7 @@ FORMULAS: Final = {
     "lambda_max": "largest eigenvalue of the Hessian H of f",
     "lambda_min": "smallest eigenvalue of H; negative: a saddle, and a direction that leads down",
     "condition_number": "lambda_max / lambda_min",
-    "effective_condition_number": "lambda_max / the smallest eigenvalue above p eps lambda_max",
+    "effective_condition_number": "lambda_max / the smallest eigenvalue above 1e-10 lambda_max",
     "mean_square_x": "E||x||^2",
     "lambda_max_sigma": "largest eigenvalue of Sigma = E x x^T",
     "r2": "R2, the smallest number with E[||x||^2 x x^T] <= R2 Sigma",

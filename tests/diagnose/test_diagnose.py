@@ -281,6 +281,19 @@ def test_features_that_are_all_zero() -> None:
     assert found["recommendation"]["learning_rate"] is None
 
 
+def test_columns_that_depend_on_each_other_up_to_rounding() -> None:
+    """One-hot columns, standardised, in float32: H is singular but for rounding; w* is found all the same."""
+    rng = np.random.default_rng(3)
+    hot = np.eye(4)[rng.integers(4, size=800)]
+    X = np.column_stack([hot, rng.normal(size=(800, 2))]).astype(np.float32)
+    y = np.where(X @ [1, -1, 0.5, 0, 1, -1] + rng.normal(size=800) > 0, 1, 0)
+    found = diagnose(conf("model.name=logistic"), data(X, y))
+    assert found["flat_directions"] == found["hessian_at_optimum"]["flat_directions"] == 1
+    assert found["optimum"]["reached"]
+    assert found["optimum"]["grad_norm"] < 1e-8
+    assert found["effective_condition_number"] < 1e3
+
+
 @pytest.mark.slow
 def test_the_same_on_dask(tmp_path: Path) -> None:
     uri = files(tmp_path, "two", "zarr")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import array_api_strict as strict
 import numpy as np
 import pytest
 
@@ -9,7 +12,7 @@ from bigopt.models.curvature import mlp_hessian_vector_sum
 from bigopt.models.linear import LinearModel
 from bigopt.models.losses import LOSSES, Loss, SignedSquaredLoss
 from bigopt.models.mlp import MLP
-from bigopt.models.rows import has_curvature, hessian_vector_sum
+from bigopt.models.rows import has_curvature, hessian_vector_sum, noise_sum, row_curvature
 
 KINDS = {
     "tanh": {"activation": "tanh"},
@@ -77,3 +80,28 @@ def test_dead_units_have_no_curvature() -> None:
     expected = np.zeros_like(H)
     expected[-1, -1] = 2.0 * 5
     np.testing.assert_array_equal(H, expected)
+
+
+@pytest.mark.parametrize("loss", [kind() for kind in LOSSES.values()], ids=lambda x: x.name)
+def test_array_api_strict_gives_numpys_numbers(loss: Loss) -> None:
+    rng = np.random.default_rng(5)
+    q = 4 if loss.task in ("regression", "multiclass") else 1
+    X, y, s = rng.normal(size=(9, 6)), targets(loss, 9, q, rng), rng.uniform(0.5, 2.0, size=9)
+    models = [
+        LinearModel(6, q, loss),
+        *(MLP(6, (8, 4), q, loss, name, (2, 4, 1)) for name in ("tanh", "relu", "sigmoid", "softmax")),
+        MLP(6, (6, 6), q, loss, "tanh", shortcut=True, batchnorm=True),
+    ]
+    for model in models:
+        w, V = model.init("he_normal", 0), rng.normal(size=model.layout.size)
+        calls: list[tuple[Any, tuple[Any, ...]]] = [(noise_sum, (model, w, X, y, s))]
+        if isinstance(model, MLP):
+            calls.append((mlp_hessian_vector_sum, (model, w, V, X, y, s)))
+        elif has_curvature(loss):
+            calls += [(hessian_vector_sum, (model, w, V, X, y, s)), (row_curvature, (model, w, X, y))]
+        for function, (_, *arrays) in calls:
+            expected = function(model, *arrays)
+            found = function(model, *(strict.asarray(a) for a in arrays))
+            pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
+            for a, b in pairs:
+                np.testing.assert_allclose(np.asarray(a), b, rtol=1e-14, atol=1e-300)
