@@ -240,8 +240,13 @@ class Measure:
         return lanczos(product, mask, seed=p.plan.seed, most=self.products, smallest_share=None).largest
 
     def optimum(self, start: Floats) -> Optimum:
-        """Minimise the smooth part of f: Newton where H is formed and continuous; else, and where it fails, L-BFGS."""
+        """Minimise the smooth part of f: Newton where H is formed and continuous; else, and where it fails, L-BFGS.
+
+        The linear family is convex: it starts from 0, where no logit is saturated and Newton's model is good.
+        """
         smooth = not isinstance(self.problem.model.loss, HuberLoss | SquaredHingeLoss)
+        if self.exact:
+            start = np.zeros_like(start)
         found = self._newton(start) if self.exact and smooth else None
         return found if found is not None and found.reached else self._lbfgs(start if found is None else found.params)
 
