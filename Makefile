@@ -33,8 +33,8 @@ studies: setup ## all examples and case studies
 test: setup ## all tests but the long fault, memory and peer runs
 	@$(PY) -m pytest -m "not all" $(ARGS)
 
-test-fast: setup ## the tests that start no engine
-	@$(PY) -m pytest -m "not all and not slow" $(ARGS)
+test-fast: setup ## the tests that start no engine and train no whole run, two at a time
+	@$(PY) -m pytest -n 2 --dist loadfile -m "not all and not slow" $(ARGS)
 
 test-all: setup ## every test
 	@$(PY) -m pytest $(ARGS)

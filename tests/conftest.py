@@ -29,6 +29,17 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+WHOLE_RUNS = ("system", "equivalence", "diagnose", "studies")
+"""Rooms of tests that train, kill and resume: slow, whatever they take."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(tests).parts[0] in WHOLE_RUNS:
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and (reason := gpu_reason()):
         pytest.skip(f"needs a GPU: {reason}")

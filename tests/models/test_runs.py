@@ -51,6 +51,7 @@ def test_squared_error_on_signs_is_least_squares(tmp_path: Path) -> None:
     assert {"mse", "r2"}.isdisjoint(result["metrics"])
 
 
+@pytest.mark.slow
 def test_a_perceptron_separates_what_can_be_separated(tmp_path: Path) -> None:
     """Started at zero, on separable rows, plain SGD with the perceptron's loss ends with no mistake."""
     X, y = table("two")
