@@ -73,7 +73,7 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
         f"data: {problem.plan.rows:,} training rows of {data.train.rows:,}, {len(data.train.columns)} features, "
         f"{problem.view.partitions} partitions, {data.train.stored} as stored, {problem.view.dtype} in blocks of "
         f"{problem.block_rows} rows",
-        f"batch: {rows:,} rows a step, {steps:,} steps an epoch, sampling {problem.sampling}",
+        f"batch: {rows:,} rows a step, {steps:,} steps an epoch, sampling {problem.plan.sampling}",
         *_schedule(conf, problem),
         *_places(conf, slots),
         *_bottlenecks(layers),

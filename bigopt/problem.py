@@ -63,7 +63,6 @@ class Problem:
     validation : DataView or None
     facts : Facts
     plan : Plan
-    sampling : str
     block_rows : int
     device : str
     notes : tuple of str
@@ -77,7 +76,6 @@ class Problem:
     validation: DataView | None
     facts: Facts
     plan: Plan
-    sampling: str
     block_rows: int
     device: arrays.Device
     notes: tuple[str, ...]
@@ -156,7 +154,7 @@ def build(conf: Conf, data: Datasets, facts: Facts, device: arrays.Device) -> Pr
         scaling = whitening(facts.scatter, notes)
     view = replace(train_view, scaling=scaling, targets=targets)
     block_rows = conf.data.block_rows or default_block_rows(len(view.source.columns), view.dtype)
-    plan, sampling = _plan(conf, view, facts, notes)
+    plan = _plan(conf, view, facts, notes)
     skipped = int(facts.train.skipped.sum())
     if skipped:
         notes.append(f"{skipped} bad rows are left out (data.on_bad_rows=skip)")
@@ -168,7 +166,6 @@ def build(conf: Conf, data: Datasets, facts: Facts, device: arrays.Device) -> Pr
         validation=None if validation_view is None else replace(validation_view, scaling=scaling, targets=targets),
         facts=facts,
         plan=plan,
-        sampling=sampling,
         block_rows=block_rows,
         device=device,
         notes=tuple(notes),
@@ -281,14 +278,14 @@ def whitening(found: Scatter, notes: list[str]) -> Whitening:
     return Whitening(found.mean, ((vectors * roots) @ vectors.T) / scale[:, None])
 
 
-def _plan(conf: Conf, view: DataView, facts: Facts, notes: list[str]) -> tuple[Plan, str]:
+def _plan(conf: Conf, view: DataView, facts: Facts, notes: list[str]) -> Plan:
     counts = facts.train.counts
     n = int(counts.sum())
     size = None if conf.batch.size == "full" else conf.batch.size
     if size is not None and size > n:
         notes.append(f"warning: batch.size {size} is more than the {n} rows; every step uses all rows")
         size = None
-    sampling: Any = conf.batch.sampling
+    sampling: Any = conf.batch.sampling  # checked by the conf: a name of `Sampling`, or auto
     row_bytes = len(view.source.columns) * np.dtype(view.dtype).itemsize
     if sampling == "auto":
         sampling = "permuted" if n * row_bytes <= conf.data.memory else "block"
@@ -314,4 +311,4 @@ def _plan(conf: Conf, view: DataView, facts: Facts, notes: list[str]) -> tuple[P
             largest = max(view.decoded_bytes(i) for i in range(view.partitions))
             lanes = max(1, min(lanes or used, math.floor(conf.data.memory / (3 * largest))))
         notes.append(f"batch.lanes: {lanes or 'off'}")
-    return Plan(counts, size, lanes or 0, conf.run.seed, sampling), sampling
+    return Plan(counts, size, lanes or 0, conf.run.seed, sampling)

@@ -98,29 +98,19 @@ class Coefficients(NamedTuple):
     intercept: npt.NDArray[np.float64]
 
 
-def coefficients(
-    model: LinearModel,
-    params: npt.NDArray[Any],
-    mean: npt.NDArray[np.float64] | None = None,
-    scale: npt.NDArray[np.float64] | None = None,
-) -> Coefficients:
-    """Undo the preparation x' = (x - mean) / scale in a trained model.
+def coefficients(model: LinearModel, params: npt.NDArray[Any]) -> Coefficients:
+    """Return the coefficients on the features that the model sees, in float64.
 
     Parameters
     ----------
     model : LinearModel
     params : ndarray, shape (p,)
-        On prepared features.
-    mean, scale : ndarray, shape (d,), optional
-        What was subtracted and divided by; None for 0 and 1.
 
     Returns
     -------
     Coefficients
-        ``weight / scale`` and ``intercept - mean . (weight / scale)``. Centred features give an intercept even where
-        the model has none.
+        Copies; intercepts of 0 where the model has none (undoing a centring may then give some).
     """
     views = model.layout.views(np.asarray(params, dtype=np.float64))
-    weight = views["weight"] if scale is None else views["weight"] / scale[:, None]
     intercept = views["intercept"] if model.intercept else np.zeros(model.outputs)
-    return Coefficients(np.array(weight), np.array(intercept if mean is None else intercept - mean @ weight))
+    return Coefficients(np.array(views["weight"]), np.array(intercept))

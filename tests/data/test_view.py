@@ -12,7 +12,7 @@ from bigopt.core.errors import ConfError, DataError
 from bigopt.data.cache import BlockCache, Meter
 from bigopt.data.memory import from_arrays
 from bigopt.data.source import Rows
-from bigopt.data.view import DataView, Scaling, Split, Targets
+from bigopt.data.view import DataView, Scaling, Split, Targets, Whitening
 
 
 def view_of(X, y=None, weight=None, sizes=None, dtype="float64", **more):
@@ -224,3 +224,24 @@ def test_declared_classes_keep_their_order_and_text_is_no_number():
     for targets in (Targets("values"), Targets("index", (1, 2, 3))):
         with pytest.raises(DataError, match="holds text"):
             targets.encode(np.array(["maybe"]), "float64")
+
+
+@pytest.mark.parametrize("how", ["both", "centre", "scale", "whiten"])
+def test_a_preparation_is_undone_in_coefficients_and_done_again(how):
+    rng = np.random.default_rng(0)
+    raw = rng.normal(loc=5.0, scale=[1.0, 10.0, 0.1, 3.0], size=(50, 4))
+    mean, scale = raw.mean(axis=0), raw.std(axis=0)
+    preparation = {
+        "both": Scaling(mean, scale),
+        "centre": Scaling(mean, np.ones(4)),
+        "scale": Scaling(np.zeros(4), scale),
+        "whiten": Whitening(mean, np.linalg.inv(np.linalg.cholesky(np.cov(raw.T, bias=True))).T),
+    }[how]
+    prepared = raw.copy()
+    preparation.apply(prepared)
+    weight, shift = rng.normal(size=(4, 2)), rng.normal(size=2)
+    w, b = preparation.undo(weight, shift)
+    np.testing.assert_allclose(raw @ w + b, prepared @ weight + shift, rtol=1e-11, atol=1e-11)
+    again = preparation.redo(w, b)
+    np.testing.assert_allclose(again[0], weight, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(again[1], shift, rtol=1e-11, atol=1e-11)
