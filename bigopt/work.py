@@ -8,6 +8,7 @@ and returns the few nodes that cover the range. Work may be done again anywhere 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -157,17 +158,10 @@ def sum_rows(
     Sums
         With the gradient on the host.
     """
-    X, y, weight = rows
     grad: Any = None
     loss = total = 0.0
-    for lo in range(0, len(X), block_rows):
-        part = slice(lo, lo + block_rows)
-        g, value, mass = model.grad_sum(
-            params,
-            arrays.to_device(X[part], device),
-            arrays.to_device(y[part], device),
-            None if weight is None else arrays.to_device(weight[part], device),
-        )
+    for X, y, weight in row_blocks(rows, block_rows, device):
+        g, value, mass = model.grad_sum(params, X, y, weight)
         if grad is None:
             grad = g.astype(dtype, copy=False)
         else:
@@ -175,7 +169,21 @@ def sum_rows(
         loss, total = loss + float(value), total + float(mass)
     if grad is None:
         return Sums(np.zeros(model.layout.size, dtype=dtype), 0.0, 0.0, 0)
-    return Sums(arrays.to_host(grad), loss, total, len(X))
+    return Sums(arrays.to_host(grad), loss, total, len(rows[0]))
+
+
+def cast(vector: Array, view: DataView, device: arrays.Device) -> Any:
+    """Return a vector in the view's block dtype on the device: done once an order, so that products stay fast."""
+    return arrays.to_device(np.ascontiguousarray(vector, dtype=view.dtype), device)
+
+
+def row_blocks(rows: Rows, size: int, device: arrays.Device) -> Iterator[Rows]:
+    """Yield a unit's rows in blocks of `size`, counted from its first row, on the device."""
+    X, y, weight = rows
+    for lo in range(0, len(X), size):
+        part = slice(lo, lo + size)
+        w = None if weight is None else arrays.to_device(weight[part], device)
+        yield arrays.to_device(X[part], device), arrays.to_device(y[part], device), w
 
 
 def unit_rows(entry: Entry, seed: int, unit: Ints) -> tuple[Array, Any, Array | None]:
@@ -220,7 +228,7 @@ class GradientSum:
 
     def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
         """Cast params once to the block dtype."""
-        return (arrays.to_device(np.ascontiguousarray(inputs[0], dtype=self.view.dtype), self.device),)
+        return (cast(inputs[0], self.view, self.device),)
 
     def sums(self, inputs: tuple[Any, ...], rows: Rows) -> Sums:
         """Return the `Sums` of a unit's rows."""
@@ -295,7 +303,7 @@ class MetricSum:
 
     def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
         """Cast params once to the block dtype."""
-        return (arrays.to_device(np.ascontiguousarray(inputs[0], dtype=self.view.dtype), self.device),)
+        return (cast(inputs[0], self.view, self.device),)
 
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> MetricSums:
         """Return the unit's metric sums."""

@@ -24,7 +24,7 @@ from bigopt.models.curvature import mlp_hessian_vector_sum
 from bigopt.models.linear import LinearModel
 from bigopt.models.mlp import MLP
 from bigopt.models.rows import hessian_vector_sum, noise_sum, row_curvature
-from bigopt.work import Rows, unit_rows
+from bigopt.work import Rows, cast, row_blocks, unit_rows
 
 Array = npt.NDArray[Any]
 
@@ -115,7 +115,7 @@ class NoiseSum:
 
     def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
         """Cast params once to the block dtype."""
-        return (_cast(self, inputs[0]),)
+        return (cast(inputs[0], self.view, self.device),)
 
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> NoiseSums:
         """Return the unit's `NoiseSums`."""
@@ -160,7 +160,7 @@ class FeatureSum:
 
     def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
         """Cast params once to the block dtype."""
-        return tuple(_cast(self, value) for value in inputs)
+        return tuple(cast(value, self.view, self.device) for value in inputs)
 
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> FeatureSums:
         """Return the unit's `FeatureSums`."""
@@ -209,7 +209,7 @@ class HessianVector:
 
     def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
         """Cast params and vector once to the block dtype."""
-        return tuple(_cast(self, value) for value in inputs)
+        return tuple(cast(value, self.view, self.device) for value in inputs)
 
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Sums:
         """Return the unit's product as the gradient of a `Sums` (its loss stays 0)."""
@@ -228,16 +228,9 @@ class HessianVector:
         return Sums(product, 0.0, mass, count)
 
 
-def _cast(work: NoiseSum | FeatureSum | HessianVector, vector: Array) -> Any:
-    return arrays.to_device(np.ascontiguousarray(vector, dtype=work.view.dtype), work.device)
-
-
 def _blocks(work: NoiseSum | FeatureSum | HessianVector, unit: Ints, meter: Meter) -> Iterator[Rows]:
     """Give the unit's rows in blocks counted from its first row."""
     with meter.block(work.view, int(unit[0])) as entry:
-        X, y, weight = unit_rows(entry, 0, unit)
-        meter.rows += len(X)
-        for lo in range(0, len(X), work.block_rows):
-            part = slice(lo, lo + work.block_rows)
-            w = None if weight is None else arrays.to_device(weight[part], work.device)
-            yield arrays.to_device(X[part], work.device), arrays.to_device(y[part], work.device), w
+        rows = unit_rows(entry, 0, unit)
+        meter.rows += len(rows[0])
+        yield from row_blocks(rows, work.block_rows, work.device)

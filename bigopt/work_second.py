@@ -20,7 +20,7 @@ from bigopt.data.view import DataView
 from bigopt.models.base import Model
 from bigopt.models.linear import LinearModel
 from bigopt.models.second import LinePoints, hessian_sum, line_of_margins, line_of_points, margins
-from bigopt.work import Rows, unit_rows
+from bigopt.work import Rows, cast, row_blocks, unit_rows
 
 Array = npt.NDArray[Any]
 
@@ -50,14 +50,14 @@ class HessianSum:
 
     def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
         """Cast params once to the block dtype."""
-        return (arrays.to_device(np.ascontiguousarray(inputs[0], dtype=self.view.dtype), self.device),)
+        return (cast(inputs[0], self.view, self.device),)
 
     def sums(self, inputs: tuple[Any, ...], rows: Rows) -> HessianSums:
         """Fold the sums of the rows in blocks counted from the first one."""
         grad: Any = None
         hessian: Any = None
         loss = total = 0.0
-        for X, y, weight in _blocks(rows, self.block_rows, self.device):
+        for X, y, weight in row_blocks(rows, self.block_rows, self.device):
             g, h, value, mass = hessian_sum(self.model, inputs[0], X, y, weight)
             if grad is None:
                 grad, hessian = g.astype(self.dtype, copy=False), h.astype(self.dtype, copy=False)
@@ -102,20 +102,15 @@ class LineSum:
     def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
         """Cast params and direction, or the points of the line, once to the block dtype."""
         params, direction, steps = inputs
-        dtype = self.view.dtype
-
-        def cast(w: Array) -> Any:
-            return arrays.to_device(np.ascontiguousarray(w, dtype=dtype), self.device)
-
         if isinstance(self.model, LinearModel):
-            return cast(params), cast(direction), steps
+            return cast(params, self.view, self.device), cast(direction, self.view, self.device), steps
         wide = direction.astype(np.float64)
-        return tuple(cast(params + eta * wide) for eta in steps), wide, steps
+        return tuple(cast(params + eta * wide, self.view, self.device) for eta in steps), wide, steps
 
     def sums(self, inputs: tuple[Any, ...], rows: Rows) -> LineSums:
         """Fold the sums of the rows in blocks counted from the first one."""
         total: LineSums | None = None
-        for X, y, weight in _blocks(rows, self.block_rows, self.device):
+        for X, y, weight in row_blocks(rows, self.block_rows, self.device):
             at, direction, steps = inputs
             if isinstance(self.model, LinearModel):
                 kept = margins(self.model, at, direction, X)
@@ -133,14 +128,6 @@ class LineSum:
             rows = unit_rows(entry, self.seed, unit)
             meter.rows += len(rows[0])
             return self.sums(inputs, rows)
-
-
-def _blocks(rows: Rows, size: int, device: arrays.Device) -> Any:
-    X, y, weight = rows
-    for lo in range(0, len(X), size):
-        part = slice(lo, lo + size)
-        w = None if weight is None else arrays.to_device(weight[part], device)
-        yield arrays.to_device(X[part], device), arrays.to_device(y[part], device), w
 
 
 def _finite(points: LinePoints, rows: int) -> LineSums:
