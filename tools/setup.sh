@@ -52,7 +52,7 @@ find_java() {
     say '  Install one (Debian, Ubuntu: apt-get install openjdk-17-jre-headless) or set JAVA_HOME.'
 }
 
-extras=dask,spark,parquet,remote,plots,test,dev
+extras=dask,spark,parquet,remote,fast,sparse,plots,test,dev
 if [ -e /dev/nvidia0 ] || nvidia-smi >/dev/null 2>&1; then extras+=,gpu; fi
 
 find_java
