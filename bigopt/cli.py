@@ -182,28 +182,47 @@ def inspect(uri: str, settings: tuple[str, ...], verify: bool) -> Answer:
 
 @_verb
 @_conf
-def describe(files: tuple[str, ...], settings: tuple[str, ...]) -> Answer:
+@click.option(
+    "--shapes", metavar="FILE", help="Count the layers of this file (convolution, pooling, inception, dense)."
+)
+def describe(files: tuple[str, ...], settings: tuple[str, ...], shapes: str | None) -> Answer:
     """Show what a conf will do: layers, schedule, cost of a round, memory, where the update runs.
 
     \b
     Example:
       bigopt describe -c conf/flights.yml model.hidden=[64,32]
+      bigopt describe --shapes conf/shapes/googlenet.yml
     \b
     Writes nothing; reads the dataset's metadata, and its labels where the conf and the manifest do not name them.
+    With --shapes nothing is read but that file: a network that is counted, not trained.
     """
     from bigopt.cli_show import say, table
     from bigopt.describe import describe as run_describe
-
-    conf = _load(files, settings)
-    with _placed(conf):
-        result = run_describe(conf)
+    from bigopt.describe import describe_shapes
 
     def show() -> None:
         for part in result["tables"]:
             table(part["title"], part["columns"], part["rows"])
         say(*result["lines"])
 
+    if shapes is not None:
+        if files or settings:
+            raise ConfError("--shapes takes no conf", where="describe", hint="bigopt describe --shapes FILE")
+        result = describe_shapes(_shapes_in(shapes))
+        return Answer(result, show)
+    conf = _load(files, settings)
+    with _placed(conf):
+        result = run_describe(conf)
     return Answer(result, show)
+
+
+def _shapes_in(file: str) -> dict[str, Any]:
+    from bigopt.config.reader import read_file
+
+    spec = read_file(file).plain()
+    if not isinstance(spec, dict):
+        raise ConfError("no mapping of input and layers", where=file, hint="see conf/shapes/googlenet.yml")
+    return spec
 
 
 @_verb

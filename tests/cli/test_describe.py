@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from bigopt.cli import bigopt
 from bigopt.cli_show import cell
 from bigopt.config import load_text
 from bigopt.core.errors import ConfError
@@ -135,3 +138,24 @@ def test_cells(value: Any, text: str) -> None:
 
 def test_long_lists_are_cut() -> None:
     assert cell(list(range(40))).endswith(", ... (40)")
+
+
+def test_shapes_are_counted_from_a_file(tmp_path: Path) -> None:
+    """SPEC section 2: GoogLeNet's second convolution has 112K parameters and 360M operations."""
+    shapes = Path(__file__).parents[2] / "conf" / "shapes" / "googlenet.yml"
+    done = CliRunner().invoke(bigopt, ["describe", "--json", "--shapes", str(shapes)])
+    assert done.exit_code == 0, done.output
+    rows = {row[0]: row for row in json.loads(done.stdout)["tables"][0]["rows"]}
+    assert (rows["conv2"][3] // 1024, round(rows["conv2"][5] / 1e6)) == (112, 360)
+    assert (rows["linear"][3], round(rows["linear"][5] / 1e6)) == (1024 * 1000 + 1000, 1)
+
+
+def test_bad_shapes_are_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "net.yml"
+    for text, said in (("- 1\n", "no mapping"), ("input: [8, 8]\nlayers: [{name: a, dense: 3}]\n", "height, width")):
+        file.write_text(text)
+        done = CliRunner().invoke(bigopt, ["describe", "--shapes", str(file)])
+        assert done.exit_code == 2
+        assert said in done.stderr
+    done = CliRunner().invoke(bigopt, ["describe", "--shapes", str(file), "model.name=ridge"])
+    assert (done.exit_code, "takes no conf" in done.stderr) == (2, True)
