@@ -6,6 +6,7 @@ is accepted already, and orders lost units again under a new attempt number unti
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -203,6 +204,8 @@ class Round:
 class Rounds:
     """Makes the rounds of a run, with ticket numbers that are never used twice.
 
+    Several may be under way at once: `run` keeps arrivals of other rounds for whoever calls `wait` next.
+
     Parameters
     ----------
     ledger : Ledger
@@ -214,6 +217,7 @@ class Rounds:
         self.ledger = ledger
         self._retries = retries
         self._ticket = 0
+        self._kept: deque[Arrival] = deque()
 
     def new(self, work: Work, inputs: tuple[Any, ...], units: Ints, homes: Ints, *, where: str) -> Round:
         """Return the next round; see `Round`."""
@@ -241,5 +245,26 @@ class Rounds:
         while not round_.done:
             for order in orders:
                 session.submit(order)
-            orders = round_.accept(session.wait())
+            orders = []
+            arrival = session.wait()
+            if arrival.order.ticket == round_.ticket:
+                orders = round_.accept(arrival)
+            else:
+                self._kept.append(arrival)
         return round_.value
+
+    def wait(self, session: Session) -> Arrival:
+        """Return the next arrival: one that was kept, else the session's."""
+        return self._kept.popleft() if self._kept else session.wait()
+
+    def late(self, arrival: Arrival) -> None:
+        """Count an arrival that nobody waits for: its units are dropped.
+
+        Raises
+        ------
+        BigoptError
+            What a worker found wrong with data or conf.
+        """
+        if arrival.error is not None:
+            raise arrival.error
+        self.ledger.duplicates += arrival.order.stop - arrival.order.start
