@@ -16,6 +16,9 @@ from bigopt.core.codec import wire
 
 Array = npt.NDArray[Any]
 
+_MARKED = 32
+"""Columns a value up to which marking them all is cheaper than sorting the values."""
+
 
 @wire
 @dataclass(frozen=True, eq=False)
@@ -58,12 +61,17 @@ class CSR:
         return self.data.nbytes + self.indices.nbytes + self.indptr.nbytes
 
     def __getitem__(self, rows: slice | Array) -> CSR:
-        """Return some rows: a slice without step shares values and columns; an index or mask array copies them."""
+        """Return some rows.
+
+        A slice without step shares values and columns (all rows: self); an index or mask array copies them.
+        """
         if isinstance(rows, slice):
             lo, hi, step = rows.indices(len(self))
             if step != 1:
                 raise IndexError("a slice of CSR rows has step 1")
             hi = max(lo, hi)
+            if hi - lo == len(self):
+                return self
             first, last = int(self.indptr[lo]), int(self.indptr[hi])
             return CSR(self.data[first:last], self.indices[first:last], self.indptr[lo : hi + 1] - first, self.columns)
         chosen = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
@@ -78,12 +86,49 @@ class CSR:
         """Return the rows with values of another dtype (the same arrays where it is theirs)."""
         return CSR(self.data.astype(dtype, copy=False), self.indices, self.indptr, self.columns)
 
+    def own(self) -> tuple[Array, CSR]:
+        """Return the distinct columns that occur, and the rows over them alone.
+
+        Found once and kept with the rows, which a cached block asks for in every round. Rows without values get column
+        0, so that there is always one.
+
+        Returns
+        -------
+        columns : ndarray, shape (m,), int32 or int64
+            Increasing.
+        rows : CSR
+            Column j of it is ``columns[j]``; values and row bounds are shared, indices are int32.
+        """
+        kept: tuple[Array, CSR] | None = self.__dict__.get("_own")
+        if kept is None:
+            columns, local = _distinct(self.indices, self.columns)
+            kept = columns, CSR(self.data, local, self.indptr, len(columns))
+            self.__dict__["_own"] = kept
+        return kept
+
     def dense(self) -> Array:
         """Return the rows as an array of shape (k, d); for tests and small blocks."""
         rows = np.repeat(np.arange(len(self)), np.diff(self.indptr))
         full = np.zeros(self.shape, dtype=self.dtype)
         full[rows, self.indices] = self.data
         return full
+
+
+def _distinct(indices: Array, columns: int) -> tuple[Array, Array]:
+    """Return the sorted distinct values, and the place of each among them as int32."""
+    if len(indices) == 0:
+        return np.zeros(1, dtype=indices.dtype), np.zeros(0, dtype=np.int32)
+    if columns > _MARKED * len(indices):
+        found, local = np.unique(indices, return_inverse=True)
+        return found, local.astype(np.int32)
+    marks = np.zeros(columns, dtype=np.bool_)
+    marks[indices] = True
+    found = np.flatnonzero(marks).astype(indices.dtype)
+    if len(found) == columns and indices.dtype == np.int32:
+        return found, indices
+    places = np.empty(columns, dtype=np.int32)
+    places[found] = np.arange(len(found), dtype=np.int32)
+    return found, places[indices]
 
 
 def stacked(parts: list[CSR]) -> CSR:

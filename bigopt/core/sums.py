@@ -1,7 +1,8 @@
 """What crosses the wire: named tuples of sums, each with a stated merge.
 
 A gradient over big data is a sum over rows. `Sums` is that sum for one unit; means are taken once, on the driver. The
-left operand of a merge owns its buffers and may reuse them.
+left operand of a merge owns its buffers and may reuse them. On its way a gradient is encoded as it is shortest
+(`bigopt.core.vectors`), with the same bits; `whole` gives the dense one to whoever asked for the sum.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from bigopt.core import vectors
 from bigopt.core.codec import wire
 
 
@@ -39,7 +41,7 @@ class Sums(NamedTuple):
 
     Parameters
     ----------
-    grad : ndarray, shape (p,)
+    grad : ndarray, shape (p,), or SparseVector
         sum_i s_i grad loss_i in ``run.dtype``: the true gradient sum (2 sum e x for squared loss), no penalty.
     loss : float
         sum_i s_i loss_i, float64.
@@ -49,16 +51,20 @@ class Sums(NamedTuple):
         Number of rows.
     """
 
-    grad: npt.NDArray[Any]
+    grad: Any
     loss: float
     weight: float
     rows: int
 
     def merge(self, other: Sums) -> Sums:
         """Add two sums."""
-        return Sums(
-            added(self.grad, other.grad), self.loss + other.loss, self.weight + other.weight, self.rows + other.rows
-        )
+        grad = vectors.added(self.grad, other.grad)
+        return Sums(grad, self.loss + other.loss, self.weight + other.weight, self.rows + other.rows)
+
+
+def whole(root: Any) -> Any:
+    """Return the root of a tree as methods take it: with a dense gradient."""
+    return root._replace(grad=vectors.dense(root.grad)) if isinstance(root, Sums) else root
 
 
 @wire

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from bigopt.core.arrays import namespace
+from bigopt.core.csr import CSR
+from bigopt.models import sparse
 
 
 def into(array: Any) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def dense(z: Any, weight: Any, intercept: Any | None) -> Any:
 
     Parameters
     ----------
-    z : array, shape (rows, in)
+    z : array, shape (rows, in), or CSR
     weight : array, shape (in, out) or (g, in/g, out/g)
     intercept : array, shape (out,), or None
 
@@ -55,12 +57,13 @@ def dense(z: Any, weight: Any, intercept: Any | None) -> Any:
     -------
     array, shape (rows, out)
     """
-    xp = namespace(z)
-    if weight.ndim == 2:
-        v = xp.matmul(z, weight)
+    if isinstance(z, CSR):
+        v = sparse.product(z, weight)
+    elif weight.ndim == 2:
+        v = namespace(z).matmul(z, weight)
     else:
         g, _, width = weight.shape
-        v = xp.empty((z.shape[0], g * width), dtype=z.dtype)
+        v = namespace(z).empty((z.shape[0], g * width), dtype=z.dtype)
         matmul(groups(z, g), weight, groups(v, g))
     if intercept is not None:
         v += intercept
@@ -73,8 +76,10 @@ def dense_gradient(z: Any, delta: Any, weight: Any, intercept: Any | None) -> No
     The column sums are a product with a row of ones: exact to the same order as the rest of the gradient, which a
     plain float32 sum down the rows is not.
     """
-    xp = namespace(z)
-    if weight.ndim == 2:
+    xp = namespace(delta)
+    if isinstance(z, CSR):
+        sparse.transposed_product(z, delta, weight)
+    elif weight.ndim == 2:
         matmul(flip(z), delta, weight)
     else:
         g = weight.shape[0]

@@ -1,7 +1,7 @@
 """The linear family: v = X W + b with any loss on it.
 
 Linear and ridge regression, logistic and softmax regression differ only in the loss (and the number of outputs); the
-gradient is X^T delta, with column sums of delta for the intercepts.
+gradient is X^T delta, with column sums of delta for the intercepts. X is an array, or sparse rows (`bigopt.core.csr`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class LinearModel:
         kernels.same_dtype(params, X)
         value, delta = self.loss.value_delta(self.scores(params, X), y)
         delta = kernels.weighted(delta, weight)
-        grad = namespace(X).empty(params.shape, dtype=X.dtype)
+        grad = namespace(params).empty(params.shape, dtype=X.dtype)
         g = self.layout.views(grad)
         kernels.dense_gradient(X, delta, g["weight"], g.get("intercept"))
         return grad, *kernels.totals(value, weight)

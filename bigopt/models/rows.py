@@ -16,7 +16,8 @@ from __future__ import annotations
 from typing import Any
 
 from bigopt.core.arrays import namespace
-from bigopt.models import kernels
+from bigopt.core.csr import CSR
+from bigopt.models import kernels, sparse
 from bigopt.models.activations import softmax
 from bigopt.models.base import Model
 from bigopt.models.linear import LinearModel
@@ -31,6 +32,8 @@ def has_curvature(loss: Loss) -> bool:
 
 
 def _square(a: Any) -> Any:
+    if isinstance(a, CSR):
+        return sparse.squares(a)
     return kernels.row_sum(a * a)
 
 
@@ -50,7 +53,7 @@ def noise_sum(model: Model, params: Any, X: Any, y: Any, weight: Any | None) -> 
     squares, loss, weight : float
     """
     kernels.same_dtype(params, X)
-    xp = namespace(X)
+    xp = namespace(params)
     if isinstance(model, MLP):
         grad = xp.zeros(params.shape, dtype=X.dtype)
         views = model.layout.views(grad)
@@ -82,7 +85,7 @@ def row_curvature(model: LinearModel, params: Any, X: Any, y: Any) -> Any:
     For the categorical cross-entropy an upper bound, exact for two classes: the trace 1 - sum p^2, at most 1/2.
     """
     v = model.scores(params, X)
-    xp = namespace(X)
+    xp = namespace(v)
     if isinstance(model.loss, CategoricalCrossEntropy):
         p = softmax(v)
         return xp.minimum(1.0 - _square(p), 0.5)
@@ -109,7 +112,7 @@ def hessian_vector_sum(model: LinearModel, params: Any, vector: Any, X: Any, y: 
     """
     kernels.same_dtype(params, X)
     kernels.same_dtype(vector, X)
-    xp = namespace(X)
+    xp = namespace(params)
     along = model.scores(vector, X)
     if isinstance(model.loss, SquaredLoss):
         along *= 2.0

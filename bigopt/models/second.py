@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bigopt.core.arrays import namespace, to_host
+from bigopt.core.csr import CSR
 from bigopt.core.errors import ConfError
-from bigopt.models import kernels
+from bigopt.models import kernels, sparse
 from bigopt.models.activations import sigmoid, softmax
 from bigopt.models.base import Model
 from bigopt.models.linear import LinearModel
@@ -141,7 +142,7 @@ def hessian_sum(model: LinearModel, params: Any, X: Any, y: Any, weight: Any | N
     loss, weight : float
     """
     kernels.same_dtype(params, X)
-    xp = namespace(X)
+    xp = namespace(params)
     v = model.scores(params, X)
     value, delta = model.loss.value_delta(v, y)
     grad = xp.empty(params.shape, dtype=X.dtype)
@@ -156,12 +157,9 @@ def hessian_sum(model: LinearModel, params: Any, X: Any, y: Any, weight: Any | N
     else:
         h = DIAGONAL[type(model.loss)](model.loss, v, y)
         pairs = [(c, c, h[:, c]) for c in range(1 if shared else q)]
-    ones = xp.ones(X.shape[0], dtype=X.dtype)
     n = d * q
     for c, k, h in pairs:
-        h = kernels.weighted(xp.reshape(h, (-1, 1)) + 0.0, weight)
-        scaled = X * h
-        square, mixed, corner = xp.matmul(kernels.flip(X), scaled), xp.matmul(ones, scaled), xp.matmul(ones, h)[0]
+        square, mixed, corner = _weighed(X, kernels.weighted(xp.reshape(h, (-1, 1)) + 0.0, weight))
         for a, b in [(e, e) for e in range(q)] if shared else sorted({(c, k), (k, c)}):
             hessian[a:n:q, b:n:q] = square
             if model.intercept:
@@ -169,6 +167,17 @@ def hessian_sum(model: LinearModel, params: Any, X: Any, y: Any, weight: Any | N
                 hessian[n + a, b:n:q] = mixed
                 hessian[n + a, n + b] = corner
     return grad, hessian, *kernels.totals(value, weight)
+
+
+def _weighed(X: Any, h: Any) -> tuple[Any, Any, Any]:
+    """Return X^T diag(h) X, 1^T diag(h) X and 1^T h, for h of shape (rows, 1)."""
+    xp = namespace(h)
+    ones = xp.ones(h.shape[0], dtype=h.dtype)
+    corner = xp.matmul(ones, h)[0]
+    if isinstance(X, CSR):
+        return *sparse.weighed_gram(X, h[:, 0]), corner
+    scaled = X * h
+    return xp.matmul(kernels.flip(X), scaled), xp.matmul(ones, scaled), corner
 
 
 class Margins(NamedTuple):
@@ -182,7 +191,7 @@ def margins(model: LinearModel, params: Any, direction: Any, X: Any) -> Margins:
     """Return the margins of a block; params and direction have X's dtype."""
     kernels.same_dtype(params, X)
     kernels.same_dtype(direction, X)
-    xp = namespace(X)
+    xp = namespace(params)
     return Margins(
         *(xp.astype(model.scores(w, X), xp.float64, copy=False) for w in (params, direction)),
     )
