@@ -7,6 +7,7 @@ linear models on the original scale of the features.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class Bundle:
     params : ndarray, shape (p,)
     dtype : str
         Block dtype.
-    columns : tuple of str
+    columns : sequence of str
         Features, in X's order.
     target : tuple of str
     scaling : Scaling, Whitening or None
@@ -51,7 +52,7 @@ class Bundle:
     model: Model
     params: Array
     dtype: str
-    columns: tuple[str, ...]
+    columns: Sequence[str]
     target: tuple[str, ...]
     scaling: Preparation | None
     targets: Targets
@@ -72,7 +73,7 @@ def save(run: RunDir, bundle: Bundle) -> None:
         "loss": bundle.model.loss.name,
         "target": bundle.target,
         "classes": bundle.targets.classes,
-        "features": bundle.columns,
+        "features": list(bundle.columns),
         "parameters": bundle.model.layout.size,
         "layout": blocks,
         "params_sha256": params_sha256(bundle.params),

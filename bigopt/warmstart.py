@@ -6,6 +6,7 @@ the original features and prepared anew, so that it predicts what it predicted b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ _WHERE = "model.init"
 
 
 def initial_params(
-    init: str, model: Model, seed: int, *, columns: tuple[str, ...], preparation: Preparation | None
+    init: str, model: Model, seed: int, *, columns: Sequence[str], preparation: Preparation | None
 ) -> npt.NDArray[np.float64]:
     """Return the first params, shape (p,).
 
@@ -71,7 +72,7 @@ def _vector(path: Path) -> Array:
     return values
 
 
-def _from_run(old: Bundle, model: Model, columns: tuple[str, ...], now: Preparation | None) -> Array:
+def _from_run(old: Bundle, model: Model, columns: Sequence[str], now: Preparation | None) -> Array:
     if old.columns != columns:
         differ = next((a for a, b in zip(old.columns, columns, strict=False) if a != b), "their number")
         raise ConfError(f"the model of {_WHERE} has other features ({differ})", where=_WHERE)

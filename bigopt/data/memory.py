@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bigopt.core.csr import CSR
 from bigopt.core.errors import DataError
+from bigopt.data.columns import x_names
 from bigopt.data.source import (
     NUMERIC,
     Array,
@@ -26,6 +28,7 @@ from bigopt.data.source import (
     partitions_of,
     target_kind,
 )
+from bigopt.data.sparse import ROW_BYTES, checked, cut_by_nonzeros, from_scipy
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,27 @@ class MemorySource:
 
     Parameters
     ----------
-    X : ndarray, shape (n, d)
+    X : ndarray or CSR, shape (n, d)
     y : ndarray, shape (n,) or (n, q), or None
     weight : ndarray, shape (n,), or None
-    columns : tuple of str
+    columns : sequence of str
     """
 
-    X: Array
+    X: Array | CSR
     y: Array | None
     weight: Array | None
-    columns: tuple[str, ...]
+    columns: Sequence[str]
+
+    @property
+    def sparse(self) -> bool:
+        """Whether X is CSR."""
+        return isinstance(self.X, CSR)
+
+    def nonzeros(self, partition: Partition) -> int:
+        """Return how many values the partition holds."""
+        if isinstance(self.X, CSR):
+            return int(self.X.indptr[partition.stop] - self.X.indptr[partition.start])
+        return partition.rows * len(self.columns)
 
     @property
     def stored(self) -> str:
@@ -53,7 +67,13 @@ class MemorySource:
     def pieces(self, partition: Partition) -> Iterator[Rows]:
         """Yield the partition as one piece of read-only views; nothing is read from any store."""
         rows = slice(partition.start, partition.stop)
-        yield Rows(_view(self.X, rows), _maybe(self.y, rows), _maybe(self.weight, rows))
+        X = self.X
+        if isinstance(X, CSR):
+            part = X[rows]
+            part = CSR(_view(part.data, slice(None)), _view(part.indices, slice(None)), part.indptr, part.columns)
+            yield Rows(part, _maybe(self.y, rows), _maybe(self.weight, rows))
+        else:
+            yield Rows(_view(X, rows), _maybe(self.y, rows), _maybe(self.weight, rows))
 
     def place(self, partition: Partition, row: int) -> str:
         """Say where a row of the partition lies."""
@@ -62,7 +82,8 @@ class MemorySource:
     def identity(self) -> str:
         """Return the SHA-256 of names, shapes, dtypes and bytes."""
         digest = hashlib.sha256(repr(self.columns).encode())
-        for array in (self.X, self.y, self.weight):
+        X = (self.X.data, self.X.indices, self.X.indptr) if isinstance(self.X, CSR) else (self.X,)
+        for array in (*X, self.y, self.weight):
             if array is None:
                 digest.update(b"none")
                 continue
@@ -84,7 +105,7 @@ def _maybe(array: Array | None, rows: slice) -> Array | None:
 
 
 def from_arrays(
-    X: npt.ArrayLike,
+    X: npt.ArrayLike | CSR,
     y: npt.ArrayLike | None = None,
     weight: npt.ArrayLike | None = None,
     *,
@@ -97,8 +118,8 @@ def from_arrays(
 
     Parameters
     ----------
-    X : array_like, shape (n, d)
-        Bool, integers or floating; no copy of an array.
+    X : array_like, CSR or SciPy CSR matrix, shape (n, d)
+        Bool, integers or floating; no copy of an array. Sparse rows stay sparse.
     y : array_like, shape (n,) or (n, q), optional
         Numbers, booleans or text.
     weight : array_like, shape (n,), optional
@@ -116,8 +137,8 @@ def from_arrays(
     DataError
         Where shapes disagree or a dtype cannot be used.
     """
-    features = np.asarray(X)
-    if features.ndim != 2 or features.dtype.name not in NUMERIC:
+    features = _features(X)
+    if len(features.shape) != 2 or features.dtype.name not in NUMERIC:
         raise DataError(f"X has shape {features.shape} and dtype {features.dtype}", hint="2-D numbers or booleans")
     n, d = features.shape
     labels = None if y is None else np.asarray(y)
@@ -128,15 +149,23 @@ def from_arrays(
         raise DataError(f"weight has shape {weights.shape} and dtype {weights.dtype}, X has {n} rows")
     if n == 0:
         raise DataError("X has no rows")
-    names = tuple(columns) if columns is not None else tuple(f"x{j}" for j in range(d))
-    if len(names) != d or len(set(names)) != d:
-        raise DataError(f"{len(names)} column names ({len(set(names))} distinct) for {d} features")
+    sparse = isinstance(features, CSR)
+    names: Sequence[str] = x_names(d) if sparse else tuple(f"x{j}" for j in range(d))
+    if columns is not None:
+        names = tuple(columns)
+        if len(names) != d or len(set(names)) != d:
+            raise DataError(f"{len(names)} column names ({len(set(names))} distinct) for {d} features")
     q = 1 if labels is None or labels.ndim == 1 else labels.shape[1]
     targets = (target,) if isinstance(target, str) else tuple(target)
     if len(targets) == 1 and q > 1:
         targets = tuple(f"{targets[0]}{k}" for k in range(q))
-    row_bytes = d * features.itemsize
-    sizes = partition_sizes(n, chosen_partition_rows(n, row_bytes) if partition_rows is None else partition_rows)
+    if isinstance(features, CSR):
+        row_bytes = ROW_BYTES + -(-len(features.data) * (features.dtype.itemsize + 4) // n)
+        cuts = cut_by_nonzeros(np.arange(n + 1), features.indptr, features.dtype.itemsize + 4)
+        sizes = tuple(np.diff(cuts).tolist()) if partition_rows is None else partition_sizes(n, partition_rows)
+    else:
+        row_bytes = d * features.dtype.itemsize
+        sizes = partition_sizes(n, chosen_partition_rows(n, row_bytes) if partition_rows is None else partition_rows)
     total = row_bytes + sum(a.nbytes // n for a in (labels, weights) if a is not None)
     return Dataset(
         source=MemorySource(features, labels, weights, names),
@@ -148,3 +177,9 @@ def from_arrays(
         row_bytes=total,
         piece_bytes=max(sizes) * row_bytes,
     )
+
+
+def _features(X: Any) -> Array | CSR:
+    if isinstance(X, CSR):
+        return checked(X, lambda row: f"row {row} in memory")
+    return from_scipy(X) if hasattr(X, "format") and hasattr(X, "tocsr") else np.asarray(X)

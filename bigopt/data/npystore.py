@@ -100,6 +100,15 @@ class NpySource:
         """NumPy dtype name of X."""
         return np.dtype(self.members[0].dtype).name
 
+    @property
+    def sparse(self) -> bool:
+        """Never: rows are arrays."""
+        return False
+
+    def nonzeros(self, partition: Partition) -> int:
+        """Return rows x d."""
+        return partition.rows * len(self.columns)
+
     def identity(self) -> str:
         """Read the fingerprint again: of a zip's directory with its checksums, of an NPY's size and both ends."""
         return npy_identity(self.uri, self.options, [m.uri for m in self.members])

@@ -106,6 +106,15 @@ class ParquetSource:
         features = (self.feature_list,) if self.feature_list is not None else self.columns
         return (*features, *self.target, *(() if self.weight is None else (self.weight,)))
 
+    @property
+    def sparse(self) -> bool:
+        """Never: rows are arrays."""
+        return False
+
+    def nonzeros(self, partition: Partition) -> int:
+        """Return rows x d."""
+        return partition.rows * len(self.columns)
+
     def identity(self) -> str:
         """Read the fingerprint again from the store."""
         from bigopt.data.parquetopen import parquet_identity

@@ -4,7 +4,8 @@ A dataset is n rows in a fixed order, cut into **partitions**: contiguous ranges
 what is stored (manifest, chunks, row groups), never of workers or memory. A **source** is a frozen descriptor that
 travels to a worker, opens the store there and yields a partition's rows in consecutive **pieces** of at most about a
 chunk or a row group, so that whoever reads holds little more than one piece beside what it keeps. Pieces come in the
-stored dtype: casting, encoding of labels and checks of values belong to the view.
+stored dtype: casting, encoding of labels and checks of values belong to the view. A **sparse** source yields CSR rows,
+columns increasing within each row, and knows how many values each partition stores; nothing is ever densified.
 
 This module needs NumPy alone.
 """
@@ -47,8 +48,9 @@ class Rows(NamedTuple):
 
     Parameters
     ----------
-    X : ndarray, shape (k, d)
+    X : ndarray or CSR, shape (k, d)
         Bool, integer or floating; may be read-only; convertible by ``astype`` or ``np.copyto(..., casting="unsafe")``.
+        CSR where the source is sparse, columns in range and strictly increasing within each row.
     y : ndarray, shape (k,) or (k, q), or None
         Raw labels: numbers, booleans or text (NumPy ``U``). None where the dataset was opened without a target.
     weight : ndarray, shape (k,), or None
@@ -59,7 +61,7 @@ class Rows(NamedTuple):
         Rows with a null, only under ``on_bad_rows="skip"``; their null cells hold zeros or empty text.
     """
 
-    X: Array
+    X: Any
     y: Array | None
     weight: Array | None
     bytes_read: int = 0
@@ -94,8 +96,17 @@ class Source(Protocol):
     """A frozen, registered (`wire`) descriptor of a store that a worker opens by itself."""
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the selected features, in the order of X's columns."""
+    def columns(self) -> Sequence[str]:
+        """Names of the selected features, in the order of X's columns (`bigopt.data.columns` where there are many)."""
+        ...
+
+    @property
+    def sparse(self) -> bool:
+        """Whether pieces hold CSR rows."""
+        ...
+
+    def nonzeros(self, partition: Partition) -> int:
+        """Return how many values a partition stores: rows x d of dense data; at most that many come in its pieces."""
         ...
 
     @property
@@ -144,7 +155,7 @@ class Dataset:
     weight : str or None
         Name of the weight column.
     row_bytes : int
-        Decoded bytes of one row as stored: features, target and weight (text counted as 16 bytes).
+        Decoded bytes of one row as stored, on average: features, target and weight (text counted as 16 bytes).
     row_bytes_read : float
         Bytes that reading a row takes from the store, on average.
     piece_bytes : int
@@ -169,9 +180,19 @@ class Dataset:
         return self.partitions[-1].stop if self.partitions else 0
 
     @property
-    def columns(self) -> tuple[str, ...]:
+    def columns(self) -> Sequence[str]:
         """Names of the selected features."""
         return self.source.columns
+
+    @property
+    def sparse(self) -> bool:
+        """Whether rows are CSR."""
+        return self.source.sparse
+
+    @property
+    def nonzeros(self) -> int:
+        """Values that are stored; n d of dense data."""
+        return sum(self.source.nonzeros(partition) for partition in self.partitions)
 
     @property
     def stored(self) -> str:

@@ -66,6 +66,15 @@ class SyntheticSource:
         """The dtype of X."""
         return self.dtype
 
+    @property
+    def sparse(self) -> bool:
+        """Never: rows are arrays."""
+        return False
+
+    def nonzeros(self, partition: Partition) -> int:
+        """Return rows x d."""
+        return partition.rows * len(self.columns)
+
     @cached_property
     def weights(self) -> Array:
         """The true w, shape (d,), float64."""

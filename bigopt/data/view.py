@@ -2,7 +2,8 @@
 
 A view says which rows are used (training or validation side of the split, bad rows left out), in which dtype blocks are
 computed, how features are standardised and how targets are encoded. It is a frozen value that travels to the workers;
-`DataView.load` reads one partition and returns a `Block` with only the used rows, C-contiguous, finite, checked.
+`DataView.load` reads one partition and returns a `Block` with only the used rows, C-contiguous, finite, checked; sparse
+data stays sparse (`bigopt.core.csr`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,13 @@ import numpy.typing as npt
 from bigopt.core import codec, rng
 from bigopt.core.codec import wire
 from bigopt.core.errors import DataError
+from bigopt.data.preparation import Preparation, Scaling, TargetKind, Targets, Whitening
+from bigopt.data.rooms import DenseRoom, Room, SparseRoom, finite_rows, index_dtype
 from bigopt.data.source import Partition, Rows, Source
 
-Array = npt.NDArray[Any]
-TargetKind = Literal["values", "binary", "sign", "index", "onehot"]
+__all__ = ["Block", "DataView", "Preparation", "Scaling", "Split", "TargetKind", "Targets", "Whitening"]
 
-_CHECK_ROWS = 4096
+Array = npt.NDArray[Any]
 
 
 class Block(NamedTuple):
@@ -33,8 +35,8 @@ class Block(NamedTuple):
 
     Parameters
     ----------
-    X : ndarray, shape (k, d)
-        Block dtype, C-contiguous, finite.
+    X : ndarray or CSR, shape (k, d)
+        Block dtype, C-contiguous, finite; CSR where the source is sparse, columns increasing within each row.
     y : ndarray, shape (k,) or (k, q)
         Raw labels, or encoded targets where the view has `Targets`.
     weight : ndarray, shape (k,), float64, or None
@@ -44,7 +46,7 @@ class Block(NamedTuple):
         Bytes read from the store.
     """
 
-    X: Array
+    X: Any
     y: Array | None
     weight: Array | None
     skipped: int
@@ -54,125 +56,6 @@ class Block(NamedTuple):
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(a.nbytes for a in (self.X, self.y, self.weight) if a is not None)
-
-
-@wire
-@dataclass(frozen=True)
-class Scaling:
-    """Features are used as (x - mean) / scale, column by column.
-
-    Parameters
-    ----------
-    mean, scale : ndarray, shape (d,), float64
-    """
-
-    mean: Array
-    scale: Array
-
-    def apply(self, X: Array) -> None:
-        """Standardise a block of shape (k, d) in place, computed in float64."""
-        for lo in range(0, len(X), _CHECK_ROWS):
-            part = X[lo : lo + _CHECK_ROWS]
-            part[...] = (part.astype(np.float64) - self.mean) / self.scale
-
-    def undo(self, weight: Array, shift: Array) -> tuple[Array, Array]:
-        """Return (d, q) coefficients and (q,) intercepts on the original features: w/scale, b - mean.(w/scale)."""
-        weight = weight / self.scale[:, None]
-        return weight, shift - self.mean @ weight
-
-    def redo(self, weight: Array, shift: Array) -> tuple[Array, Array]:
-        """Return the coefficients on prepared features that do what `weight` and `shift` do on the original ones."""
-        return weight * self.scale[:, None], shift + self.mean @ weight
-
-
-@wire
-@dataclass(frozen=True)
-class Whitening:
-    """Features are used as (x - mean) T, so that their covariance is the identity.
-
-    Parameters
-    ----------
-    mean : ndarray, shape (d,), float64
-    matrix : ndarray, shape (d, d), float64
-        T: the inverse root of the covariance; 0 along directions without variance.
-    """
-
-    mean: Array
-    matrix: Array
-
-    def apply(self, X: Array) -> None:
-        """Whiten a block of shape (k, d) in place, computed in float64."""
-        for lo in range(0, len(X), _CHECK_ROWS):
-            part = X[lo : lo + _CHECK_ROWS]
-            part[...] = (part.astype(np.float64) - self.mean) @ self.matrix
-
-    def undo(self, weight: Array, shift: Array) -> tuple[Array, Array]:
-        """Return (d, q) coefficients and (q,) intercepts on the original features: T w, b - mean.(T w)."""
-        weight = self.matrix @ weight
-        return weight, shift - self.mean @ weight
-
-    def redo(self, weight: Array, shift: Array) -> tuple[Array, Array]:
-        """Return the coefficients on prepared features that do what `weight` and `shift` do on the original ones."""
-        return np.linalg.pinv(self.matrix) @ weight, shift + self.mean @ weight
-
-
-Preparation = Scaling | Whitening
-"""What is done to the features."""
-
-
-@wire
-@dataclass(frozen=True)
-class Targets:
-    """How raw labels become what a loss takes.
-
-    Parameters
-    ----------
-    kind : str
-        ``values`` floats (k, q); ``binary`` 0/1 (k,), 1 for the larger class; ``sign`` -1/+1 (k,), +1 for the larger;
-        ``index`` int64 class numbers (k,); ``onehot`` floats (k, C), as stored.
-    classes : tuple
-        Sorted labels; empty for ``values``.
-    """
-
-    kind: TargetKind
-    classes: tuple[Any, ...] = ()
-
-    def encode(self, y: Array, dtype: str) -> Array:
-        """Return the encoded targets of raw labels of shape (k,) or (k, q).
-
-        Raises
-        ------
-        DataError
-            A label that is none of the classes, with its count.
-        """
-        if self.kind in ("values", "onehot"):
-            return np.ascontiguousarray(_numbers(y if y.ndim == 2 else y[:, None]), dtype=dtype)
-        classes = np.asarray(self.classes)
-        y = y.reshape(-1)
-        if (classes.dtype.kind == "U") != (y.dtype.kind == "U"):
-            y = y.astype(str) if classes.dtype.kind == "U" else _numbers(y)
-        order = np.argsort(classes)
-        index = order[np.minimum(np.searchsorted(classes, y, sorter=order), len(classes) - 1)]
-        wrong = classes[index] != y
-        if wrong.any():
-            label = y[wrong][0]
-            raise DataError(
-                f"label {label!s} ({int((y == label).sum())} rows) is none of the {len(classes)} training classes",
-                hint=f"the classes are {', '.join(map(str, self.classes[:10]))}",
-            )
-        if self.kind == "sign":
-            index = 2 * index - 1
-        return index.astype(np.int64) if self.kind == "index" else index.astype(dtype)
-
-
-def _numbers(y: Array) -> Array:
-    """Read text labels as numbers; others pass."""
-    if y.dtype.kind != "U":
-        return y
-    try:
-        return y.astype(np.float64)
-    except ValueError as error:
-        raise DataError(f"the target holds text where the model has numbers: {error}") from error
 
 
 @wire
@@ -253,9 +136,23 @@ class DataView:
         return digest.hexdigest()
 
     def decoded_bytes(self, index: int) -> int:
-        """Bytes that a whole decoded partition may hold: features, targets, weight and a permutation."""
-        rows = int(self.bounds[index + 1] - self.bounds[index])
-        return rows * (len(self.source.columns) * np.dtype(self.dtype).itemsize + 24)
+        """Bytes that a whole decoded partition may hold: features, targets, weight and a permutation.
+
+        A nonzero of sparse rows takes its value, its column, and its place among the partition's own columns.
+        """
+        partition, d, item = self.partition(index), len(self.source.columns), np.dtype(self.dtype).itemsize
+        if not self.source.sparse:
+            return partition.rows * (d * item + 24)
+        return self.source.nonzeros(partition) * (item + index_dtype(d).itemsize + 4) + partition.rows * 32 + 8
+
+    @cached_property
+    def row_bytes(self) -> float:
+        """Decoded bytes of a row's features in the block dtype: d values, or the nonzeros of an average row."""
+        d, item, rows = len(self.source.columns), np.dtype(self.dtype).itemsize, int(self.bounds[-1] - self.bounds[0])
+        if not self.source.sparse:
+            return d * item
+        nonzeros = sum(self.source.nonzeros(self.partition(m)) for m in range(self.partitions))
+        return 8 + nonzeros / max(1, rows) * (item + index_dtype(d).itemsize)
 
     def load(self, index: int) -> Block:
         """Read, check, convert and prepare one partition."""
@@ -280,10 +177,10 @@ class DataView:
         partition = self.partition(index)
         mask = None if self.split is None else self.split.mask(partition)
         room = partition.rows if mask is None else int(mask.sum())
-        X = np.empty((room, len(self.source.columns)), dtype=self.dtype)
+        gathered = self._room(partition, room)
         labels: list[Array] = []
         weights: list[Array] = []
-        at = row = bytes_read = skipped = 0
+        row = bytes_read = skipped = 0
         for piece in self.source.pieces(partition):
             rows = len(piece.X)
             keep = np.ones(rows, dtype=np.bool_) if mask is None else mask[row : row + rows]
@@ -291,14 +188,18 @@ class DataView:
             skipped += int((keep & ~good).sum())
             keep = keep & good
             count = int(keep.sum())
-            with np.errstate(over="ignore", invalid="ignore"):  # found just below
-                X[at : at + count] = piece.X if count == rows else piece.X[keep]
-            self._check_finite(X[at : at + count], keep, partition, row)
+            wrong = gathered.add(piece.X, None if count == rows else keep)
+            if wrong is not None:
+                raise DataError(
+                    f"column '{self.source.columns[wrong.column]}' is {wrong.value} as {self.dtype}",
+                    where=self.source.place(partition, row + int(np.flatnonzero(keep)[wrong.row])),
+                    hint="correct the row, or data.on_bad_rows=skip (or data.dtype=float64 where float32 overflows)",
+                )
             if piece.y is not None:
                 labels.append(piece.y if count == rows else piece.y[keep])
             if piece.weight is not None:
                 weights.append(np.asarray(piece.weight, dtype=np.float64)[keep])
-            at, row, bytes_read = at + count, row + rows, bytes_read + piece.bytes_read
+            row, bytes_read = row + rows, bytes_read + piece.bytes_read
         if row != partition.rows:
             raise DataError(
                 f"{row} rows where {partition.rows} were expected",
@@ -306,7 +207,13 @@ class DataView:
                 hint="the data changed or its metadata is wrong",
             )
         y = _joined(labels)
-        return Block(X[:at], y, _joined(weights), skipped, bytes_read)
+        return Block(gathered.finish(), y, _joined(weights), skipped, bytes_read)
+
+    def _room(self, partition: Partition, rows: int) -> Room:
+        d = len(self.source.columns)
+        if self.source.sparse:
+            return SparseRoom(rows, self.source.nonzeros(partition), d, self.dtype)
+        return DenseRoom(rows, d, self.dtype)
 
     def _good(self, partition: Partition, row: int, piece: Rows, keep: Array) -> npt.NDArray[np.bool_]:
         """Rows of a piece that may be used; raises for the first bad one unless bad rows are skipped."""
@@ -319,7 +226,7 @@ class DataView:
             weight = np.asarray(piece.weight, dtype=np.float64)
             checks.append(("the weight", np.isfinite(weight) & (weight >= 0)))
         if self.skip_bad and piece.X.dtype.kind == "f":
-            checks.append(("a feature", np.asarray(np.isfinite(piece.X).all(axis=1))))
+            checks.append(("a feature", finite_rows(piece.X)))
         for name, fine in checks:
             if not self.skip_bad and not fine[keep].all():
                 at = int(np.flatnonzero(keep & ~fine)[0])
@@ -332,19 +239,6 @@ class DataView:
                 )
             good &= fine
         return good
-
-    def _check_finite(self, X: Array, keep: Array, partition: Partition, row: int) -> None:
-        for lo in range(0, len(X), _CHECK_ROWS):
-            finite = np.isfinite(X[lo : lo + _CHECK_ROWS])
-            if finite.all():
-                continue
-            at, column = (int(v[0]) for v in np.nonzero(~finite))
-            place = row + int(np.flatnonzero(keep)[lo + at])
-            raise DataError(
-                f"column '{self.source.columns[column]}' is {X[lo + at, column]} as {self.dtype}",
-                where=self.source.place(partition, place),
-                hint="correct the row, or set data.on_bad_rows=skip (or data.dtype=float64 where float32 overflows)",
-            )
 
 
 def _joined(parts: Sequence[Array]) -> Array | None:

@@ -189,6 +189,15 @@ class ZarrSource:
         """Rows of a full piece."""
         return piece_rows(self.X)
 
+    @property
+    def sparse(self) -> bool:
+        """Never: rows are arrays."""
+        return False
+
+    def nonzeros(self, partition: Partition) -> int:
+        """Return rows x d."""
+        return partition.rows * len(self.columns)
+
     def identity(self) -> str:
         """Read the fingerprint again from the store."""
         return zarr_identity(self._files, self.arrays, verified=self.verified)

@@ -133,6 +133,10 @@ class Counting:
 
     columns = ("a", "b")
     stored = "float64"
+    sparse = False
+
+    def nonzeros(self, partition):
+        return 2 * partition.rows
 
     def pieces(self, partition):
         self.reads.append(partition.index)

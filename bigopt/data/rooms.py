@@ -1,0 +1,131 @@
+"""Where a partition's rows are gathered while it is read: allocated once, filled piece by piece in the block's dtype.
+
+A room takes the kept rows of a piece, casts them and says which value is not finite; `finish` gives up what was not
+needed. `DenseRoom` holds an array, `SparseRoom` the three arrays of CSR rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bigopt.core.csr import CSR
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+
+_CHECK_ROWS = 4096
+_CHECK_VALUES = 1 << 18
+
+
+class Wrong(NamedTuple):
+    """A value that is not finite: row among those just added, column, value."""
+
+    row: int
+    column: int
+    value: Any
+
+
+class Room(Protocol):
+    """Holds the rows added so far."""
+
+    def add(self, X: Any, keep: Mask | None) -> Wrong | None:
+        """Add the kept rows of a piece (None: all); return the first value that is not finite."""
+        ...
+
+    def finish(self) -> Array | CSR:
+        """Return all rows."""
+        ...
+
+
+class DenseRoom:
+    """Rows of d numbers, C-contiguous.
+
+    Parameters
+    ----------
+    rows, columns : int
+        The most that will come.
+    dtype : str
+    """
+
+    def __init__(self, rows: int, columns: int, dtype: str) -> None:
+        self._X = np.empty((rows, columns), dtype=dtype)
+        self._at = 0
+
+    def add(self, X: Array, keep: Mask | None) -> Wrong | None:
+        """Add rows."""
+        kept = X if keep is None else X[keep]
+        part = self._X[self._at : self._at + len(kept)]
+        self._at += len(kept)
+        with np.errstate(over="ignore", invalid="ignore"):  # found just below
+            part[...] = kept
+        for lo in range(0, len(part), _CHECK_ROWS):
+            finite = np.isfinite(part[lo : lo + _CHECK_ROWS])
+            if not finite.all():
+                row, column = (int(v[0]) for v in np.nonzero(~finite))
+                return Wrong(lo + row, column, part[lo + row, column])
+        return None
+
+    def finish(self) -> Array:
+        """Return all rows."""
+        return self._X[: self._at]
+
+
+class SparseRoom:
+    """CSR rows.
+
+    Parameters
+    ----------
+    rows, values, columns : int
+        The most rows and stored values that will come, and d.
+    dtype : str
+    """
+
+    def __init__(self, rows: int, values: int, columns: int, dtype: str) -> None:
+        self._data = np.empty(values, dtype=dtype)
+        self._indices = np.empty(values, dtype=index_dtype(columns))
+        self._indptr = np.zeros(rows + 1, dtype=np.int64)
+        self._columns, self._rows, self._values = columns, 0, 0
+
+    def add(self, X: CSR, keep: Mask | None) -> Wrong | None:
+        """Add rows."""
+        kept = X if keep is None else X[keep]
+        lo, hi = self._values, self._values + len(kept.data)
+        if hi > len(self._data):  # what the source announced was too little
+            self._data = np.resize(self._data, hi)
+            self._indices = np.resize(self._indices, hi)
+        with np.errstate(over="ignore", invalid="ignore"):  # found just below
+            self._data[lo:hi] = kept.data
+        self._indices[lo:hi] = kept.indices
+        self._indptr[self._rows + 1 : self._rows + len(kept) + 1] = kept.indptr[1:] + lo
+        self._values, self._rows = hi, self._rows + len(kept)
+        for start in range(lo, hi, _CHECK_VALUES):
+            finite = np.isfinite(self._data[start : min(hi, start + _CHECK_VALUES)])
+            if not finite.all():
+                at = start + int(np.argmin(finite))
+                row = int(np.searchsorted(kept.indptr, at - lo, side="right")) - 1
+                return Wrong(row, int(self._indices[at]), self._data[at])
+        return None
+
+    def finish(self) -> CSR:
+        """Return all rows; room that was not needed is given back."""
+        for array in (self._data, self._indices):
+            array.resize(self._values, refcheck=False)
+        return CSR(self._data, self._indices, self._indptr[: self._rows + 1], self._columns)
+
+
+def index_dtype(columns: int) -> np.dtype[Any]:
+    """Return the integers that hold columns 0 to d - 1 in memory: int32 where they fit, else int64."""
+    return np.dtype(np.int32 if columns <= np.iinfo(np.int32).max else np.int64)
+
+
+def finite_rows(X: Array | CSR) -> Mask:
+    """Return which rows hold finite values only, shape (k,)."""
+    if isinstance(X, CSR):
+        good = np.ones(len(X), dtype=np.bool_)
+        wrong = np.flatnonzero(~np.isfinite(X.data))
+        good[np.searchsorted(X.indptr, wrong, side="right") - 1] = False
+        return good
+    return np.asarray(np.isfinite(X).all(axis=1))
