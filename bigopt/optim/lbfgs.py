@@ -6,9 +6,14 @@ approximate inverse Hessian with the gradient, in 4 `history` p multiplications 
     q = g;   for the newest pair to the oldest:  a_i = s_i.q / s_i.y_i;   q -= a_i y_i
     r = (s.y / y.y of the newest) q;   from the oldest to the newest:  r += s_i (a_i - y_i.r / s_i.y_i);   d = -r
 
-A step takes one round for the gradient and nearly always one for the search, which tries five lengths around 1 at once
-(nine magnitudes where no pair is known). Where the search finds no decrease the pairs are forgotten and -g is tried;
-where that does not help either, w is optimal as far as the loss can tell, and the step leaves it as it is.
+The length 1 is nearly always right, so the first round of a step asks for value and gradient at w + d: where they meet
+the strong Wolfe conditions they are also what the next step begins with, and the step has cost one pass over the data.
+Otherwise the next round asks for the same at the length where the cubic through both points has its minimum; if that
+does not do either, one round tries several lengths at once and another takes the gradient at the best. Where no pair
+is known (the first step) nothing is known of the length, and a search over nine magnitudes goes first.
+
+Where a search finds no decrease the pairs are forgotten and -g is tried; where that does not help either, w is optimal
+as far as the loss can tell: the run has *settled*, and every further step leaves w as it is for one round.
 
 References
 ----------
@@ -17,27 +22,32 @@ Nocedal, Math. Comp. 35 (1980) 773-782; Liu and Nocedal, Math. Prog. 45 (1989) 5
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from bigopt.core.codec import wire
-from bigopt.core.errors import ConfError
+from bigopt.core.errors import ConfError, DivergedError
 from bigopt.core.layout import Layout
 from bigopt.core.sums import LineSums, Sums
 from bigopt.optim.linesearch import (
     MOST_ROUNDS,
+    NO_TRIALS,
     Line,
     Trials,
     ask_line,
     best,
     bracket,
     dot,
+    interpolated,
+    mean_value,
     moved,
     open_line,
     refine,
     tell_line,
+    tried,
     wolfe,
 )
 from bigopt.optim.method import Ask, Penalty, Step, Unit, finite_norm, mean_gradient, snapshot
@@ -45,10 +55,14 @@ from bigopt.optim.ranges import check_range
 from bigopt.optim.schedules import Schedule
 from bigopt.optim.transform import Vector, norm
 
-_C1: Final = 1e-4
+C1: Final = 1e-4
+"""Share of the decrease that the slope promises (Armijo)."""
+
+FAR: Final = tuple(4.0**j for j in range(-4, 5))
+"""Lengths of the first step, relative to 1 / norm(g)."""
+
 _C2: Final = 0.9
-_NEAR: Final = (0.25, 0.5, 1.0, 2.0, 4.0)
-_FAR: Final = tuple(4.0**j for j in range(-4, 5))
+_AT_ONCE: Final = 5
 _ANGLE: Final = 1e-10
 
 
@@ -91,20 +105,26 @@ class LBFGSState(NamedTuple):
         Finished steps.
     pairs : tuple of Pair
         Oldest first.
-    before : ndarray, shape (p,), or None
-        Parameters before the last step.
+    value : float or None
+        Mean loss with the penalty at `params`; None before the first round.
     grad : ndarray, shape (p,), or None
-        Gradient there; between the rounds of a step, at `params`.
+        Its gradient.
     line : Line or None
-        The search under way; None between steps.
+        The search under way, or about to begin; None before the first round and once settled.
+    trial : float or None
+        The length at which the gradient is asked for; None while a round tries several.
+    settled : bool
+        Whether no step decreases the loss any more.
     """
 
     params: Vector
     step: int
     pairs: tuple[Pair, ...] = ()
-    before: Vector | None = None
+    value: float | None = None
     grad: Vector | None = None
     line: Line | None = None
+    trial: float | None = None
+    settled: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +138,7 @@ class LBFGS:
         The length that the search begins with (1 unless said otherwise).
     layout : Layout
     unit : {"step", "epoch"}
+        Here the same: with all rows in every step an epoch is a step.
     penalty : callable or None
         Adds the gradient of a quadratic penalty in place.
     """
@@ -136,10 +157,12 @@ class LBFGS:
         return state, self.ask(state)
 
     def ask(self, state: LBFGSState) -> Ask:
-        """Ask for the gradient, then for points along the direction."""
+        """Ask for the gradient where the step should end, or for points along the direction."""
         if state.line is None:
             return Ask("gradient", snapshot(state.params))
-        return ask_line(state.line, state.params)
+        if state.trial is None:
+            return ask_line(state.line, state.params)
+        return Ask("gradient", moved(state.params, state.line, state.trial), trial=True)
 
     def tell(
         self, state: LBFGSState, sums: Sums | LineSums, divisor: float, epoch: float
@@ -151,62 +174,123 @@ class LBFGS:
         DivergedError
             Where gradient or loss are not finite at the current parameters.
         """
-        first = float(self.schedule(float(state.step if self.unit == "step" else epoch)))
-        if isinstance(sums, Sums):
-            return self._begin(state, sums, divisor, first)
+        if isinstance(sums, LineSums):
+            return self._lengths(state, sums, divisor)
+        point = state.params if state.line is None else moved(state.params, state.line, state.trial or 0.0)
+        value = mean_value(sums.loss, divisor, point, self.penalty)
+        grad = snapshot(mean_gradient(sums.grad, point, divisor, self.penalty))
+        if state.line is None:
+            return self._begin(state, value, grad)
+        return self._tried(state, point, value, grad)
+
+    def result_params(self, state: LBFGSState) -> Vector:
+        """Return the current parameters; see `Method.result_params`."""
+        return snapshot(state.params)
+
+    def _begin(self, state: LBFGSState, value: float, grad: Vector) -> tuple[LBFGSState, Step | Ask]:
+        """Take value and gradient at the current parameters: before step 1, and once settled."""
+        size = finite_norm(grad, state.step + 1)
+        finite_value(value, state.step + 1)
+        state = self._search(state._replace(value=value, grad=grad), size)
+        return self._stay(state, size) if state.settled else (state, self.ask(state))
+
+    def _search(self, state: LBFGSState, size: float) -> LBFGSState:
+        """Return the state with a new search along -H g, or settled where g is 0."""
+        if size == 0.0 or state.settled:
+            return state._replace(line=None, trial=None, settled=True)
+        grad = state.grad
+        assert grad is not None, "a search without a gradient"
+        first = float(self.schedule(float(state.step)))
+        direction = two_loops(grad, state.pairs)
+        slope = dot(grad, direction)
+        if not slope < 0.0:
+            state, direction, slope = state._replace(pairs=()), np.negative(grad), -size * size
+        if state.pairs:
+            return state._replace(line=open_line(direction, size, slope, ()), trial=first)
+        return state._replace(line=open_line(direction, size, slope, tuple(first * a / size for a in FAR)), trial=None)
+
+    def _tried(self, state: LBFGSState, point: Vector, value: float, grad: Vector) -> tuple[LBFGSState, Step | Ask]:
+        """Accept the point where its gradient was taken, or look for a better length."""
+        line, eta = state.line, state.trial
+        assert line is not None, "a trial that nobody asked for"
+        assert eta is not None
+        assert state.value is not None
+        if not line.rounds:
+            with np.errstate(over="ignore", invalid="ignore"):
+                t = tried(line.trials, (0.0, state.value, line.slope), (eta, value, dot(grad, line.direction)))
+            if wolfe(t, C1, _C2) is None:
+                state = self._other_length(state, line, t)
+                return state, self.ask(state)
+        size = finite_norm(grad, state.step + 1)
+        finite_value(value, state.step + 1)
+        assert state.grad is not None
+        pairs = remembered(state.pairs, point - state.params, grad - state.grad, self.keys.history)
+        done = LBFGSState(point, state.step + 1, pairs, value, grad)
+        return self._search(done, size), Step(point, eta, line.grad_norm, state.value)
+
+    @staticmethod
+    def _other_length(state: LBFGSState, line: Line, t: Trials) -> LBFGSState:
+        """Return the state that tries the length to which values and slopes point, and after that several at once."""
+        lo, hi = bracket(t, C1)
+        guess = 4.0 * float(t.steps[lo]) if hi is None else interpolated(t, lo, hi)
+        if len(t.steps) == 2 and guess is not None and (hi is None or _within(guess, t, lo, hi)):
+            return state._replace(line=line._replace(trials=t), trial=guess)
+        several = {float(a) for a in t.steps} | set(_candidates(t))
+        return state._replace(line=line._replace(trials=NO_TRIALS, candidates=tuple(sorted(several))), trial=None)
+
+    def _lengths(self, state: LBFGSState, sums: LineSums, divisor: float) -> tuple[LBFGSState, Step | Ask]:
+        """Choose one of the lengths of a round, or ask for more."""
         assert state.line is not None, "a line that nobody asked for"
         line = tell_line(state.line, state.params, sums, divisor, self.penalty)
-        found = wolfe(line.trials, _C1, _C2)
+        found = wolfe(line.trials, C1, _C2)
         if found is None:
             # where the decrease to expect is below the last bit of the value, slopes are rounding too: ask once
             flat = -line.slope <= np.finfo(np.float64).eps * abs(float(line.trials.values[0]))
             if line.rounds < (1 if flat else MOST_ROUNDS) and (more := _candidates(line.trials)):
                 state = state._replace(line=line._replace(candidates=more))
                 return state, self.ask(state)
-            found = best(line.trials, _C1)
-        if found is None and state.pairs:
-            return self._search(state._replace(pairs=()), line.grad_norm, first)
-        eta = 0.0 if found is None else float(line.trials.steps[found])
-        return self._step(state, moved(state.params, line, eta), eta, line.grad_norm)
-
-    def result_params(self, state: LBFGSState) -> Vector:
-        """Return the current parameters; see `Method.result_params`."""
-        return snapshot(state.params)
-
-    def _begin(self, state: LBFGSState, sums: Sums, divisor: float, first: float) -> tuple[LBFGSState, Step | Ask]:
-        grad = snapshot(mean_gradient(sums.grad, state.params, divisor, self.penalty))
-        size = finite_norm(grad, state.step + 1)
-        pairs = state.pairs
-        if state.before is not None and state.grad is not None:
-            s, y = state.params - state.before, grad - state.grad
-            product = dot(s, y)
-            if product > _ANGLE * norm(s) * norm(y):
-                pairs = (*pairs, Pair(snapshot(s), snapshot(y), product))[-int(self.keys.history) :]
-        state = state._replace(pairs=pairs, grad=grad)
-        if size == 0.0:
-            return self._step(state, state.params, 0.0, 0.0)
-        return self._search(state, size, first)
-
-    def _search(self, state: LBFGSState, size: float, first: float) -> tuple[LBFGSState, Ask]:
-        grad = state.grad
-        assert grad is not None, "a search without a gradient"
-        direction = two_loops(grad, state.pairs)
-        slope = dot(grad, direction)
-        if not slope < 0.0:
-            state, direction, slope = state._replace(pairs=()), np.negative(grad), -size * size
-        lengths = _NEAR if state.pairs else tuple(a / size for a in _FAR)
-        line = open_line(direction, size, slope, tuple(first * a for a in lengths))
-        state = state._replace(line=line)
+            found = best(line.trials, C1)
+        if found is not None:
+            state = state._replace(line=line, trial=float(line.trials.steps[found]))
+        elif state.pairs:
+            state = self._search(state._replace(pairs=()), line.grad_norm)
+        else:
+            return self._stay(state._replace(settled=True, line=None), line.grad_norm)
         return state, self.ask(state)
 
     @staticmethod
-    def _step(state: LBFGSState, params: Vector, eta: float, grad_norm: float) -> tuple[LBFGSState, Step]:
-        done = state._replace(params=params, step=state.step + 1, before=state.params, line=None)
-        return done, Step(params, eta, grad_norm)
+    def _stay(state: LBFGSState, size: float) -> tuple[LBFGSState, Step]:
+        return state._replace(step=state.step + 1), Step(state.params, 0.0, size, state.value)
+
+
+def finite_value(value: float, step: int) -> None:
+    """Refuse a loss that is not finite.
+
+    Raises
+    ------
+    DivergedError
+        With the number of the step.
+    """
+    if not math.isfinite(value):
+        raise DivergedError(f"the loss is {value}", where=f"step {step}", hint="model.standardize=true")
+
+
+def remembered(pairs: tuple[Pair, ...], s: Vector, y: Vector, history: int) -> tuple[Pair, ...]:
+    """Return the pairs with a new one, where its curvature is positive, and without the oldest beyond `history`."""
+    product = dot(s, y)
+    if not product > _ANGLE * norm(s) * norm(y):
+        return pairs
+    return (*pairs, Pair(snapshot(s), snapshot(y), product))[-int(history) :]
+
+
+def _within(eta: float, t: Trials, lo: int, hi: int) -> bool:
+    """Whether a length is clearly inside a bracket."""
+    a, b = float(t.steps[lo]), float(t.steps[hi])
+    return a + 0.05 * (b - a) <= eta <= b - 0.05 * (b - a)
 
 
 def _candidates(t: Trials) -> tuple[float, ...]:
-    return refine(t, *bracket(t, _C1), len(_NEAR))
+    return refine(t, *bracket(t, C1), _AT_ONCE)
 
 
 def two_loops(grad: Vector, pairs: tuple[Pair, ...]) -> Vector:

@@ -91,6 +91,17 @@ def penalty_on_line(penalty: Penalty | None, params: Vector, direction: Vector) 
     return Parabola(0.5 * dot(params, at), dot(direction, at), dot(direction, along))
 
 
+def mean_value(loss: float, divisor: float, params: Vector, penalty: Penalty | None) -> float:
+    """Return loss / divisor + a quadratic penalty at params; infinite where it is not finite."""
+    value = loss / divisor
+    if penalty is not None:
+        grad = np.zeros(params.shape)
+        with np.errstate(over="ignore", invalid="ignore"):
+            penalty(grad, params)
+            value += 0.5 * dot(params, grad)
+    return value if math.isfinite(value) else math.inf
+
+
 def add_trials(known: Trials, steps: tuple[float, ...], sums: LineSums, divisor: float, extra: Parabola) -> Trials:
     """Return what is known after a round.
 
@@ -113,6 +124,14 @@ def add_trials(known: Trials, steps: tuple[float, ...], sums: LineSums, divisor:
         slopes = sums.slopes / divisor + (extra.slope + eta * extra.curve) if len(sums.slopes) else unknown
         curves = sums.curves / divisor + extra.curve if len(sums.curves) else unknown
     every = [np.concatenate(pair) for pair in zip(known, (eta, values, slopes, curves), strict=True)]
+    order = np.argsort(every[0], kind="stable")
+    return Trials(*(column[order] for column in every))
+
+
+def tried(known: Trials, *points: tuple[float, float, float]) -> Trials:
+    """Return what is known after gradients at some points (eta, value, slope); known ones are not repeated."""
+    new = [(*p, math.nan) for p in points if p[0] not in known.steps]
+    every = [np.concatenate(pair) for pair in zip(known, np.array(new).reshape(-1, 4).T, strict=True)]
     order = np.argsort(every[0], kind="stable")
     return Trials(*(column[order] for column in every))
 

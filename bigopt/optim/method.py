@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from bigopt.core.codec import wire
 from bigopt.core.errors import DivergedError
@@ -42,6 +43,8 @@ Unit = Literal["step", "epoch"]
 AskKind = Literal["gradient", "hessian", "line", "values"]
 Penalty = Callable[[Vector, Vector], object]
 """``penalty(grad, params)`` adds the penalty's gradient at `params` to `grad` in place; what it returns is ignored."""
+
+Signs = npt.NDArray[np.int8]
 
 S = TypeVar("S")
 
@@ -64,19 +67,26 @@ class Ask:
         The etas of a ``line`` or of ``values``; empty otherwise.
     direction : ndarray, shape (p,), or None
         Of a ``line`` or of ``values``.
+    orthant : ndarray of int8, shape (p,), or None
+        Of ``values``: the points are projected; where it is 1 or -1 an entry of the other sign becomes 0.
+    trial : bool
+        Of a ``gradient``: `params` are only tried. A loss that is not finite there is an answer like any other.
     """
 
     kind: AskKind
     params: Vector
     candidates: tuple[float, ...] = ()
     direction: Vector | None = None
+    orthant: Signs | None = None
+    trial: bool = False
 
     @property
-    def inputs(self) -> tuple[Vector, ...]:
+    def inputs(self) -> tuple[npt.NDArray[Any], ...]:
         """The arrays that the work of the round needs."""
         if self.direction is None:
             return (self.params,)
-        return self.params, self.direction, np.array(self.candidates, dtype=np.float64)
+        line = self.params, self.direction, np.array(self.candidates, dtype=np.float64)
+        return line if self.orthant is None else (*line, self.orthant)
 
 
 @wire
@@ -92,11 +102,14 @@ class Step:
         eta of this step.
     grad_norm : float
         Euclidean norm of the mean gradient, penalty included, that the step was made from.
+    loss : float or None
+        Mean loss with the penalty before the step, where an earlier step found it; None: this step's first round did.
     """
 
     params: Vector
     learning_rate: float
     grad_norm: float
+    loss: float | None = None
 
 
 class Method(Protocol[S]):

@@ -179,7 +179,7 @@ class Sync:
         if told.rows != rows_of(done.units):
             raise RuntimeError(f"step {state.steps + 1}: {told.rows} rows arrived, the plan has {rows_of(done.units)}")
         divisor = self._weight if plan.full else rows * self._weight / plan.rows
-        if isinstance(told, Sums | HessianSums):
+        if isinstance(told, Sums | HessianSums) and not ask.trial:
             self._spent = self._spent._replace(loss=self._mean_loss(told, divisor))
         reduced = time.perf_counter()
         self._inner, answer = self._method.tell(self._inner, told, divisor, self.epochs)
@@ -196,7 +196,7 @@ class Sync:
             step=state.steps + 1,
             epoch=state.epoch,
             end_of_epoch=last,
-            loss=spent.loss,
+            loss=spent.loss if answer.loss is None else answer.loss,
             grad_norm=answer.grad_norm,
             learning_rate=answer.learning_rate,
             rows=rows,

@@ -34,9 +34,12 @@ def test_every_step_meets_the_strong_wolfe_conditions(flat):
     for step, asks in zip(steps, asked, strict=True):
         if step.grad_norm < 1e-6:
             break
-        d = asks[-1].direction
-        assert f.value(step.params) <= f.value(w) + 1e-4 * step.learning_rate * f.gradient(w) @ d
-        assert abs(f.gradient(step.params) @ d) <= 0.9 * abs(f.gradient(w) @ d)
+        s = step.params - w
+        assert f.value(step.params) <= f.value(w) + 1e-4 * f.gradient(w) @ s
+        assert abs(f.gradient(step.params) @ s) <= 0.9 * abs(f.gradient(w) @ s)
+        assert asks[-1].kind == "gradient"
+        assert asks[-1].params.tobytes() == step.params.tobytes()
+        assert step.loss == pytest.approx(f.value(w), rel=1e-14)
         w = step.params
     assert steps[-1].grad_norm < 1e-9
     np.testing.assert_allclose(steps[-1].params, [1.0, 1.0], atol=1e-9)
@@ -49,7 +52,7 @@ def test_an_ill_conditioned_quadratic_is_solved(flat, history):
     state, steps, asked = walk(build_method("lbfgs", flat(20), keys={"history": history}), f, np.zeros(20), 250)
     np.testing.assert_allclose(steps[-1].params, optimum, atol=1e-8)
     assert len(state.pairs) <= history
-    assert np.mean([len(asks) for asks in asked[:100]]) < 2.2  # one round for the gradient, one for the search
+    assert np.mean([len(asks) for asks in asked[:100]]) < 1.2  # one pass is all that most steps cost
 
 
 def test_worked_number_9(flat):
@@ -62,13 +65,13 @@ def test_at_the_optimum_the_gradient_is_all_it_asks_for(flat):
     assert (step.learning_rate, len(asks)) == (0.0, 1)
 
 
-def test_a_converged_run_stays_where_it_is_at_two_or_three_rounds_a_step(flat):
+def test_a_converged_run_stays_where_it_is_at_one_round_a_step(flat):
     optimum = np.array([1.0, -1.0, 0.5])
     f = quadratic(np.array([1.0, 10.0, 100.0]), optimum)
     shifted = Smooth(lambda w: f.value(w) + 1.0, f.gradient)
     _, steps, asked = walk(build_method("lbfgs", flat(3)), shifted, np.zeros(3), 60)
     np.testing.assert_allclose(steps[-1].params, optimum, atol=1e-14)
-    assert max(len(asks) for asks in asked[-20:]) <= 3
+    assert {len(asks) for asks in asked[-20:]} == {1}
 
 
 def test_pairs_without_positive_curvature_are_not_kept(flat):

@@ -157,7 +157,7 @@ def test_cross_entropies_reach_the_optimum_of_scikit_learn(tmp_path, optimizer, 
     if best[2] <= 1e3:
         np.testing.assert_allclose(np.r_[W, b[None]], np.r_[V, c[None]], rtol=1e-4, atol=1e-4 * np.abs(V).max())
     per_step = (result["rounds"] - 2) / result["steps"]
-    assert per_step <= 2.3
+    assert per_step <= (1.35 if optimizer == "lbfgs" else 2.3)
 
 
 @pytest.mark.slow
@@ -178,7 +178,7 @@ def test_lbfgs_trains_an_mlp_to_a_stationary_point(tmp_path):
     X = np.array([[0.0, 0], [0, 1], [1, 0], [1, 1]] * 8)
     y = X.sum(1) % 2
     keys = ["model.name=mlp", "model.hidden=[4]", "model.activation=tanh", "data.task=regression", "model.l2=1e-3"]
-    result = run(tmp_path, "", *keys, "optimizer.name=lbfgs", "stop.steps=200", "run.seed=1", data=memory(X, y))
+    result = run(tmp_path, "", *keys, "optimizer.name=lbfgs", "stop.steps=300", "run.seed=1", data=memory(X, y))
     assert result["metrics"]["mse"] < 0.05  # XOR is solved
     assert lines(result)[-1]["grad_norm"] < 1e-8
 
