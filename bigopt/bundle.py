@@ -1,7 +1,8 @@
 """The trained model as it is kept: everything that evaluate and predict need, without the run or its data.
 
 ``model/model.npz`` is the `Bundle` (exact); ``model/model.json`` says the same to people, with the coefficients of
-linear models on the original scale of the features.
+linear models on the original scale of the features. Where there are more columns than people read, these are
+``model/coefficients.npy``, shape (d, q), in the order of the columns.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from bigopt.core.codec import wire
 from bigopt.core.errors import CheckpointError
 from bigopt.data.view import Preparation, Targets
 from bigopt.models.base import Model
-from bigopt.models.linear import LinearModel
+from bigopt.models.linear import Coefficients, LinearModel
 from bigopt.models.linear import coefficients as linear_coefficients
 from bigopt.models.penalties import Penalty
 from bigopt.rundir import RunDir
 
 Array = npt.NDArray[Any]
+
+_LISTED = 10_000
+"""Columns up to which each is listed by name."""
+_MANY = "coefficients.npy"
 
 
 @wire
@@ -64,6 +69,10 @@ def save(run: RunDir, bundle: Bundle) -> None:
     """Write ``model/model.npz`` and ``model/model.json``."""
     (run.path / "model").mkdir(mode=0o700, exist_ok=True)
     codec.save(run.path / "model" / "model.npz", bundle)
+    many = len(bundle.columns) > _LISTED
+    if many and isinstance(bundle.model, LinearModel):
+        with codec.atomic_file(run.path / "model" / _MANY) as handle:
+            np.save(handle, original(bundle.model, bundle).weight)
     blocks = [
         {"name": block.name, "shape": block.shape, "start": part.start, "penalized": block.penalized}
         for block, part in bundle.model.layout.slices()
@@ -73,11 +82,11 @@ def save(run: RunDir, bundle: Bundle) -> None:
         "loss": bundle.model.loss.name,
         "target": bundle.target,
         "classes": bundle.targets.classes,
-        "features": list(bundle.columns),
+        "features": listed(bundle.columns),
         "parameters": bundle.model.layout.size,
         "layout": blocks,
         "params_sha256": params_sha256(bundle.params),
-        "original_scale": coefficients(bundle),
+        "original_scale": coefficients(bundle, named=not many),
     }
     run.write_json("model/model.json", summary)
 
@@ -103,10 +112,30 @@ def load(run: Path) -> Bundle:
     return value
 
 
-def coefficients(bundle: Bundle) -> dict[str, Any] | None:
-    """Return coefficients and intercepts on the original scale of the features; None where the model has hidden layers.
+def listed(columns: Sequence[str]) -> Any:
+    """Return columns as JSON shows them: all names, or their number with the first and the last."""
+    if len(columns) <= _LISTED:
+        return list(columns)
+    return {"count": len(columns), "first": columns[0], "last": columns[-1]}
+
+
+def original(model: LinearModel, bundle: Bundle) -> Coefficients:
+    """Return coefficients and intercepts on the original scale of the features.
 
     With x' = (x - mean) / scale:  v = w.x' + b = (w/scale).x + (b - mean.(w/scale)).
+    """
+    found = linear_coefficients(model, bundle.params)
+    return found if bundle.scaling is None else Coefficients(*bundle.scaling.undo(*found))
+
+
+def coefficients(bundle: Bundle, *, named: bool = True) -> dict[str, Any] | None:
+    """Return the coefficients of `original` by name; None where the model has hidden layers.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    named : bool
+        False for too many columns to name: ``coefficients`` is then the file that holds them.
 
     Returns
     -------
@@ -115,15 +144,10 @@ def coefficients(bundle: Bundle) -> dict[str, Any] | None:
     """
     if not isinstance(bundle.model, LinearModel):
         return None
-    weight, shift = linear_coefficients(bundle.model, bundle.params)
-    if bundle.scaling is not None:
-        weight, shift = bundle.scaling.undo(weight, shift)
+    weight, shift = original(bundle.model, bundle)
     classes = bundle.targets.classes
     outputs = list(bundle.target) if not classes else [str(c) for c in (classes[1:] if len(classes) == 2 else classes)]
     if len(outputs) != weight.shape[1]:
         outputs = [f"output {i}" for i in range(weight.shape[1])]
-    return {
-        "outputs": outputs,
-        "coefficients": {column: row.tolist() for column, row in zip(bundle.columns, weight, strict=True)},
-        "intercept": shift.tolist(),
-    }
+    table = {column: row.tolist() for column, row in zip(bundle.columns, weight, strict=True)} if named else _MANY
+    return {"outputs": outputs, "coefficients": table, "intercept": shift.tolist()}

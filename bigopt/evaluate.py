@@ -18,10 +18,12 @@ from bigopt import bundle, sessions
 from bigopt.backends.base import one_blas_thread
 from bigopt.backends.ledger import Ledger, Rounds
 from bigopt.bundle import Bundle
+from bigopt.core.csr import CSR
 from bigopt.core.errors import ConfError, DataError
 from bigopt.core.sums import merge
 from bigopt.data.plan import homes, whole
 from bigopt.data.predictions import PredictionWriter
+from bigopt.data.rooms import finite_rows
 from bigopt.data.source import Dataset, Rows
 from bigopt.data.view import DataView
 from bigopt.models.metrics import MetricSums, evaluate_block, predicted_class
@@ -148,7 +150,7 @@ def _map_reduce(conf: Conf, model: Bundle, dataset: Dataset, *, on_engine: bool)
             counts = np.zeros_like(counts)
             counts[found.partitions] = found.used
             units = whole(np.arange(view.partitions), counts)
-        work = MetricSum(model.model, view, default_block_rows(len(model.columns), model.dtype))
+        work = MetricSum(model.model, view, default_block_rows(len(model.columns), model.dtype, sparse=dataset.sparse))
         result: MetricSums = rounds.run(
             session, work, (model.params,), units, lambda k: homes(counts, k)[units[:, 0]], "the evaluation"
         )
@@ -173,9 +175,13 @@ def _in_process(model: Bundle, batches: Iterator[Rows], where: str) -> MetricSum
     return result
 
 
-def _features(model: Bundle, X: Array) -> Array:
+def _features(model: Bundle, X: Array | CSR) -> Array | CSR:
     """Cast to the block dtype (a copy) and standardise."""
-    block = np.array(X, dtype=model.dtype, order="C")
+    block: Array | CSR
+    if isinstance(X, CSR):
+        block = CSR(np.array(X.data, dtype=model.dtype), X.indices, X.indptr, X.columns)
+    else:
+        block = np.array(X, dtype=model.dtype, order="C")
     if model.scaling is not None:
         model.scaling.apply(block)
     return block
@@ -221,15 +227,18 @@ def predict(
             for lo in range(0, len(rows.X), _PREDICT_ROWS):
                 part = slice(lo, lo + _PREDICT_ROWS)
                 X = _features(model, rows.X[part])
-                bad = np.asarray(~np.isfinite(X).all(axis=1))
+                bad = ~finite_rows(X)
                 if rows.bad is not None:
                     bad |= rows.bad[part]
-                X[bad] = 0
+                if isinstance(X, CSR):
+                    X.data[np.repeat(bad, np.diff(X.indptr))] = 0
+                else:
+                    X[bad] = 0
                 writer.append(_columns(model, params, X, scores), bad if bad.any() else None)
     return {"status": "completed", "out": str(Path(out).resolve()), "rows": writer.rows}
 
 
-def _columns(model: Bundle, params: Array, X: Array, scores: bool) -> dict[str, Array]:
+def _columns(model: Bundle, params: Array, X: Array | CSR, scores: bool) -> dict[str, Array]:
     found = model.model.scores(params, X)
     if model.targets.kind == "values":
         values = model.model.predict(params, X)

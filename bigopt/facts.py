@@ -19,6 +19,7 @@ from bigopt.core.sums import Moments, Scatter
 from bigopt.data.plan import Ints, homes, whole
 from bigopt.data.source import Dataset, block_dtype
 from bigopt.data.view import DataView, Split
+from bigopt.models.sparse import require_scipy
 from bigopt.work_profile import Profile, ProfileData, ScatterData
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Side(NamedTuple):
     counts, skipped : ndarray, shape (P,), int64
         Used and skipped rows of each partition.
     moments : Moments
-        Of the raw features.
+        Of the raw features; empty, with the weight alone, where nothing is standardised by them.
     width : int
         Columns of the target.
     """
@@ -69,6 +70,8 @@ class Facts(NamedTuple):
         Workers at the first start.
     scatter : Scatter or None
         Of the training features, for ``model.whiten``.
+    learning_rate : float or None
+        What ``schedule.learning_rate: auto`` found.
     """
 
     identity: str
@@ -79,6 +82,7 @@ class Facts(NamedTuple):
     validation_identity: str
     slots: int
     scatter: Scatter | None = None
+    learning_rate: float | None = None
 
 
 class Datasets(NamedTuple):
@@ -169,6 +173,24 @@ def is_classification(conf: Conf, dataset: Dataset) -> tuple[bool, str]:
     return kind in ("text", "category", "boolean"), manifest
 
 
+def check_sparse(conf: Conf) -> None:
+    """Refuse what sparse rows do not go with: whatever would fill them.
+
+    Raises
+    ------
+    ConfError
+        Centring, whitening, models with hidden layers; or where SciPy is not installed.
+    """
+    if conf.model.standardize == "center":
+        raise conf.error("model.standardize", "sparse rows are not centred: it would fill them", "true or false")
+    if conf.model.whiten:
+        raise conf.error("model.whiten", "sparse rows are not whitened: it would fill them", "model.standardize=true")
+    if conf.model.name == "mlp":
+        hint = "a linear model, or dense data (ingest.sparse=false for few columns)"
+        raise conf.error("model.name", "the mlp takes no sparse rows", hint)
+    require_scipy()
+
+
 def profile(conf: Conf, data: Datasets, session: Session, rounds: Rounds) -> Facts:
     """Decode, check and count every row once, by one Map-Reduce a side.
 
@@ -178,8 +200,11 @@ def profile(conf: Conf, data: Datasets, session: Session, rounds: Rounds) -> Fac
         For the first bad row, no rows, no weight, or labels that the model cannot take.
     """
     labels = is_classification(conf, data.train)[0]
+    if data.train.sparse:
+        check_sparse(conf)
     train_view, validation_view = views(conf, data)
-    found = _pass(session, rounds, ProfileData(train_view, labels), "the first pass over the data")
+    work = ProfileData(train_view, labels, conf.model.standardize is not False)
+    found = _pass(session, rounds, work, "the first pass over the data")
     train = _side(found, train_view)
     if int(train.counts.sum()) == 0:
         raise DataError("no training rows", where=conf.data.uri or "", hint="empty data, or all rows held out or bad")
@@ -187,7 +212,7 @@ def profile(conf: Conf, data: Datasets, session: Session, rounds: Rounds) -> Fac
         raise DataError("the weights add up to 0", where=conf.data.uri or "", hint="set data.weight to another column")
     validation = None
     if validation_view is not None:
-        work = ProfileData(validation_view, False)
+        work = ProfileData(validation_view, False, False)
         validation = _side(_pass(session, rounds, work, "the first pass over the validation data"), validation_view)
         if int(validation.counts.sum()) == 0:
             raise conf.error("data.validation", "no validation rows", "a larger fraction, or another URI")

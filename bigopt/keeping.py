@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from bigopt.bundle import Bundle
+from bigopt.bundle import Bundle, listed
 from bigopt.core import codec
 from bigopt.data.source import Dataset
 from bigopt.facts import Facts
@@ -32,7 +32,7 @@ def manifest(conf: Conf, conf_hash: str, fingerprint: dict[str, str], data: Data
             "validation_rows": 0 if facts.validation is None else int(facts.validation.counts.sum()),
             "skipped_rows": int(facts.train.skipped.sum()),
             "partitions": len(data.partitions),
-            "columns": data.columns,
+            "columns": listed(data.columns),
             "target": data.target,
             "classes": facts.classes,
         },

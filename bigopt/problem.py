@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from bigopt.core import arrays
 from bigopt.core.errors import DataError
-from bigopt.core.sums import Moments, Scatter
+from bigopt.core.sums import Moments, Scatter, whole
 from bigopt.data.plan import Plan, choose_lanes
 from bigopt.data.source import Dataset
 from bigopt.data.view import DataView, Preparation, Scaling, TargetKind, Targets, Whitening
-from bigopt.facts import Datasets, Facts, is_classification, views
+from bigopt.facts import Datasets, Facts, check_sparse, is_classification, views
 from bigopt.models.base import Model
 from bigopt.models.build import build_model
 from bigopt.models.linear import LinearModel
@@ -44,6 +44,7 @@ _CLASSIFIERS = ("logistic", "softmax", "perceptron", "svm")
 _TWO_CLASSES = ("logistic", "perceptron", "svm")
 _REGRESSION_LOSSES = ("squared", "huber")
 _BLOCK_BYTES = 1 << 20
+_MOST_BLOCK_ROWS = 8192
 _WHITEN_COLUMNS = 4096
 _NO_VARIANCE = 1e-10
 
@@ -96,8 +97,8 @@ class Problem:
         else:
             work = LineSum(self.model, view, seed, self.block_rows, self.device, kind == "line")
         if backprop == "map":
-            return Evaluation(work, lambda _, root: root)
-        return Evaluation(SelectRows(view, seed), lambda inputs, rows: sum_selected(work, inputs, rows))
+            return Evaluation(work, lambda _, root: whole(root))
+        return Evaluation(SelectRows(view, seed), lambda inputs, rows: whole(sum_selected(work, inputs, rows)))
 
     def method(self, conf: Conf, length: int | None) -> Method[Any]:
         """Return the optimizer with its schedule and the penalty.
@@ -144,6 +145,10 @@ def build(conf: Conf, data: Datasets, facts: Facts, device: arrays.Device) -> Pr
         A model, loss, sampling or batch that does not go with the data.
     """
     notes: list[str] = []
+    sparse = data.train.sparse
+    if sparse:
+        check_sparse(conf)
+        device = _host(conf, device, notes)
     train_view, validation_view = views(conf, data)
     classification, why = is_classification(conf, data.train)
     if why:
@@ -153,7 +158,7 @@ def build(conf: Conf, data: Datasets, facts: Facts, device: arrays.Device) -> Pr
     if facts.scatter is not None:
         scaling = whitening(facts.scatter, notes)
     view = replace(train_view, scaling=scaling, targets=targets)
-    block_rows = conf.data.block_rows or default_block_rows(len(view.source.columns), view.dtype)
+    block_rows = conf.data.block_rows or default_block_rows(len(view.source.columns), view.dtype, sparse=sparse)
     plan = _plan(conf, view, facts, notes)
     skipped = int(facts.train.skipped.sum())
     if skipped:
@@ -172,10 +177,24 @@ def build(conf: Conf, data: Datasets, facts: Facts, device: arrays.Device) -> Pr
     )
 
 
-def default_block_rows(features: int, dtype: str) -> int:
-    """Return the rows of a block: a power of two of about 1 MB, between 32 and 8192."""
+def _host(conf: Conf, device: arrays.Device, notes: list[str]) -> arrays.Device:
+    """Sparse rows are computed on the CPU."""
+    if device == "gpu" and conf.backend.device == "gpu":
+        raise conf.error("backend.device", "sparse rows are computed on the CPU", "set backend.device=cpu")
+    if device == "gpu":
+        notes.append("backend.device: cpu, sparse rows are not computed on a GPU")
+    return "cpu"
+
+
+def default_block_rows(features: int, dtype: str, *, sparse: bool = False) -> int:
+    """Return the rows of a block: a power of two of about 1 MB, between 32 and 8192; 8192 sparse rows.
+
+    Every block of sparse rows costs one pass over the gradient of its unit, so there are few of them.
+    """
+    if sparse:
+        return _MOST_BLOCK_ROWS
     rows = _BLOCK_BYTES // max(1, features * np.dtype(dtype).itemsize)
-    return int(min(8192, max(32, 1 << max(0, rows.bit_length() - 1))))
+    return int(min(_MOST_BLOCK_ROWS, max(32, 1 << max(0, rows.bit_length() - 1))))
 
 
 def _model(conf: Conf, dataset: Dataset, facts: Facts, classification: bool, notes: list[str]) -> tuple[Model, Targets]:
@@ -259,10 +278,13 @@ def _scaling(conf: Conf, dataset: Dataset, moments: Moments, notes: list[str]) -
     variance = moments.spread / moments.weight
     constant = variance <= (16 * np.finfo(np.float64).eps * np.abs(moments.mean)) ** 2
     if constant.any():
-        names = [dataset.columns[i] for i in np.flatnonzero(constant)]
-        shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        at = np.flatnonzero(constant).tolist()
+        shown = ", ".join(dataset.columns[i] for i in at[:10]) + (f" and {len(at) - 10} more" if len(at) > 10 else "")
         notes.append(f"warning: constant columns are not scaled: {shown}")
-    return Scaling(moments.mean, np.where(constant, 1.0, np.sqrt(np.where(constant, 1.0, variance))))
+    if dataset.sparse:
+        notes.append("model.standardize: sparse features are scaled, not centred")
+    mean = np.zeros_like(moments.mean) if dataset.sparse else moments.mean
+    return Scaling(mean, np.where(constant, 1.0, np.sqrt(np.where(constant, 1.0, variance))))
 
 
 def whitening(found: Scatter, notes: list[str]) -> Whitening:

@@ -17,17 +17,20 @@ import numpy.typing as npt
 
 from bigopt.core import arrays, tree
 from bigopt.core.codec import wire
-from bigopt.core.errors import BigoptError, DataError
+from bigopt.core.csr import CSR
+from bigopt.core.errors import BigoptError, ConfError, DataError
 from bigopt.core.sums import Mergeable, Sums, merge
 from bigopt.data.cache import BlockCache, Entry, Meter
 from bigopt.data.plan import ALL, DISTINCT, REPEATED, Ints, redraw
 from bigopt.data.view import DataView
+from bigopt.models import sparse
 from bigopt.models.base import Model
+from bigopt.models.linear import LinearModel
 from bigopt.models.metrics import MetricSums, evaluate_block
 
 Array = npt.NDArray[Any]
-Rows = tuple[Array, Any, Array | None]
-"""X (k, d), y and weight (k,) or None of a unit."""
+Rows = tuple[Any, Any, Array | None]
+"""X (k, d), an array or CSR, y and weight (k,) or None of a unit."""
 
 
 class Work(Protocol):
@@ -144,7 +147,7 @@ def sum_rows(
     ----------
     model : Model
     params : array, shape (p,)
-        In the block dtype, on the device.
+        In the block dtype, on the device; for sparse rows as they are.
     rows : tuple
         X (k, d), y, weight (k,) or None, of the unit, on the host.
     block_rows : int
@@ -156,8 +159,22 @@ def sum_rows(
     Returns
     -------
     Sums
-        With the gradient on the host.
+        With the gradient on the host. That of sparse rows is computed on their own columns only.
     """
+    X, y, weight = rows
+    if not isinstance(X, CSR):
+        return Sums(*_folded(model, params, rows, block_rows, dtype, device), len(X))
+    if not isinstance(model, LinearModel):
+        raise ConfError("only linear models take sparse rows", where="model.name")
+    columns, own = X.own()
+    small, at = sparse.restricted(model, columns), sparse.restricted_params(model, params, columns, X.dtype.name)
+    grad, loss, total = _folded(small, at, (own, y, weight), block_rows, dtype, device)
+    return Sums(sparse.spread(model, grad, columns), loss, total, len(X))
+
+
+def _folded(
+    model: Model, params: Any, rows: Rows, block_rows: int, dtype: str, device: arrays.Device
+) -> tuple[Array, float, float]:
     grad: Any = None
     loss = total = 0.0
     for X, y, weight in row_blocks(rows, block_rows, device):
@@ -168,8 +185,8 @@ def sum_rows(
             grad += g
         loss, total = loss + float(value), total + float(mass)
     if grad is None:
-        return Sums(np.zeros(model.layout.size, dtype=dtype), 0.0, 0.0, 0)
-    return Sums(arrays.to_host(grad), loss, total, len(rows[0]))
+        return np.zeros(model.layout.size, dtype=dtype), 0.0, 0.0
+    return arrays.to_host(grad), loss, total
 
 
 def cast(vector: Array, view: DataView, device: arrays.Device) -> Any:
@@ -187,10 +204,15 @@ def row_blocks(rows: Rows, size: int, device: arrays.Device) -> Iterator[Rows]:
 
 
 def unit_rows(entry: Entry, seed: int, unit: Ints) -> tuple[Array, Any, Array | None]:
-    """The rows of a unit: the whole block, a range of this epoch's permutation of it, or rows drawn for this step."""
+    """The rows of a unit: a range of the block, of this epoch's permutation of it, or rows drawn for this step."""
     block, (_, epoch, start, stop) = entry.block, unit
     if epoch == ALL:
-        return block.X, block.y, block.weight
+        part = slice(int(start), int(stop))
+        return (
+            block.X[part],
+            None if block.y is None else block.y[part],
+            None if block.weight is None else block.weight[part],
+        )
     if epoch in (DISTINCT, REPEATED):
         rows = redraw(seed, unit, len(block.X))
     else:
@@ -227,8 +249,8 @@ class GradientSum:
     device: arrays.Device = "cpu"
 
     def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
-        """Cast params once to the block dtype."""
-        return (cast(inputs[0], self.view, self.device),)
+        """Cast params once to the block dtype; for sparse rows what they need is cast, unit by unit."""
+        return inputs if self.view.source.sparse else (cast(inputs[0], self.view, self.device),)
 
     def sums(self, inputs: tuple[Any, ...], rows: Rows) -> Sums:
         """Return the `Sums` of a unit's rows."""

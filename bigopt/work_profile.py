@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigopt.core.codec import wire
+from bigopt.core.csr import CSR
 from bigopt.core.errors import DataError
 from bigopt.core.sums import Moments, Scatter
 from bigopt.data.cache import Meter
@@ -30,7 +31,7 @@ class Profile(NamedTuple):
     partitions, used, skipped : ndarray, shape (k,), int64
         Partition numbers with their used and skipped rows.
     moments : Moments
-        Of the raw features, weighted.
+        Of the raw features, weighted; empty where they were not asked for.
     labels, label_rows : ndarray
         Sorted distinct labels and their rows; empty where not asked for.
     width : int
@@ -67,10 +68,20 @@ class Profile(NamedTuple):
 @wire
 @dataclass(frozen=True)
 class ProfileData:
-    """Decode, check and count every used row once; optionally collect the distinct labels."""
+    """Decode, check and count every used row once.
+
+    Parameters
+    ----------
+    view : DataView
+    labels : bool
+        Whether to collect the distinct labels.
+    features : bool
+        Whether the moments of the features are wanted; else they are empty, with the weight alone.
+    """
 
     view: DataView
     labels: bool
+    features: bool = True
 
     def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
         """Need nothing."""
@@ -86,13 +97,18 @@ class ProfileData:
             width = 0 if y is None else y.shape[1] if y.ndim == 2 else 1
             if self.labels and y is not None and len(y) and width == 1:
                 labels, rows = np.unique(y, return_counts=True)
-            return Profile(
-                np.array([index]), np.array([len(X)]), np.array([skipped]), moments(X, weight), labels, rows, width
-            )
+            if self.features:
+                found = moments(X, weight)
+            else:
+                mass = float(len(X)) if weight is None else float(weight.sum())
+                found = Moments(mass, np.empty(0), np.empty(0))
+            return Profile(np.array([index]), np.array([len(X)]), np.array([skipped]), found, labels, rows, width)
 
 
-def moments(X: Array, weight: Array | None) -> Moments:
-    """Return the moments of a block of shape (k, d), folded in pieces of 4096 rows in float64."""
+def moments(X: Array | CSR, weight: Array | None) -> Moments:
+    """Return the moments of a block of shape (k, d), in float64; dense rows are folded in pieces of 4096."""
+    if isinstance(X, CSR):
+        return _sparse_moments(X, weight)
     total = Moments(0.0, np.zeros(X.shape[1]), np.zeros(X.shape[1]))
     for lo in range(0, len(X), _MOMENT_ROWS):
         part = X[lo : lo + _MOMENT_ROWS].astype(np.float64)
@@ -104,6 +120,26 @@ def moments(X: Array, weight: Array | None) -> Moments:
         part -= mean
         total = total.merge(Moments(mass, mean, w @ (part * part)))
     return total
+
+
+def _sparse_moments(X: CSR, weight: Array | None) -> Moments:
+    """Moments of sparse rows: a value that is not stored is a zero and counts like any other.
+
+    With n_j the weight of the rows that store a value in column j:
+    ``spread_j = sum_stored s_i (x_ij - mean_j)^2 + (W - n_j) mean_j^2``.
+    """
+    w = np.ones(len(X)) if weight is None else weight
+    mass, mean, spread = float(w.sum()), np.zeros(X.columns), np.zeros(X.columns)
+    if mass == 0.0:
+        return Moments(0.0, mean, spread)
+    columns, own = X.own()
+    values, each = own.data.astype(np.float64), np.repeat(w, np.diff(own.indptr))
+    at, m = own.indices, own.columns
+    middle = np.bincount(at, each * values, m) / mass
+    absent = np.maximum(0.0, mass - np.bincount(at, each, m))  # weights that are not integers round
+    mean[columns] = middle
+    spread[columns] = np.bincount(at, each * np.square(values - middle[at]), m) + absent * np.square(middle)
+    return Moments(mass, mean, spread)
 
 
 @wire

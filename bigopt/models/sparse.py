@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 
-def matrix(X: CSR) -> Any:
-    """Return SciPy's view of the rows.
+def require_scipy() -> Any:
+    """Return SciPy's class of CSR arrays.
 
     Raises
     ------
@@ -39,6 +39,12 @@ def matrix(X: CSR) -> Any:
         raise ConfError(
             "sparse rows need SciPy, which is not installed", where="data.uri", hint="pip install 'bigopt[sparse]'"
         ) from error
+    return csr_array
+
+
+def matrix(X: CSR) -> Any:
+    """Return SciPy's view of the rows."""
+    csr_array = require_scipy()
     return csr_array((X.data, X.indices, X.indptr), shape=X.shape)
 
 
