@@ -248,7 +248,10 @@ def _schedule(conf: Conf, problem: Problem) -> list[str]:
     if spec.name in SEARCHES:
         search = SEARCHES[spec.name](**{k: keys[k] for k in keys_of(SEARCHES[spec.name])})
         return [f"optimizer: {conf.optimizer.name}: {known.formula}", f"schedule: {spec.name}: {search.formula}"]
-    rate = known.learning_rate
+    rate, notes = known.learning_rate, []
+    if spec.learning_rate == "auto":
+        keys["learning_rate"] = None
+        notes = [f"learning_rate: auto: found by short trials at the start; shown with {conf.optimizer.name}'s default"]
     tick = 1.0 if spec.unit == "step" else 1.0 / steps
     rule = build_schedule(spec.name, keys, default_rate=rate, default_period=length, tick=tick)
     scale = 1.0 if spec.unit == "step" else 1.0 / steps
@@ -260,6 +263,7 @@ def _schedule(conf: Conf, problem: Problem) -> list[str]:
         f"optimizer: {conf.optimizer.name}: {known.formula}",
         f"schedule: {spec.name} in {spec.unit}s: {rule.formula}; {values}",
         f"convergence: {convergence(rule)}",
+        *notes,
     ]
 
 

@@ -98,10 +98,6 @@ def _check_available(conf: Conf) -> None:
         value = _get(conf, path)
         if value != only:
             raise conf.error(path, later(f"{path}: {values.shown(value)}"), f"leave it at {values.shown(only)}")
-    if conf.schedule.learning_rate == "auto":
-        raise conf.error(
-            "schedule.learning_rate", later("learning_rate: auto"), "give a number, or null for the default"
-        )
     if conf.model.init not in names.INIT_RULES:
         _check_init(conf)
 
@@ -243,6 +239,9 @@ def _check_search(conf: Conf) -> None:
     for path in (f"optimizer.{key}" for key in COMMON["optimizer"]):
         if _get(conf, path) is not None and _get(conf, path) is not False:
             raise conf.error(path, f"{path} does not go with the line search of {who}", "leave it at null")
+    if conf.schedule.learning_rate == "auto":
+        message = f"learning_rate: auto, but {who} finds every step by a line search"
+        raise conf.error("schedule.learning_rate", message, "leave it at null")
     if conf.model.l1:
         raise conf.error("model.l1", f"the line search of {who} has no l1 penalty", "a plain schedule with gd")
     if optimizer == "newton" and conf.model.name == "mlp":

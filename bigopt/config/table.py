@@ -197,7 +197,10 @@ class ScheduleConf(Group, frozen=True):
     ] = "constant"
     learning_rate: Annotated[
         Positive | Literal["auto"] | None,
-        key("eta at the start; null: the optimizer's own (adam 0.001, sgd 0.01, newton 1, ...); line searches 1"),
+        key(
+            "eta at the start; null: the optimizer's own (adam 0.001, sgd 0.01, newton 1, ...); line searches 1; auto: "
+            "found by short trials before step 1"
+        ),
     ] = None
     decay: Annotated[
         Positive | None, key("inverse_time: eta / (1 + decay k), inverse_sqrt: eta / sqrt(1 + decay k); null: 1")

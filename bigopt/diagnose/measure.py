@@ -21,7 +21,7 @@ from bigopt.backends.base import Session
 from bigopt.backends.ledger import Rounds
 from bigopt.core.errors import DivergedError
 from bigopt.core.sums import HessianSums, LineSums, Sums
-from bigopt.data.plan import homes, whole
+from bigopt.data.plan import Plan, homes, whole
 from bigopt.data.view import DataView
 from bigopt.diagnose.lanczos import Extremes, formed, lanczos
 from bigopt.models.linear import LinearModel
@@ -100,6 +100,8 @@ class Measure:
         ``data.memory``, bytes.
     products : int
         Products with the Hessian at most, each time.
+    sample : int or None
+        Rows that are drawn, the same ones for every question; None for all.
     """
 
     problem: Problem
@@ -107,6 +109,7 @@ class Measure:
     rounds: Rounds
     memory: int
     products: int = 100
+    sample: int | None = None
 
     @property
     def rows(self) -> int:
@@ -146,9 +149,12 @@ class Measure:
         return mask
 
     def ask(self, work: Work, inputs: tuple[Any, ...], what: str) -> Any:
-        """Run one Map-Reduce over all training rows and return its root."""
+        """Run one Map-Reduce over all training rows, or the sample of them, and return its root."""
         counts = self.problem.facts.train.counts
-        units = whole(np.arange(len(counts)), counts)
+        if self.sample is None or self.sample >= self.rows:
+            units = whole(np.arange(len(counts)), counts)
+        else:
+            units = Plan(counts, self.sample, 0, self.problem.plan.seed, "subset").units(0, 0)
         return self.rounds.run(
             self.session, work, inputs, units, lambda k: homes(counts, k)[units[:, 0]], f"diagnose: {what}"
         )
@@ -191,7 +197,8 @@ class Measure:
 
         def product(v: Floats) -> Floats:
             sums: Sums = self.ask(work, (params, v), "Hessian times a vector")
-            return sums.grad / self.weight + held * v
+            found: Floats = sums.grad / self.weight + held * v
+            return found
 
         share = 0.01 if both else None
         return lanczos(product, self.free, seed=p.plan.seed, most=self.products, smallest_share=share)
@@ -211,15 +218,15 @@ class Measure:
         inputs = () if curved is None else (curved,)
         work = FeatureSum(p.view, p.block_rows, self.rows / self.weight, self.ones, small, model, p.device)
         sums: FeatureSums = self.ask(work, inputs, "moments of the features")
-        mean_square = sums.trace / self.rows
+        mean_square = sums.trace / sums.rows
         _finite(np.append(sums.fourth, mean_square), "the moments of the features")
         if small:
-            second = sums.second / self.rows
+            second = sums.second / sums.rows
             values, vectors = np.linalg.eigh(0.5 * (second + second.T))
             largest = max(0.0, float(values[-1]))
             kept = values > d * np.finfo(np.float64).eps * largest
             roots = vectors[:, kept] / np.sqrt(values[kept])
-            fourth = roots.T @ (sums.fourth / self.rows) @ roots
+            fourth = roots.T @ (sums.fourth / sums.rows) @ roots
             r2 = float(np.linalg.eigvalsh(0.5 * (fourth + fourth.T))[-1]) if kept.any() else 0.0
             return Features(mean_square, np.maximum(values, 0.0), largest, r2, False)
         return Features(mean_square, None, self._largest(d, model, curved), sums.largest, True)
@@ -235,7 +242,8 @@ class Measure:
 
         def product(v: Floats) -> Floats:
             sums: Sums = self.ask(work, (at, v), "Sigma times a vector")
-            return sums.grad / (2.0 * self.weight)
+            found: Floats = sums.grad * (self.rows / sums.rows / (2.0 * self.weight))
+            return found
 
         return lanczos(product, mask, seed=p.plan.seed, most=self.products, smallest_share=None).largest
 
@@ -291,8 +299,8 @@ class Measure:
         for step in range(100):
             answer: Any = ask
             while isinstance(answer, Ask):
-                work = self.problem.batch_work(answer.kind, "float64", "map").work
-                told = self.ask(work, answer.inputs, "a step of L-BFGS")
+                evaluation = self.problem.batch_work(answer.kind, "float64", "map")
+                told = evaluation.finish(answer.inputs, self.ask(evaluation.work, answer.inputs, "a step of L-BFGS"))
                 state, answer = method.tell(state, told, self.weight, float(step))
             size = float(answer.grad_norm)
             first = size if first is None else first

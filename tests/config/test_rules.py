@@ -13,7 +13,6 @@ LATER = [
     *(f"{group}: {{name: {n}}}" for group, t in names.GROUPS.items() for n, entry in t.items() if not entry.available),
     *(f"strategy: {{compression: {{name: {n}}}}}" for n in names.COMPRESSIONS),
     "model: {batchnorm: true}",
-    "schedule: {learning_rate: auto}",
     "schedule: {scaling: linear}",
     "schedule: {scaling: sqrt}",
     "schedule: {scaling: critical}",
