@@ -11,11 +11,14 @@ import contextlib
 import re
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from bigopt.core import codec
 from bigopt.core.codec import wire
 from bigopt.core.errors import CheckpointError
+
+FORMAT: Final = 1
+"""Of the checkpoints that this version writes and reads."""
 
 _NAME = re.compile(r"step-(\d{12})\.npz")
 
@@ -27,7 +30,7 @@ class Checkpoint(NamedTuple):
     Parameters
     ----------
     format : int
-        1.
+        `FORMAT`.
     conf : str
         Digest of the conf keys that may not change.
     data : str
@@ -130,7 +133,7 @@ class Checkpoints:
 def load(path: Path) -> Checkpoint:
     """Read one checkpoint; raises `CheckpointError` for anything that is not one."""
     value = codec.load(path)
-    if not isinstance(value, Checkpoint) or value.format != 1:
+    if not isinstance(value, Checkpoint) or value.format != FORMAT:
         raise CheckpointError("not a checkpoint of this version", where=str(path))
     return value
 

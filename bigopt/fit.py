@@ -1,26 +1,17 @@
 """Training: open the data and the engine, find the facts, let a strategy's machine run, keep what it leaves behind.
 
-The loop is the same for every strategy and backend::
-
-    submit(machine.more(slots))
-    while not finished:
-        orders, record = machine.handle(session.wait())
-        submit(orders + machine.more(slots))
-
-Between two steps the loop looks at limits, validation, checkpoints and signals.
+A run is made from its parts here, at the first start and at a resume alike: facts and problem from the conf and the
+data, the machine from the problem and the saved state. The loop itself is in `bigopt.loop`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bigopt import bundle, keeping, sessions
 from bigopt.backends.base import Session, check_fingerprint, fingerprint
@@ -29,23 +20,19 @@ from bigopt.callbacks import Progress, Signals, Silent
 from bigopt.checkpoint import Cadence, Checkpoint, Checkpoints
 from bigopt.core import arrays, codec
 from bigopt.core.errors import BigoptError, CheckpointError, ConfError, DataError, DivergedError, InterruptedRun
-from bigopt.data.plan import homes, whole
-from bigopt.data.view import DataView
 from bigopt.facts import Datasets, Facts, open_data, profile
+from bigopt.keeping import Keeper
+from bigopt.loop import Loop, OnStep
 from bigopt.problem import Problem, build
+from bigopt.recording import Recorder
 from bigopt.rundir import RunDir
-from bigopt.stopping import Stopper
-from bigopt.strategies.base import StepRecord
-from bigopt.strategies.sync import Sync, SyncState
+from bigopt.stopping import Checks, Stopper
+from bigopt.strategies.base import Machine
+from bigopt.strategies.table import strategy
 from bigopt.warmstart import initial_params
-from bigopt.work import MetricSum
 
 if TYPE_CHECKING:
     from bigopt.config import Conf
-
-Array = npt.NDArray[Any]
-Log = Callable[[str], None]
-OnStep = Callable[[int, float, Array], None]
 
 
 def train(
@@ -121,11 +108,6 @@ class _Run:
         self.rounds = Rounds(self.ledger, conf.backend.retries)
         self.checkpoints = Checkpoints(run.path / "checkpoints", conf.checkpoint.keep)
         self.signals = Signals()
-        self.audit = ""
-        self.best_params: Array | None = None
-        self.length: int | None = None
-        self.epoch_mean: tuple[float, int] = (0.0, 0)
-        self._metric_work: dict[str, MetricSum] = {}
         self.mine = fingerprint()
 
     def say(self, text: str) -> None:
@@ -160,7 +142,7 @@ class _Run:
                 problem = build(conf, self.data, facts, device)
                 for line in problem.notes:
                     self.say(line)
-                return self._loop(session, problem, saved)
+                return self._train(session, problem, saved)
             except BigoptError as error:
                 run.log(f"error: {error}")
                 error.run = str(run.path)
@@ -198,9 +180,36 @@ class _Run:
             )
         return value
 
-    def _loop(self, session: Session, problem: Problem, saved: Checkpoint | None) -> dict[str, Any]:
+    def _train(self, session: Session, problem: Problem, saved: Checkpoint | None) -> dict[str, Any]:
+        """Make the parts of the loop, run it, and keep what it leaves."""
+        loop = self._loop(session, problem, saved)
+        if saved is None:
+            loop.save()
+        self.progress.start(loop.stopper.max_steps, self.conf.stop.epochs, self.conf.model.name)
+        try:
+            why = loop.run()
+        except DivergedError as error:
+            raise DivergedError(
+                error.message,
+                where=error.where,
+                hint=f"{error.hint}; the last finite state is {loop.save()}",
+            ) from error
+        finally:
+            self.progress.close()
+        loop.save()
+        if self.signals.received:
+            name = signal.Signals(self.signals.received).name
+            raise InterruptedRun(
+                f"{name} after step {loop.machine.steps}",
+                where=str(self.run.path),
+                hint=f"go on with: bigopt resume {self.run.path}",
+                signal=self.signals.received,
+            )
+        self.say(f"stopped: {why}")
+        return self._result(problem, loop)
+
+    def _loop(self, session: Session, problem: Problem, saved: Checkpoint | None) -> Loop:
         conf, plan, facts = self.conf, problem.plan, problem.facts
-        layout = problem.model.layout
         stopper = Stopper(
             conf.stop,
             plan,
@@ -208,222 +217,88 @@ class _Run:
             best=saved.best if saved else None,
             stale=saved.stale if saved else 0,
         )
-        self.length = saved.length if saved else stopper.max_steps
-        method = problem.method(conf, self.length)
+        length = saved.length if saved else stopper.max_steps
+        machine = self._machine(problem, saved, length)
         if saved is not None:
-            if saved.data != facts.identity:
-                raise DataError("the checkpoint belongs to other data", where=str(self.run.path))
-            state = saved.state
             self.ledger.rounds = saved.rounds
-            self.audit = saved.audit
-            self.best_params = saved.best_params
-            self.epoch_mean = saved.epoch_mean
             self.run.cut_metrics(saved.steps)
-        else:
-            params = initial_params(
-                conf.model.init,
-                problem.model,
-                conf.run.seed,
-                columns=problem.view.source.columns,
-                preparation=problem.view.scaling,
-            ).astype(conf.run.dtype)
-            state = SyncState(method.start(params)[0], 0, 0, 0)
-        strategy = Sync(
-            method,
-            state,
-            plan,
-            lambda kind: problem.batch_work(kind, conf.run.dtype, conf.model.backprop),
-            penalty=lambda params: problem.penalty.value(params, layout),
-            total_weight=facts.train.moments.weight,
-            rounds=self.rounds,
-        )
-        every = conf.run.metrics_every_steps or max(1, plan.steps_per_epoch // 20)
-        cadence = Cadence(
-            conf.checkpoint.every_seconds,
-            conf.checkpoint.every_epochs,
-            conf.checkpoint.every_steps,
-            steps=state.steps,
-            epochs=strategy.epochs,
-        )
         self.say(
-            f"{layout.size} parameters, {plan.rows} training rows in {problem.view.partitions} partitions, "
-            f"{plan.steps_per_epoch} steps an epoch, {session.slots} slots"
+            f"{problem.model.layout.size} parameters, {plan.rows} training rows in {problem.view.partitions} "
+            f"partitions, {plan.steps_per_epoch} steps an epoch, {session.slots} slots"
         )
-        self.progress.start(stopper.max_steps, conf.stop.epochs, conf.model.name)
-        if saved is None:
-            self._checkpoint(strategy, stopper, facts)
-        steps, why = state.steps, stopper.limit(state.steps)
-        try:
-            if self.on_step is not None:
-                self.on_step(steps, strategy.epochs, strategy.params)
-            if not why:
-                self._submit(session, strategy.more(session.slots))
-            while not why:
-                begin = time.perf_counter()
-                arrival = session.wait()
-                waited = time.perf_counter() - begin
-                again, record = strategy.handle(arrival)
-                self._submit(session, again)
-                if record is None:
-                    self._submit(session, strategy.more(session.slots))
-                    continue
-                steps = record.step
-                if self.on_step is not None:
-                    self.on_step(steps, strategy.epochs, strategy.params)
-                if conf.run.audit:
-                    self.audit = keeping.chained(self.audit, strategy.snapshot())
-                why = self._after_step(session, problem, strategy, stopper, record, every, waited)
-                why = why or stopper.limit(steps)
-                if self.signals.received:
-                    break
-                if not why and cadence.due(steps, strategy.epochs):
-                    self._checkpoint(strategy, stopper, facts)
-                if not why:
-                    self._submit(session, strategy.more(session.slots))
-        except DivergedError as error:
-            path = self._checkpoint(strategy, stopper, facts)
-            raise DivergedError(
-                error.message,
-                where=error.where,
-                hint=f"{error.hint}; the last finite state is {path}",
-            ) from error
-        finally:
-            self.progress.close()
-        self._checkpoint(strategy, stopper, facts)
-        if self.signals.received:
-            name = signal.Signals(self.signals.received).name
-            raise InterruptedRun(
-                f"{name} after step {steps}",
-                where=str(self.run.path),
-                hint=f"go on with: bigopt resume {self.run.path}",
-                signal=self.signals.received,
-            )
-        self.say(f"stopped: {why}")
-        return self._result(session, problem, strategy, stopper)
-
-    @staticmethod
-    def _submit(session: Session, orders: list[Any]) -> None:
-        for order in orders:
-            session.submit(order)
-
-    def _after_step(
-        self,
-        session: Session,
-        problem: Problem,
-        strategy: Sync,
-        stopper: Stopper,
-        record: StepRecord,
-        every: int,
-        waited: float,
-    ) -> str:
-        """Record a step; at the end of an epoch look at validation and targets. Return why to end, or nothing."""
-        total, count = self.epoch_mean
-        self.epoch_mean = (total + record.loss * record.rows, count + record.rows)
-        ledger = self.ledger
-        line: dict[str, Any] = {
-            **({"audit": self.audit} if self.audit else {}),
-            "step": record.step,
-            "round": ledger.rounds,
-            "epoch": strategy.epochs,
-            "loss": record.loss,
-            "grad_norm": record.grad_norm,
-            "learning_rate": record.learning_rate,
-            "rows": ledger.rows,
-            "bytes_read": ledger.bytes_read,
-            "bytes_sent": ledger.bytes_sent + ledger.bytes_received,
-            "seconds": stopper.seconds,
-            "seconds_map": record.seconds_map,
-            "seconds_reduce": record.seconds_reduce,
-            "seconds_update": record.seconds_update,
-            "seconds_idle": max(0.0, waited - record.seconds_map),
-            "rss": record.rss,
-            "staleness": record.staleness,
-        }
-        if record.step % every and not record.end_of_epoch:
-            session.report(keeping.in_a_line(line), line)
-            return ""
-        why = ""
-        if record.end_of_epoch:
-            metrics: dict[str, float] = {}
-            loss = self.epoch_mean[0] / self.epoch_mean[1]
-            self.epoch_mean = (0.0, 0)
-            if problem.validation is not None and problem.facts.validation is not None:
-                metrics = self._metrics(session, problem, problem.validation, strategy.params)
-                loss = metrics["loss"]
-                line["validation"] = metrics
-            elif self.conf.stop.target_metric:
-                metrics = self._metrics(session, problem, problem.view, strategy.params)
-            why = stopper.check(loss, metrics)
-            if self.conf.stop.tolerance is not None and problem.validation is not None and stopper.stale == 0:
-                self.best_params = strategy.params
-        self.run.metrics(line)
-        self.progress.update(line)
-        session.report(keeping.in_a_line(line), line)
-        return why
-
-    def _metrics(self, session: Session, problem: Problem, view: DataView, params: Array) -> dict[str, float]:
-        """Evaluate params on a view by one Map-Reduce; the loss is that of the rows, without the penalty."""
-        facts = problem.facts
-        side = facts.train if view is problem.view or facts.validation is None else facts.validation
-        units = whole(np.arange(view.partitions), side.counts)
-        sums = self.rounds.run(
+        recorder = Recorder(
+            self.run,
             session,
-            self._metric_work.setdefault(view.key, problem.metrics(view)),
-            (params,),
-            units,
-            lambda slots: homes(side.counts, slots)[units[:, 0]],
-            "an evaluation",
+            self.progress,
+            self.ledger,
+            every=conf.run.metrics_every_steps or max(1, plan.steps_per_epoch // 20),
+            epoch_mean=saved.epoch_mean if saved else (0.0, 0),
         )
-        values: dict[str, float] = sums.values()
-        return values
-
-    def _checkpoint(self, strategy: Sync, stopper: Stopper, facts: Facts) -> Path:
-        state = strategy.snapshot()
-        return self.checkpoints.save(
-            Checkpoint(
-                1,
-                self.conf_hash,
-                facts.identity,
-                self.mine,
-                state,
-                state.steps,
-                self.ledger.rounds,
-                strategy.epochs,
-                stopper.seconds,
-                stopper.best,
-                stopper.stale,
-                self.best_params,
-                self.length,
-                self.epoch_mean,
-                self.audit,
-            )
+        best = saved.best_params if saved else None
+        every = conf.checkpoint
+        return Loop(
+            session,
+            machine,
+            recorder=recorder,
+            stopper=stopper,
+            checks=Checks(conf.stop, stopper, problem, session, self.rounds, best_params=best),
+            keeper=Keeper(self.checkpoints, self.conf_hash, facts.identity, self.mine, length, self.ledger),
+            cadence=Cadence(
+                every.every_seconds,
+                every.every_epochs,
+                every.every_steps,
+                steps=machine.steps,
+                epochs=machine.epochs,
+            ),
+            signals=self.signals,
+            on_step=self.on_step,
+            audit=(saved.audit if saved else "") if conf.run.audit else None,
         )
 
-    def _result(self, session: Session, problem: Problem, strategy: Sync, stopper: Stopper) -> dict[str, Any]:
-        params = strategy.params
-        if self.best_params is not None:
+    def _machine(self, problem: Problem, saved: Checkpoint | None, length: int | None) -> Machine:
+        """Return the strategy's machine, from the saved state or from the first params."""
+        conf = self.conf
+        entry = strategy(conf.strategy.name)
+        setting = problem.setting(conf, self.rounds, length)
+        if saved is not None:
+            if saved.data != problem.facts.identity:
+                raise DataError("the checkpoint belongs to other data", where=str(self.run.path))
+            return entry.machine(setting, saved.state)
+        params = initial_params(
+            conf.model.init,
+            problem.model,
+            conf.run.seed,
+            columns=problem.view.source.columns,
+            preparation=problem.view.scaling,
+        )
+        return entry.machine(setting, entry.start(setting, params.astype(conf.run.dtype)))
+
+    def _result(self, problem: Problem, loop: Loop) -> dict[str, Any]:
+        """Evaluate the final parameters, save the model, and return the success object."""
+        checks, params, steps = loop.checks, loop.machine.params, loop.machine.steps
+        if checks.best_params is not None:
             self.say("kept: the parameters with the best validation loss (stop.tolerance is set)")
-            params = self.best_params
-        metrics = self._metrics(session, problem, problem.view, params)
+            params = checks.best_params
+        metrics = checks.metrics(problem.view, params)
         loss = metrics["loss"] + problem.penalty.value(params, problem.model.layout)
         if not np.isfinite(loss):
-            raise DivergedError(f"the final loss is {loss}", where=f"step {strategy.snapshot().steps}")
+            raise DivergedError(f"the final loss is {loss}", where=f"step {steps}")
         if problem.validation is not None:
-            metrics = self._metrics(session, problem, problem.validation, params)
+            metrics = checks.metrics(problem.validation, params)
         bundle.save(self.run, keeping.bundle_of(problem, params, self.data.train))
         result = {
             "status": "completed",
             "run": str(self.run.path),
-            "steps": strategy.snapshot().steps,
+            "steps": steps,
             "rounds": self.ledger.rounds,
-            "epochs": strategy.epochs,
+            "epochs": loop.machine.epochs,
             "loss": loss,
             "metrics": {k: v for k, v in metrics.items() if k != "loss"},
             "params_sha256": bundle.params_sha256(params),
-            "seconds": stopper.seconds,
+            "seconds": loop.stopper.seconds,
         }
-        if self.audit:
-            result["audit_sha256"] = self.audit
+        if loop.audit:
+            result["audit_sha256"] = loop.audit
         self.run.write_json("result.json", {**result, "ledger": vars(self.ledger)})
         self.say(keeping.picture(self.run.path))
         return result

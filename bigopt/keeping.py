@@ -1,19 +1,23 @@
-"""What a run leaves behind, made from what it knows: manifest, model, audit chain, picture."""
+"""What a run leaves behind, made from what it knows: manifest, checkpoints, model, audit chain, picture."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from bigopt.backends.ledger import Ledger
 from bigopt.bundle import Bundle, listed
+from bigopt.checkpoint import FORMAT, Checkpoint, Checkpoints
 from bigopt.core import codec
 from bigopt.data.source import Dataset
 from bigopt.facts import Facts
 from bigopt.problem import Problem
 from bigopt.rundir import machine
+from bigopt.strategies.base import Machine
 
 if TYPE_CHECKING:
     from bigopt.config import Conf
@@ -40,6 +44,45 @@ def manifest(conf: Conf, conf_hash: str, fingerprint: dict[str, str], data: Data
     }
 
 
+@dataclass(frozen=True)
+class Keeper:
+    """Saves checkpoints with what all those of a run have in common.
+
+    Parameters
+    ----------
+    checkpoints : Checkpoints
+    conf, data : str
+        Digest of the conf, identity of the dataset.
+    fingerprint : dict
+    length : int or None
+        Steps planned at the first start.
+    ledger : Ledger
+    """
+
+    checkpoints: Checkpoints
+    conf: str
+    data: str
+    fingerprint: dict[str, str]
+    length: int | None
+    ledger: Ledger
+
+    def save(self, machine: Machine, **counters: Any) -> Path:
+        """Write a checkpoint of the machine; `counters` are the other fields of `Checkpoint`."""
+        checkpoint = Checkpoint(
+            format=FORMAT,
+            conf=self.conf,
+            data=self.data,
+            fingerprint=self.fingerprint,
+            state=machine.snapshot(),
+            steps=machine.steps,
+            rounds=self.ledger.rounds,
+            epochs=machine.epochs,
+            length=self.length,
+            **counters,
+        )
+        return self.checkpoints.save(checkpoint)
+
+
 def bundle_of(problem: Problem, params: npt.NDArray[Any], data: Dataset) -> Bundle:
     """Return the model as evaluate and predict take it."""
     return Bundle(
@@ -61,11 +104,6 @@ def chained(before: str, state: Any) -> str:
     for part in codec.dumps(state):
         digest.update(part)
     return digest.hexdigest()
-
-
-def in_a_line(record: dict[str, Any]) -> str:
-    """Say a record of metrics.jsonl in a line, for those who watch an engine."""
-    return "round {round}, step {step}, epoch {epoch:.3g}, loss {loss:.6g}".format_map(record)
 
 
 def picture(run: Path) -> str:

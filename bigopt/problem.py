@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bigopt.backends.ledger import Rounds
 from bigopt.core import arrays
 from bigopt.core.errors import DataError
 from bigopt.core.sums import Moments, Scatter, whole
@@ -30,7 +31,7 @@ from bigopt.models.penalties import Penalty
 from bigopt.models.second import check_newton, is_quadratic, shifted_classes
 from bigopt.optim.build import build_method
 from bigopt.optim.method import AskKind, Method
-from bigopt.strategies.sync import Evaluation
+from bigopt.strategies.base import Evaluation, Setting
 from bigopt.work import GradientSum, MetricSum, SelectRows, sum_selected
 from bigopt.work_second import HessianSum, LineSum
 
@@ -129,6 +130,18 @@ class Problem:
             quadratic=is_quadratic(self.model),
             shifted=shifted_classes(self.model),
             penalty=lambda grad, params: self.penalty.add_gradient(grad, params, layout),
+        )
+
+    def setting(self, conf: Conf, rounds: Rounds, length: int | None) -> Setting:
+        """Return what the strategy's machine is made from; `length` as in `method`."""
+        layout = self.model.layout
+        return Setting(
+            self.method(conf, length),
+            self.plan,
+            lambda kind: self.batch_work(kind, conf.run.dtype, conf.model.backprop),
+            penalty=lambda params: self.penalty.value(params, layout),
+            total_weight=self.facts.train.moments.weight,
+            rounds=rounds,
         )
 
     def metrics(self, view: DataView) -> MetricSum:

@@ -1,15 +1,29 @@
-"""When a run ends: limits, targets, or no improvement; the first that is reached."""
+"""When a run ends: limits, targets, or no improvement; the first that is reached.
+
+Limits are looked at after every step (`Stopper.limit`), targets and improvement at the end of every epoch (`Checks`):
+on the validation loss where there is validation data, evaluated by one Map-Reduce, else on the epoch's mean loss.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bigopt.data.plan import Plan
+import numpy as np
+import numpy.typing as npt
+
+from bigopt.backends.base import Session
+from bigopt.backends.ledger import Rounds
+from bigopt.data.plan import Plan, homes, whole
+from bigopt.data.view import DataView
+from bigopt.problem import Problem
+from bigopt.work import MetricSum
 
 if TYPE_CHECKING:
     from bigopt.config import StopConf
+
+Array = npt.NDArray[Any]
 
 _LOWER_IS_BETTER = ("loss", "mse", "rmse", "mae", "log_loss")
 
@@ -69,3 +83,81 @@ class Stopper:
         if self.stale >= stop.patience:
             return f"no relative improvement above {stop.tolerance:g} in {stop.patience} checks"
         return ""
+
+
+class Checks:
+    """Evaluates parameters by Map-Reduce, at the end of an epoch and at the end of the run.
+
+    Parameters
+    ----------
+    stop : StopConf
+    stopper : Stopper
+    problem : Problem
+    session : Session
+    rounds : Rounds
+    best_params : ndarray, shape (p,), or None
+        Params of the best check so far, where early stopping watches a validation loss.
+    """
+
+    def __init__(
+        self,
+        stop: StopConf,
+        stopper: Stopper,
+        problem: Problem,
+        session: Session,
+        rounds: Rounds,
+        *,
+        best_params: Array | None,
+    ) -> None:
+        self._stop = stop
+        self._stopper = stopper
+        self._problem = problem
+        self._session = session
+        self._rounds = rounds
+        self._work: dict[str, MetricSum] = {}
+        self.best_params = best_params
+
+    def end_of_epoch(self, mean: float, params: Array) -> tuple[str, dict[str, float]]:
+        """Look at targets and improvement.
+
+        Parameters
+        ----------
+        mean : float
+            Mean loss of the epoch.
+        params : ndarray, shape (p,)
+
+        Returns
+        -------
+        why : str
+            Why to end, or empty.
+        validation : dict
+            Metrics of the validation rows; empty where there are none.
+        """
+        problem, loss = self._problem, mean
+        metrics: dict[str, float] = {}
+        validation: dict[str, float] = {}
+        if problem.validation is not None:
+            metrics = validation = self.metrics(problem.validation, params)
+            loss = metrics["loss"]
+        elif self._stop.target_metric:
+            metrics = self.metrics(problem.view, params)
+        why = self._stopper.check(loss, metrics)
+        if self._stop.tolerance is not None and problem.validation is not None and self._stopper.stale == 0:
+            self.best_params = params
+        return why, validation
+
+    def metrics(self, view: DataView, params: Array) -> dict[str, float]:
+        """Evaluate params on a view by one Map-Reduce; the loss is that of the rows, without the penalty."""
+        facts = self._problem.facts
+        side = facts.train if view is not self._problem.validation or facts.validation is None else facts.validation
+        units = whole(np.arange(view.partitions), side.counts)
+        sums = self._rounds.run(
+            self._session,
+            self._work.setdefault(view.key, self._problem.metrics(view)),
+            (params,),
+            units,
+            lambda slots: homes(side.counts, slots)[units[:, 0]],
+            "an evaluation",
+        )
+        values: dict[str, float] = sums.values()
+        return values

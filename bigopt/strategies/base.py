@@ -8,17 +8,66 @@
         orders, record = machine.handle(arrival) # orders to repeat; a record where params were updated
         orders += machine.more(slots)            # unless the run is to stop
 
-A machine's `snapshot` is what a checkpoint holds; a machine made from it goes on as if nothing had happened.
+A machine's `snapshot` is what a checkpoint holds; a machine made from it goes on as if nothing had happened. All
+machines are made from the same `Setting` by `bigopt.strategies.table`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
 
-from bigopt.work import Arrival, Order
+from bigopt.backends.ledger import Rounds
+from bigopt.data.plan import Plan
+from bigopt.optim.method import AskKind, Method
+from bigopt.work import Arrival, Order, Work
+
+Array = npt.NDArray[Any]
+
+
+class Evaluation(NamedTuple):
+    """How an `Ask` of some kind is answered.
+
+    Parameters
+    ----------
+    work : Work
+        What a batch's units compute.
+    finish : callable
+        ``finish(inputs, root)`` gives what the method is told: the root itself where the Map did all; forward and
+        backward for rows that were only selected (``backprop: driver``).
+    """
+
+    work: Work
+    finish: Callable[[tuple[Array, ...], Any], Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every strategy is made from.
+
+    Parameters
+    ----------
+    method : Method
+    plan : Plan
+    evaluate : callable
+        ``evaluate(kind)`` gives the `Evaluation` of a kind of `Ask`.
+    penalty : callable
+        ``penalty(params) -> float``, for the loss in the records.
+    total_weight : float
+        W of all used rows.
+    rounds : Rounds
+        Makes rounds (ticket numbers, retries, counters).
+    """
+
+    method: Method[Any]
+    plan: Plan
+    evaluate: Callable[[AskKind], Evaluation]
+    penalty: Callable[[Array], float]
+    total_weight: float
+    rounds: Rounds
 
 
 @dataclass(frozen=True)
@@ -63,7 +112,12 @@ class Machine(Protocol):
     """A strategy."""
 
     @property
-    def params(self) -> npt.NDArray[Any]:
+    def steps(self) -> int:
+        """Updates of params so far."""
+        ...
+
+    @property
+    def params(self) -> Array:
         """The current parameters, a read-only snapshot of shape (p,)."""
         ...
 

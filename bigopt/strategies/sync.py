@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from bigopt.backends.ledger import Round, Rounds
+from bigopt.backends.ledger import Round
 from bigopt.core.codec import wire
 from bigopt.core.errors import DivergedError
 from bigopt.core.sums import HessianSums, Sums
-from bigopt.data.plan import Plan, rows_of
-from bigopt.optim.method import Ask, AskKind, Method
-from bigopt.strategies.base import StepRecord
-from bigopt.work import Arrival, Order, Work
+from bigopt.data.plan import rows_of
+from bigopt.optim.method import Ask
+from bigopt.strategies.base import Setting, StepRecord
+from bigopt.work import Arrival, Order
 
 Array = npt.NDArray[Any]
 
@@ -64,20 +63,9 @@ class Spent(NamedTuple):
 _NOTHING: Final = Spent()
 
 
-class Evaluation(NamedTuple):
-    """How an `Ask` of some kind is answered.
-
-    Parameters
-    ----------
-    work : Work
-        What a batch's units compute.
-    finish : callable
-        ``finish(inputs, root)`` gives what the method is told: the root itself where the Map did all; forward and
-        backward for rows that were only selected (``backprop: driver``).
-    """
-
-    work: Work
-    finish: Callable[[tuple[Array, ...], Any], Any]
+def start(setting: Setting, params: Array) -> SyncState:
+    """Return the state before step 1."""
+    return SyncState(setting.method.start(params)[0], 0, 0, 0)
 
 
 class Sync:
@@ -88,42 +76,28 @@ class Sync:
 
     Parameters
     ----------
-    method : Method
+    setting : Setting
     state : SyncState
-    plan : Plan
-    evaluate : callable
-        ``evaluate(kind)`` gives the `Evaluation` of a kind of `Ask`.
-    penalty : callable
-        ``penalty(params) -> float``, for the loss in the records.
-    total_weight : float
-        W of all used rows.
-    rounds : Rounds
-        Makes rounds (ticket numbers, retries, counters).
     """
 
-    def __init__(
-        self,
-        method: Method[Any],
-        state: SyncState,
-        plan: Plan,
-        evaluate: Callable[[AskKind], Evaluation],
-        *,
-        penalty: Callable[[Array], float],
-        total_weight: float,
-        rounds: Rounds,
-    ) -> None:
-        self._method = method
+    def __init__(self, setting: Setting, state: SyncState) -> None:
+        self._method = setting.method
         self._state = state
-        self._plan = plan
-        self._evaluate = evaluate
-        self._penalty = penalty
-        self._weight = total_weight
-        self._rounds = rounds
+        self._plan = setting.plan
+        self._evaluate = setting.evaluate
+        self._penalty = setting.penalty
+        self._weight = setting.total_weight
+        self._rounds = setting.rounds
         self._round: Round | None = None
         self._inner: Any = state.method
-        self._ask: Ask = method.ask(state.method)
-        self._evaluation = evaluate(self._ask.kind)
+        self._ask: Ask = self._method.ask(state.method)
+        self._evaluation = self._evaluate(self._ask.kind)
         self._spent = _NOTHING
+
+    @property
+    def steps(self) -> int:
+        """Updates so far."""
+        return self._state.steps
 
     @property
     def params(self) -> Array:

@@ -1,0 +1,148 @@
+"""The loop of every strategy on every backend.
+
+::
+
+    submit(machine.more(slots))
+    while not finished:
+        orders, record = machine.handle(session.wait())
+        submit(orders + machine.more(slots))
+
+It knows no strategy and no engine. Between two steps it looks at limits, checks, checkpoints and signals.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from bigopt.backends.base import Session
+from bigopt.callbacks import Signals
+from bigopt.checkpoint import Cadence
+from bigopt.keeping import Keeper, chained
+from bigopt.recording import Recorder
+from bigopt.stopping import Checks, Stopper
+from bigopt.strategies.base import Machine, StepRecord
+from bigopt.work import Order
+
+OnStep = Callable[[int, float, npt.NDArray[Any]], None]
+
+
+class Loop:
+    """Runs a machine on a session until something ends the run.
+
+    Parameters
+    ----------
+    session : Session
+    machine : Machine
+    recorder : Recorder
+    stopper : Stopper
+    checks : Checks
+    keeper : Keeper
+        Saves checkpoints.
+    cadence : Cadence
+        Says when.
+    signals : Signals
+    on_step : callable or None
+        ``on_step(step, epochs, params)`` at the start and after every step.
+    audit : str or None
+        Chained hash of the states so far; None where no audit is kept.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        machine: Machine,
+        *,
+        recorder: Recorder,
+        stopper: Stopper,
+        checks: Checks,
+        keeper: Keeper,
+        cadence: Cadence,
+        signals: Signals,
+        on_step: OnStep | None,
+        audit: str | None,
+    ) -> None:
+        self.session = session
+        self.machine = machine
+        self.recorder = recorder
+        self.stopper = stopper
+        self.checks = checks
+        self.keeper = keeper
+        self.cadence = cadence
+        self.signals = signals
+        self.on_step = on_step
+        self.audit = audit
+
+    def save(self) -> Path:
+        """Write a checkpoint of the state between two steps."""
+        return self.keeper.save(
+            self.machine,
+            seconds=self.stopper.seconds,
+            best=self.stopper.best,
+            stale=self.stopper.stale,
+            best_params=self.checks.best_params,
+            epoch_mean=self.recorder.epoch_mean,
+            audit=self.audit or "",
+        )
+
+    def run(self) -> str:
+        """Make steps until a limit, a target or a signal; return which limit or target it was.
+
+        Returns
+        -------
+        str
+            Empty where a signal ended it.
+
+        Raises
+        ------
+        DivergedError
+            Where loss or gradient is not finite; the machine is as it was before that step.
+        """
+        machine, session = self.machine, self.session
+        why = self.stopper.limit(machine.steps)
+        self._tell()
+        if not why:
+            self._submit(machine.more(session.slots))
+        while not why:
+            begin = time.perf_counter()
+            arrival = session.wait()
+            waited = time.perf_counter() - begin
+            again, record = machine.handle(arrival)
+            self._submit(again)
+            if record is not None:
+                why = self._after_step(record, waited) or self.stopper.limit(record.step)
+                if self.signals.received:
+                    return ""
+                if not why and self.cadence.due(record.step, machine.epochs):
+                    self.save()
+            if not why:
+                self._submit(machine.more(session.slots))
+        return why
+
+    def _submit(self, orders: list[Order]) -> None:
+        for order in orders:
+            self.session.submit(order)
+
+    def _tell(self) -> None:
+        if self.on_step is not None:
+            self.on_step(self.machine.steps, self.machine.epochs, self.machine.params)
+
+    def _after_step(self, record: StepRecord, waited: float) -> str:
+        """Record a step; at the end of an epoch look at validation and targets. Return why to end, or nothing."""
+        self._tell()
+        if self.audit is not None:
+            self.audit = chained(self.audit, self.machine.snapshot())
+        line = self.recorder.line(
+            record, self.machine, seconds=self.stopper.seconds, waited=waited, audit=self.audit or ""
+        )
+        why = ""
+        if record.end_of_epoch:
+            why, found = self.checks.end_of_epoch(self.recorder.end_of_epoch(), self.machine.params)
+            if found:
+                line["validation"] = found
+        self.recorder.show(line, end_of_epoch=record.end_of_epoch)
+        return why

@@ -1,0 +1,35 @@
+"""Names of strategies to their machines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from bigopt.core.names import lookup
+from bigopt.strategies import sync
+from bigopt.strategies.base import Array, Machine, Setting
+
+
+class StrategyEntry(NamedTuple):
+    """How a strategy begins, and how it goes on from a state.
+
+    Parameters
+    ----------
+    start : callable
+        ``start(setting, params)`` gives the state before the first step; params of shape (p,) in ``run.dtype``.
+    machine : callable
+        ``machine(setting, state)`` gives the machine; it takes over the state's buffers.
+    """
+
+    start: Callable[[Setting, Array], Any]
+    machine: Callable[[Setting, Any], Machine]
+
+
+STRATEGIES: Final[Mapping[str, StrategyEntry]] = MappingProxyType({"sync": StrategyEntry(sync.start, sync.Sync)})
+"""Names of ``strategy.name``."""
+
+
+def strategy(name: str) -> StrategyEntry:
+    """Return the entry of a name."""
+    return lookup(STRATEGIES, name, family="strategy", where="strategy.name")
