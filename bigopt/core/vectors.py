@@ -61,7 +61,8 @@ def dense(vector: Any) -> Array:
 
 def encoded(positions: Array, values: Array, size: int) -> Vector:
     """Return the shorter encoding of a vector with these rows; see `SparseVector`."""
-    sparse = SparseVector(positions, values, size)
+    small = size < values.shape[1] << 31  # whether row numbers fit int32
+    sparse = SparseVector(positions.astype(np.int32 if small else np.int64, copy=False), values, size)
     return sparse if sparse.nbytes < size * values.itemsize else dense(sparse)
 
 
