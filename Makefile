@@ -9,11 +9,12 @@ PY := $(BIN)/python
 CONF ?= conf/flights.yml
 BACKEND ?= local
 ARGS ?=
+ROWS ?=
 
-.PHONY: help setup run pipeline study studies test test-fast test-all lint format check lock clean
+.PHONY: help setup run pipeline study studies test test-fast test-all bench bench-quick lint format check lock clean
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 setup: ## .venv with everything a CPU user needs (and CuPy where there is a card); Java for Spark
 	@tools/setup.sh
@@ -39,6 +40,14 @@ test-fast: setup ## the tests that start no engine and train no whole run, two a
 test-all: setup ## every test
 	@$(PY) -m pytest $(ARGS)
 
+bench: setup ## bigopt beside its peers and the limits of this machine (under 25 minutes); ROWS='mlp adam' for some
+	@benchmarks/setup.sh
+	@$(PY) -m benchmarks $(ROWS) $(ARGS)
+
+bench-quick: setup ## the same with small sizes and 3 rounds (under 4 minutes)
+	@benchmarks/setup.sh
+	@$(PY) -m benchmarks --quick $(ROWS) $(ARGS)
+
 lint: setup ## ruff, mypy --strict, the layers
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -53,7 +62,9 @@ check: lint test ## lint and test
 
 lock: setup ## resolve constraints.txt anew
 	@$(PY) -m pip --disable-pip-version-check --quiet install uv
-	@$(PY) -m uv pip compile --quiet --universal --python-version 3.11 pyproject.toml --all-extras \
+	@$(PY) -m uv pip compile --quiet --universal --python-version 3.11 pyproject.toml \
+		$$($(PY) -c "import tomllib; print(*('--extra ' + e for e in \
+		tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies'] if e != 'bench'))") \
 		--no-header --no-annotate --upgrade -o constraints.txt
 	@if grep -n '://' constraints.txt; then echo 'constraints.txt must not hold addresses' >&2; exit 1; fi
 

@@ -1,0 +1,175 @@
+"""What the machine did and is: CPU time of process trees and cores, memory, versions. Linux's /proc; elsewhere nothing
+is known, every round counts, and the report says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.statistics import Load
+
+PACKAGES: Final = (
+    "bigopt", "numpy", "numba", "scipy", "scikit-learn", "torch", "dask", "distributed", "dask-ml", "pyspark",
+    "pyarrow", "zarr", "numcodecs", "matplotlib",
+)  # fmt: skip
+
+
+def cores() -> list[int]:
+    """Return the numbers of the cores this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def busy_seconds() -> float:
+    """Return the CPU time, in seconds since boot, that was not idle on our cores (stolen time included)."""
+    mine = {f"cpu{number}" for number in cores()}
+    total = 0
+    for line in _lines("/proc/stat"):
+        name, *fields = line.split()
+        if name in mine:
+            user, nice, system, _, _, irq, softirq, *rest = (int(field) for field in fields[:8])
+            total += user + nice + system + irq + softirq + (rest[0] if rest else 0)
+    return total / _tick()
+
+
+def tree(root: int) -> list[int]:
+    """Return a process and its descendants."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc") if os.path.isdir("/proc") else ():
+        if entry.isdigit() and (fields := _stat(int(entry))):
+            children.setdefault(int(fields[1]), []).append(int(entry))
+    found = [root]
+    for pid in found:
+        found.extend(children.get(pid, ()))
+    return found
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Return the CPU time of processes, of their ended children as well."""
+    total = 0
+    for pid in pids:
+        if fields := _stat(pid):
+            total += sum(int(field) for field in fields[11:15])
+    return total / _tick()
+
+
+def held_bytes(pids: Iterable[int]) -> int:
+    """Return the memory of processes, pages they share counted once (PSS)."""
+    total = 0
+    for pid in pids:
+        for line in _lines(f"/proc/{pid}/smaps_rollup"):
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+class Watch:
+    """Reads the clocks of the machine at the beginning and at the end of a round.
+
+    Parameters
+    ----------
+    root : int
+        The process whose tree is ours.
+    """
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self.known = bool(_lines("/proc/stat")) and bool(_stat(root))
+        self._begin = self._read()
+
+    def _read(self) -> tuple[float, float, float]:
+        import time
+
+        if not self.known:
+            return time.perf_counter(), 0.0, 0.0
+        return time.perf_counter(), cpu_seconds(tree(self._root)), busy_seconds()
+
+    def load(self) -> Load:
+        """Return what happened since the beginning."""
+        wall, ours, machine = (end - begin for end, begin in zip(self._read(), self._begin, strict=True))
+        return Load(wall, ours, machine, len(cores()))
+
+
+class Peak:
+    """Follows the largest memory of a process tree while a with statement lasts, ten times a second."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self.bytes = 0
+
+    def _follow(self) -> None:
+        while not self._end.is_set():
+            self.bytes = max(self.bytes, held_bytes(tree(self._root)))
+            self._end.wait(0.1)
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+def describe() -> dict[str, Any]:
+    """Return processor, cores, memory, system and the versions of what is compared."""
+    versions: dict[str, str] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "processor": _field("/proc/cpuinfo", "model name") or platform.processor(),
+        "cores": len(cores()),
+        "memory_gb": round(int((_field("/proc/meminfo", "MemTotal") or "0 kB").split()[0]) / 1e6, 1),
+        "system": platform.platform(),
+        "java": _java(),
+        "busy_check": bool(_lines("/proc/stat")),
+        "versions": versions,
+    }
+
+
+def _java() -> str:
+    home = os.environ.get("JAVA_HOME")
+    java = shutil.which("java" if home is None else os.path.join(home, "bin", "java"))
+    if java is None:
+        return "none"
+    out = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    return out.splitlines()[0] if out else "unknown"
+
+
+def _field(path: str, name: str) -> str:
+    for line in _lines(path):
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return ""
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the third on (state, ppid, ...); empty where it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return []
+    return text[text.rindex(")") + 2 :].split()
+
+
+def _tick() -> int:
+    return int(os.sysconf("SC_CLK_TCK"))

@@ -1,0 +1,43 @@
+"""What several rows share: the table of the linear rows, the conf of a step of gradient descent, ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from benchmarks.data import Table
+from benchmarks.harness import Round, Scale
+from benchmarks.machine import cores
+
+SIDES: Final = "benchmarks.sides"
+LEARNING_RATE: Final = 0.5
+
+
+def linear_table(scale: Scale) -> Table:
+    """Return the table of the full-batch rows: 2M x 100."""
+    return Table("linear", scale.pick(2_000_000, 300_000, 20_000), 100)
+
+
+def descent(backend: str = "local", **more: Any) -> list[str]:
+    """Return the conf of plain gradient descent on logistic regression with all cores."""
+    keys = {
+        "model.name": "logistic",
+        "model.init": "zeros",
+        "optimizer.name": "gd",
+        "schedule.learning_rate": LEARNING_RATE,
+        "data.memory": "8GB",
+        "backend.name": backend,
+        "backend.workers": len(cores()),
+        **{key.replace("__", "."): value for key, value in more.items()},
+    }
+    return [f"{key}={value}" for key, value in keys.items()]
+
+
+def ratio(over: str, under: str, key: str = "seconds") -> Callable[[Round], float]:
+    """Return the figure ``over / under``."""
+    return lambda r: r[over][key] / r[under][key]
+
+
+def extra_ms(side: str, base: str, *empty: str, key: str = "seconds") -> Callable[[Round], float]:
+    """Return the figure ``side - base - empty`` in milliseconds."""
+    return lambda r: 1e3 * (r[side][key] - r[base][key] - sum(r[name]["seconds"] for name in empty))

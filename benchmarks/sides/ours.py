@@ -1,0 +1,106 @@
+"""bigopt, as a user runs it: `fit.train` with a conf, on rows in memory or in a store."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks import data, evaluate
+from benchmarks.evaluate import Referee
+from benchmarks.gate import GatedRun
+from benchmarks.sides import Base
+
+
+def in_memory(folder: str) -> Any:
+    """Return rows in this process as `Datasets`."""
+    from bigopt.data.memory import from_arrays
+    from bigopt.facts import Datasets
+
+    return Datasets(from_arrays(*data.load(folder)), None)
+
+
+class Steps(Base):
+    """Seconds of a step of a running training.
+
+    Parameters
+    ----------
+    keys : list of str
+        ``key=value`` of the conf, over those of every run here (no standardising).
+    steps : int
+        Steps of one run of this side.
+    memory : str
+        Folder of arrays to train on in memory; empty for ``data.uri``.
+    referee : dict
+        Arguments of the `Referee` of the loss.
+    """
+
+    def __init__(self, keys: list[str], steps: int, memory: str = "", referee: dict[str, Any] | None = None) -> None:
+        self._steps, self._referee = steps, referee
+        self._run = GatedRun(["model.standardize=false", *keys], in_memory(memory) if memory else None)
+
+    def run(self) -> dict[str, float]:
+        """Return seconds of one step."""
+        return {"seconds": self._run.advance(self._steps) / self._steps, "start": self._run.seconds_to_start}
+
+    def check(self) -> dict[str, Any]:
+        """Return the loss of the parameters that are reached now."""
+        return {} if self._referee is None else {"loss": Referee(**self._referee).loss(self._run.params)}
+
+    def profile(self) -> dict[str, Any]:
+        """Return where the threads of this process are during a run."""
+        return self._run.profile(self._steps)
+
+    def close(self) -> None:
+        """End the run."""
+        self._run.close()
+
+
+class Epoch(Steps):
+    """The same; the seconds are those of the whole run: an epoch of `steps` mini-batches."""
+
+    def run(self) -> dict[str, float]:
+        """Return seconds of an epoch."""
+        seconds = self._run.advance(self._steps)
+        return {"seconds": seconds, "step": seconds / self._steps, "start": self._run.seconds_to_start}
+
+
+class GradientError(Base):
+    """How far the gradient sum that a run computes in float32 is from float64, at random parameters.
+
+    The sum is made by a run's own Work on two slots, over the partitions and blocks of the plan, along the tree.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def run(self) -> dict[str, float]:
+        """Return ``error``: the distance over the length of the float64 gradient."""
+        from bigopt.backends.ledger import Ledger, Rounds
+        from bigopt.config import load_conf
+        from bigopt.core import arrays
+        from bigopt.data.plan import homes, whole
+        from bigopt.facts import profile
+        from bigopt.problem import build
+        from bigopt.sessions import open_session
+
+        begin = time.perf_counter()
+        conf = load_conf([], ["model.name=logistic", "model.standardize=false", "optimizer.name=gd", "data.memory=8GB"])
+        rows = in_memory(self._folder)
+        session = open_session(conf, "local", "error")
+        try:
+            rounds = Rounds(Ledger(), 0)
+            problem = build(conf, rows, profile(conf, rows, session, rounds), arrays.resolve_device("cpu"))
+            params = np.random.default_rng(3).standard_normal(problem.model.layout.size) * 0.2
+            params = params.astype(np.float32).astype(np.float64)  # what is judged is the sum, not the cast
+            counts = problem.plan.counts
+            units = whole(np.arange(problem.view.partitions), counts)
+            sums = rounds.run(
+                session, problem.gradient("float64"), (params,), units, lambda k: homes(counts, k)[units[:, 0]], "error"
+            )
+        finally:
+            session.close()
+        exact = evaluate.logistic_gradient(*data.load(self._folder), params[:-1], float(params[-1]))
+        error = float(np.linalg.norm(sums.grad - exact) / np.linalg.norm(exact))
+        return {"seconds": time.perf_counter() - begin, "error": error}

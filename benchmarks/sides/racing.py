@@ -1,0 +1,111 @@
+"""bigopt to a loss that somebody else has reached: the time of a whole training, from the call to the first parameters
+whose loss, judged afterwards and off the clock, is as low.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from typing import Any
+
+from benchmarks.evaluate import Referee
+from benchmarks.sides import Base
+from benchmarks.sides.ours import in_memory
+
+
+class Race(Base):
+    """Seconds from calling `fit.train` to the target loss.
+
+    Every run trains anew, `steps` steps long; parameters and times of its steps are kept, and judged when it is over.
+    An engine's own start is not on the clock (a SparkContext is there before, as it is for MLlib).
+
+    Parameters
+    ----------
+    keys : list of str
+    steps : int
+        Enough to reach the target.
+    referee : dict
+        Arguments of the `Referee` of the loss.
+    memory : str
+        Folder of arrays to train on in memory; empty for ``data.uri``.
+    spark : bool
+        Make a SparkContext first.
+    every : int
+        Keep the parameters after each so many steps.
+    """
+
+    def __init__(
+        self,
+        keys: list[str],
+        steps: int,
+        referee: dict[str, Any] | None = None,
+        memory: str = "",
+        spark: bool = False,
+        every: int = 1,
+    ) -> None:
+        from bigopt.config import load_conf
+
+        self._folder = tempfile.TemporaryDirectory(prefix="bigopt-bench-")
+        where = [f"run.dir={self._folder.name}", f"stop.steps={steps}"]
+        self._conf = load_conf([], [*where, *keys])
+        self._data = in_memory(memory) if memory else None
+        self._target, self._every = float("nan"), every
+        self._referee = None if referee is None else Referee(**referee)
+        self._sc: Any = None
+        if spark:
+            from benchmarks.sides.spark_cpu import context
+
+            self._sc = context()
+
+    def aim(self, target: float) -> None:
+        """Set the loss to reach."""
+        self._target = target
+
+    def run(self) -> dict[str, Any]:
+        """Return seconds until the target, of the first step, and the loss reached."""
+        from bigopt.fit import train
+
+        kept: list[tuple[int, float, Any]] = []
+        assert self._referee is not None
+
+        def on_step(step: int, _epoch: float, params: Any) -> None:
+            if step % self._every == 0:
+                kept.append((step, time.perf_counter(), params))
+
+        begin = time.perf_counter()
+        train(self._conf, data=self._data, on_step=on_step)
+        first = next((at for step, at, _ in kept if step), begin)
+        low, high, loss = 0, len(kept), float("nan")
+        while low < high:  # the loss falls: the first that is low enough, by bisection
+            middle = (low + high) // 2
+            value = self._referee.loss(kept[middle][2])
+            if value <= self._target:
+                high, loss = middle, value
+            else:
+                low = middle + 1
+        if low == len(kept):
+            raise RuntimeError(f"{len(kept)} kept steps did not reach the loss {self._target}")
+        step, at, _ = kept[low]
+        return {"seconds": at - begin, "first_step": first - begin, "steps": step, "loss": loss}
+
+    def close(self) -> None:
+        """End the context."""
+        if self._sc is not None:
+            self._sc.stop()
+        self._folder.cleanup()
+
+
+class FirstStep(Race):
+    """Seconds from calling `fit.train` to the end of its first step."""
+
+    def __init__(self, keys: list[str], spark: bool = False) -> None:
+        super().__init__(keys, 1, spark=spark)
+
+    def run(self) -> dict[str, Any]:
+        """Return seconds until the first step is done."""
+        from bigopt.fit import train
+
+        ends: list[float] = []
+        begin = time.perf_counter()
+        train(self._conf, data=self._data, on_step=lambda *_: ends.append(time.perf_counter()))
+        return {"seconds": ends[1] - begin, "facts": ends[0] - begin}

@@ -1,0 +1,128 @@
+"""The update alone: what the driver does between two rounds."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.sides import Base
+
+
+class AdamSteps(Base):
+    """Seconds of an Adam step of bigopt on flat vectors of several sizes and dtypes.
+
+    ``SIZE DTYPE`` is the transform with the addition to the parameters: what torch's ``step`` does. ``tell SIZE DTYPE``
+    is the whole update of a run: the mean, the gradient's norm (refused where it is not finite), the transform, and
+    the new parameters in a buffer of their own. Gradients are made before the clock starts, as the Map makes them.
+
+    Parameters
+    ----------
+    cases : list of (int, str, int)
+        Size, dtype, steps.
+    """
+
+    def __init__(self, cases: list[tuple[int, str, int]]) -> None:
+        from bigopt.core.layout import Block, Layout
+        from bigopt.optim.build import build_method, build_transform
+
+        self._cases = []
+        for size, dtype, steps in cases:
+            layout = Layout((Block("weight", (size, 1), True, size, 1),))
+            params, grad = start(size, dtype)
+            transform = build_transform("adam")
+            method = build_method("adam", layout, schedule_keys={"learning_rate": 1e-3})
+            state, _ = method.start(params)
+            self._cases.append(
+                {
+                    "name": f"{size} {dtype}",
+                    "steps": steps,
+                    "grad": grad,
+                    "method": method,
+                    "state": state,
+                    "transform": transform,
+                    "inner": transform.init(params, layout),
+                    "params": params.copy(),
+                    "count": 0,
+                }
+            )
+
+    def _update(self, case: dict[str, Any]) -> float:
+        grads = [case["grad"].copy() for _ in range(case["steps"])]
+        params, inner, update = case["params"], case["inner"], case["transform"].update
+        begin = time.perf_counter()
+        for grad in grads:
+            case["count"] += 1
+            delta, inner = update(grad, inner, params, case["count"], 1e-3)
+            np.add(params, delta, out=params)
+        seconds = (time.perf_counter() - begin) / case["steps"]
+        case["inner"] = inner
+        return seconds
+
+    def _tell(self, case: dict[str, Any]) -> float:
+        from bigopt.core.sums import Sums
+
+        sums = [Sums(case["grad"].copy(), 0.0, 1.0, 1) for _ in range(case["steps"])]
+        state, tell = case["state"], case["method"].tell
+        begin = time.perf_counter()
+        for told in sums:
+            state, _ = tell(state, told, 1.0, 0.0)
+        seconds = (time.perf_counter() - begin) / case["steps"]
+        case["state"] = state
+        return seconds
+
+    def run(self) -> dict[str, float]:
+        """Return seconds of a step of each case."""
+        found = {case["name"]: self._update(case) for case in self._cases}
+        found |= {f"tell {case['name']}": self._tell(case) for case in self._cases}
+        return {**found, "seconds": sum(found.values())}
+
+    def check(self) -> dict[str, float]:
+        """Return the mean squares of the parameters, added up: as the peer's where all made the same steps."""
+        return {"loss": sum(mean_square(case["state"].params) for case in self._cases)}
+
+
+class TorchSteps(Base):
+    """Seconds of a step of torch's fused Adam, one thread a core."""
+
+    def __init__(self, cases: list[tuple[int, str, int]]) -> None:
+        import torch
+
+        from benchmarks.machine import cores
+
+        torch.set_num_threads(len(cores()))
+        self._cases = []
+        for size, dtype, steps in cases:
+            params, grad = start(size, dtype)
+            parameter = torch.nn.Parameter(torch.from_numpy(params))
+            parameter.grad = torch.from_numpy(grad)
+            optimizer = torch.optim.Adam([parameter], lr=1e-3, fused=True)
+            self._cases.append((f"{size} {dtype}", steps, optimizer, parameter))
+
+    def run(self) -> dict[str, float]:
+        """Return seconds of a step of each case."""
+        found: dict[str, float] = {}
+        for name, steps, optimizer, _ in self._cases:
+            begin = time.perf_counter()
+            for _ in range(steps):
+                optimizer.step()
+            found[name] = (time.perf_counter() - begin) / steps
+        return {**found, "seconds": sum(found.values())}
+
+    def check(self) -> dict[str, float]:
+        """Return the mean squares of the parameters, added up."""
+        return {"loss": sum(mean_square(p.detach().numpy()) for *_, p in self._cases)}
+
+
+def start(size: int, dtype: str) -> tuple[Any, Any]:
+    """Return the parameters and the gradient that both sides begin with."""
+    rng = np.random.default_rng(0)
+    params, grad = (rng.standard_normal(size, dtype=np.float32).astype(dtype) for _ in range(2))
+    return params, grad
+
+
+def mean_square(values: Any) -> float:
+    """Return the mean square in float64."""
+    exact = np.asarray(values, dtype=np.float64)
+    return float(np.mean(exact * exact))
