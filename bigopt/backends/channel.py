@@ -1,9 +1,10 @@
 """The channel: the engine places and supervises resident workers, one small connection each carries vectors.
 
-The driver opens a `Hub` (loopback, a Unix socket or the cluster's address; authenticated by a random key) and an engine
-starts `serve` in as many places as there are slots. A worker connects back, shows its fingerprint, receives each `Work`
-once, and then answers orders until it is told to stop or the driver is gone. A connection that breaks gives its orders
-back as lost; whoever connects next fills the slot. Nothing is pickled.
+The driver opens a `Hub` (a Unix socket, and the cluster's address where there may be other machines; authenticated by a
+random key) and an engine starts `serve` in as many places as there are slots. A worker connects back, shows its
+fingerprint, receives each `Work` once, and then answers orders until it is told to stop or the driver is gone. One that
+reaches the Unix socket shares memory with the driver (`bigopt.backends.wire`); vectors of the others cross TCP. A
+connection that breaks gives its orders back as lost; whoever connects next fills the slot. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -31,12 +32,10 @@ from bigopt.backends.resident import (
     Prepare,
     Stop,
     Task,
-    hang_up,
-    no_delay,
-    receive,
-    send,
     serve,
 )
+from bigopt.backends.segments import Pool
+from bigopt.backends.wire import Wire
 from bigopt.core import codec
 from bigopt.core.errors import ERRORS, ClusterError, ConfError
 from bigopt.work import Arrival, Order, Stats, Work
@@ -48,7 +47,7 @@ __all__ = ["Address", "Hub", "Link", "check_slots", "serve"]
 class Link:
     """A connected worker as the driver sees it; `last` is what it finished last, `since` when its state changed."""
 
-    connection: Connection
+    wire: Wire
     slot: int
     hello: Hello
     orders: dict[int, tuple[Order, int]] = field(default_factory=dict)
@@ -71,7 +70,7 @@ class Hub:
     timeout : float
         Seconds without any worker after which the cluster is lost.
     host : str or None
-        Address to listen on for workers of other machines; None for a Unix socket.
+        Address to listen on for workers of other machines; None for the Unix socket alone.
     bits : str
         ``strict`` refuses workers with another fingerprint, ``any`` warns.
     """
@@ -83,9 +82,11 @@ class Hub:
         self._timeout = timeout
         self._bits = bits
         self._mine = fingerprint()
-        self._folder = None if host else tempfile.mkdtemp(prefix="bigopt-")
-        where: Any = (host, 0) if host else os.path.join(str(self._folder), "hub")
-        self._listener = Listener(where, backlog=64)
+        self._folder = tempfile.mkdtemp(prefix="bigopt-")
+        self._listeners = [Listener(os.path.join(self._folder, "hub"), backlog=64)]
+        if host:
+            self._listeners.append(Listener((host, 0), backlog=64))
+        self._pool = Pool()
         self._lock = threading.RLock()
         self._links: dict[int, Link] = {}
         self._homeless: list[Order] = []
@@ -93,14 +94,20 @@ class Hub:
         self._works: dict[int, tuple[int, Work]] = {}
         self._serial = 0
         self._closed = False
-        self._greeted: dict[Connection, threading.Thread] = {}
-        threading.Thread(target=self._accept, name="bigopt-hub", daemon=True).start()
+        self._greeted: dict[Wire, threading.Thread] = {}
+        for listener in self._listeners:
+            threading.Thread(target=self._accept, args=(listener,), name="bigopt-hub", daemon=True).start()
 
     @property
-    def address(self) -> Address:
-        """Where workers connect to."""
-        address: Address = self._listener.address
-        return address
+    def addresses(self) -> tuple[Address, ...]:
+        """Where workers connect to: the Unix socket of this machine, then the address for all."""
+        return tuple(listener.address for listener in self._listeners)
+
+    @property
+    def where(self) -> str:
+        """The address for all, as messages name it."""
+        address = self.addresses[-1]
+        return address if isinstance(address, str) else "{}:{}".format(*address)
 
     @property
     def links(self) -> list[Link]:
@@ -127,38 +134,38 @@ class Hub:
         with self._lock:
             return [_activity(slot, self._links.get(slot), now) for slot in range(self.slots)]
 
-    def _accept(self) -> None:
+    def _accept(self, listener: Listener) -> None:
         while True:
             try:
-                connection = self._listener.accept()
+                connection = listener.accept()
             except OSError:
                 return  # closed
-            thread = threading.Thread(target=self._greet, args=(connection,), name="bigopt-link", daemon=True)
+            wire = Wire(connection, self._pool, writable=True)
+            thread = threading.Thread(target=self._greet, args=(connection, wire), name="bigopt-link", daemon=True)
             with self._lock:
                 if self._closed:
-                    connection.close()
+                    wire.close()
                     return
-                self._greeted[connection] = thread
+                self._greeted[wire] = thread
             thread.start()
 
-    def _greet(self, connection: Connection) -> None:
+    def _greet(self, connection: Connection, wire: Wire) -> None:
         try:
-            self._admit(connection)
+            try:
+                deliver_challenge(connection, self.key)
+                answer_challenge(connection, self.key)
+            except (AuthenticationError, EOFError, OSError):
+                return  # a stranger, or a worker that died while it connected
+            self._admit(wire)
         finally:
             with self._lock:  # never while another thread looks at its file descriptor
-                self._greeted.pop(connection, None)
-                connection.close()
+                self._greeted.pop(wire, None)
+                wire.close()
 
-    def _admit(self, connection: Connection) -> None:
-        """Let a worker prove that it has the key, compare fingerprints, give it a slot and read what it sends."""
-        no_delay(connection)
+    def _admit(self, wire: Wire) -> None:
+        """Compare fingerprints, give a worker that has the key a slot and read what it sends."""
         try:
-            deliver_challenge(connection, self.key)
-            answer_challenge(connection, self.key)
-        except (AuthenticationError, EOFError, OSError):
-            return  # a stranger, or a worker that died while it connected
-        try:
-            hello, _ = receive(connection)
+            hello, _ = wire.receive()
             who = f"worker {hello.name or hello.pid} on {hello.host}"
             warning = check_fingerprint(self._mine, hello.fingerprint, who=who, bits=self._bits)
         except (EOFError, OSError):
@@ -179,9 +186,9 @@ class Hub:
             free = [slot for slot in range(self.slots) if slot not in self._links]
             if self._closed or not free:
                 with contextlib.suppress(OSError):
-                    send(connection, Stop())
+                    wire.send(Stop())
                 return
-            link = Link(connection, free[0], hello)
+            link = Link(wire, free[0], hello)
             self._links[link.slot] = link
             homeless, self._homeless = self._homeless, []
         if homeless:  # by another thread: this one must read, or two full pipes would wait for each other
@@ -195,7 +202,7 @@ class Hub:
     def _read(self, link: Link) -> None:
         try:
             while True:
-                message, size = receive(link.connection)
+                message, size = link.wire.receive()
                 self._take(link, message, size)
         except (EOFError, OSError, ValueError) as error:
             self._drop(link, f"worker pid {link.hello.pid} on {link.hello.host} is gone ({type(error).__name__})")
@@ -221,7 +228,7 @@ class Hub:
             if self._links.get(link.slot) is link:
                 del self._links[link.slot]
             orders, link.orders = link.orders, {}
-            hang_up(link.connection)
+            link.wire.hang_up()
         for order, _ in orders.values():
             self._arrivals.put(Arrival(order, lost=reason))
 
@@ -251,10 +258,11 @@ class Hub:
                 if link.gone:
                     raise BrokenPipeError
                 if number not in link.installed:
-                    send(link.connection, Prepare(codec.modules(order.work)))
-                    send(link.connection, Install(number, order.work, order.work.view.source.identity()))
+                    link.wire.send(Prepare(codec.modules(order.work)))
+                    link.wire.send(Install(number, order.work, order.work.view.source.identity()))
                     link.installed.add(number)
-                sent = send(link.connection, Task(serial, number, order.leaves, order.start, order.units, order.inputs))
+                task = Task(serial, number, order.leaves, order.start, order.units, order.inputs)
+                sent = link.wire.send(task, order.inputs)
         except TypeError as error:  # a type without @wire, such as the arrays of a MemorySource
             raise ConfError(
                 f"this cannot be sent to other processes: {error}",
@@ -295,11 +303,10 @@ class Hub:
                 break
             time.sleep(0.01)
         if found == 0:
-            where = self.address if isinstance(self.address, str) else "{}:{}".format(*self.address)
             raise ClusterError(
                 f"no worker connected within {self._timeout:g} seconds",
                 where="backend.timeout",
-                hint=f"are they free, and can they reach the driver at {where}?",
+                hint=f"are they free, and can they reach the driver at {self.where}?",
             )
         return found
 
@@ -344,18 +351,18 @@ class Hub:
         for link in links:
             if not link.orders:  # one that computes learns it from the end of the connection
                 with contextlib.suppress(OSError), link.lock:
-                    send(link.connection, Stop())
+                    link.wire.send(Stop())
         with self._lock:
-            for connection in self._greeted:
-                hang_up(connection)
-        wake = self._listener.address
-        with contextlib.suppress(OSError):  # closing a socket does not wake who waits in accept; connecting does
-            Client(wake).close()
-        self._listener.close()
+            for wire in self._greeted:
+                wire.hang_up()
+        for listener in self._listeners:
+            with contextlib.suppress(OSError):  # closing a socket does not wake who waits in accept; connecting does
+                Client(listener.address).close()
+            listener.close()
         for thread in threads:
             thread.join(5.0)
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._pool.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _activity(slot: int, link: Link | None, now: float) -> dict[str, Any]:

@@ -44,7 +44,7 @@ _TRIES = 3
 class Ticket:
     """What a resident needs to know; Dask logs the arguments of tasks that fail, so the key is not in its repr."""
 
-    address: Address
+    addresses: tuple[Address, ...]
     key: bytes = field(repr=False)
     memory: int
     name: str
@@ -52,7 +52,7 @@ class Ticket:
 
 def reside(ticket: Ticket) -> None:
     """Be a resident worker until the driver ends: the body of the long Dask task."""
-    serve(ticket.address, ticket.key, ticket.memory, ticket.name)
+    serve(ticket.addresses, ticket.key, ticket.memory, ticket.name)
 
 
 def dask_setup(worker: Any) -> None:  # noqa: ARG001
@@ -320,7 +320,7 @@ class DaskSession:
         self._count += 1
         return self._client.submit(
             reside,
-            Ticket(self._hub.address, self._hub.key, self._memory, name),
+            Ticket(self._hub.addresses, self._hub.key, self._memory, name),
             key=f"bigopt-resident-{self._run}-{self._count}",
             workers=[name],
             allow_other_workers=False,
@@ -340,11 +340,10 @@ class DaskSession:
         passing = isinstance(error, OSError | EOFError)
         if passing and self._failures[name] < _TRIES:
             return
-        where = self._hub.address if isinstance(self._hub.address, str) else "{}:{}".format(*self._hub.address)
         raise ClusterError(
             f"Dask worker {name} cannot work for bigopt: {type(error).__name__}: {error}",
             where=name,
-            hint=f"it must reach the driver at {where}"
+            hint=f"it must reach the driver at {self._hub.where}"
             if passing
             else "install the same bigopt and packages for the workers as for the driver",
         )

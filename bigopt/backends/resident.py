@@ -11,13 +11,14 @@ import importlib
 import os
 import socket
 import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from bigopt.backends.base import fingerprint, one_blas_thread, rss_bytes
-from bigopt.core import codec
+from bigopt.backends.segments import Pool
+from bigopt.backends.wire import Wire
 from bigopt.core.codec import wire
 from bigopt.core.errors import BigoptError, DataError
 from bigopt.core.tree import Node
@@ -91,68 +92,13 @@ class Stop(NamedTuple):
     """The clean end."""
 
 
-def send(connection: Connection, value: Any) -> int:
-    """Send a value; return its bytes.
-
-    One message of the connection with the header and the sizes of the arrays, then the bytes of the arrays themselves:
-    a message each would be copied twice on its way in.
-    """
-    header, *arrays = codec.dumps(value)
-    sizes = np.array([len(array) for array in arrays], dtype="<i8").tobytes()
-    connection.send_bytes(len(arrays).to_bytes(4, "little") + sizes + header)
-    for array in arrays:
-        view = memoryview(array)
-        while len(view):
-            view = view[os.write(connection.fileno(), view) :]
-    return len(header) + sum(len(array) for array in arrays)
-
-
-def receive(connection: Connection) -> tuple[Any, int]:
-    """Return the next value and its bytes; its arrays may be written to.
-
-    Raises
-    ------
-    EOFError, OSError
-        Where the connection has ended.
-    ValueError
-        Where the message is none of ours.
-    """
-    message = connection.recv_bytes()
-    count = int.from_bytes(message[:4], "little")
-    sizes = np.frombuffer(message[4 : 4 + 8 * count], dtype="<i8")
-    parts: list[Any] = [message[4 + 8 * count :]]
-    for size in sizes:
-        part = np.empty(size, dtype=np.uint8)
-        view = part.data
-        while len(view):
-            got = os.readv(connection.fileno(), [view])
-            if got == 0:
-                raise EOFError
-            view = view[got:]
-        parts.append(part)
-    return codec.loads(parts), sum(len(part) for part in parts)
-
-
-def no_delay(connection: Connection) -> None:
-    """Send small messages at once (TCP_NODELAY); Unix sockets do so by themselves."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as handle:
-        if handle.family != socket.AF_UNIX:
-            handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def hang_up(connection: Connection) -> None:
-    """End a connection for both sides and for whoever is blocked in it; its reader closes it."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as handle:
-        handle.shutdown(socket.SHUT_RDWR)
-
-
-def serve(address: Address, key: bytes, memory: int, name: str = "") -> None:
+def serve(addresses: Sequence[Address], key: bytes, memory: int, name: str = "") -> None:
     """Be a resident worker: connect to the driver and answer orders until the end.
 
     Parameters
     ----------
-    address : str or (host, port)
-        The hub's address.
+    addresses : sequence of str or (host, port)
+        The hub's; the first that answers is taken.
     key : bytes
         Its authentication key.
     memory : int
@@ -160,51 +106,82 @@ def serve(address: Address, key: bytes, memory: int, name: str = "") -> None:
     name : str
         What the engine calls this worker.
     """
-    with Client(address, authkey=key) as connection, one_blas_thread():
-        no_delay(connection)
-        send(connection, Hello(os.getpid(), socket.gethostname(), name, fingerprint()))
-        blocks = BlockCache(memory)
-        works: dict[int, Work | BigoptError] = {}
-        try:
-            while True:
-                message, _ = receive(connection)
-                if isinstance(message, Stop):
-                    return
-                _answer(connection, message, blocks, works)
-        except (EOFError, OSError):  # the driver is gone; whoever placed this worker learns it from the driver
-            return
+    pool = Pool()
+    with (
+        contextlib.closing(pool),
+        contextlib.closing(Wire(_connect(addresses, key), pool, writable=False)) as wire,
+        one_blas_thread(),
+    ):
+        wire.send(Hello(os.getpid(), socket.gethostname(), name, fingerprint()))
+        resident = _Resident(BlockCache(memory), {})
+        with contextlib.suppress(EOFError, OSError):  # the driver is gone; who placed this worker learns it from there
+            while resident.turn(wire):
+                pass
 
 
-def _answer(connection: Connection, message: Any, blocks: BlockCache, works: dict[int, Work | BigoptError]) -> None:
-    me = f"worker pid {os.getpid()} on {socket.gethostname()}"
-    if isinstance(message, Prepare):
-        for name in message.modules:
-            if name.split(".")[0] != "bigopt":
-                raise ValueError(f"module {name} is none of bigopt's")
-            importlib.import_module(name)
-        return
-    if isinstance(message, Install):
-        works[message.number] = _checked(message, me)
-        return
+def _connect(addresses: Sequence[Address], key: bytes) -> Connection:
+    """Connect to the first address that answers: a Unix socket that is there is the driver's machine."""
+    for address in addresses[:-1]:
+        with contextlib.suppress(OSError):
+            return Client(address, authkey=key)
+    return Client(addresses[-1], authkey=key)
+
+
+@dataclass
+class _Resident:
+    """A resident's state: caches and the works it was sent."""
+
+    blocks: BlockCache
+    works: dict[int, Work | BigoptError]
+
+    def turn(self, wire: Wire) -> bool:
+        """Answer one message; return whether another may come.
+
+        The inputs die with the call of `_answer`, so that their memory is given back with the reply.
+        """
+        reply = self._answer(wire.receive()[0])
+        if reply is not None and not isinstance(reply, Stop):
+            wire.send(reply)
+        return not isinstance(reply, Stop)
+
+    def _answer(self, message: Any) -> Done | Failed | Stop | None:
+        if isinstance(message, Stop):
+            return message
+        if isinstance(message, Prepare):
+            for name in message.modules:
+                if name.split(".")[0] != "bigopt":
+                    raise ValueError(f"module {name} is none of bigopt's")
+                importlib.import_module(name)
+            return None
+        if isinstance(message, Install):
+            self.works[message.number] = _checked(message)
+            return None
+        return answer(self.blocks, self.works[message.work], message)
+
+
+def answer(blocks: BlockCache, work: Work | BigoptError, task: Task) -> Done | Failed:
+    """Execute an order; whatever goes wrong is the answer."""
     try:
-        work = works[message.work]
         if isinstance(work, BigoptError):
             raise work
-        nodes, stats = execute(blocks, work, message.inputs, message.leaves, message.start, message.units)
+        nodes, stats = execute(blocks, work, task.inputs, task.leaves, task.start, task.units)
     except BigoptError as error:
-        send(connection, Failed(message.serial, type(error).__name__, error.message, error.where, error.hint))
+        return Failed(task.serial, type(error).__name__, error.message, error.where, error.hint)
     except Exception as error:  # a defect: repeating it elsewhere would only hide where it happened
         last = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error} ({os.path.basename(last.filename)}:{last.lineno}, {last.name})"
         hint = "lower data.memory" if isinstance(error, MemoryError) else "please report it"
-        send(connection, Failed(message.serial, "ClusterError", text, me, hint))
-    else:
-        stats = stats._replace(rss=rss_bytes(), pid=os.getpid())
-        send(connection, Done(message.serial, tuple(nodes), tuple(nodes.values()), stats))
+        return Failed(task.serial, "ClusterError", text, _me(), hint)
+    return Done(task.serial, tuple(nodes), tuple(nodes.values()), stats._replace(rss=rss_bytes(), pid=os.getpid()))
 
 
-def _checked(message: Install, me: str) -> Work | BigoptError:
+def _me() -> str:
+    return f"worker pid {os.getpid()} on {socket.gethostname()}"
+
+
+def _checked(message: Install) -> Work | BigoptError:
     """Return the work, or why this worker cannot read what the driver reads."""
+    me = _me()
     try:
         found = message.work.view.source.identity()
     except BigoptError as error:

@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
@@ -61,29 +61,30 @@ def pack(value: Any) -> tuple[Any, list[Array]]:
         For a type that is not registered (a subclass of a registered or built-in type is another type).
     """
     arrays: list[Array] = []
+    return _packed(value, arrays), arrays
 
-    def walk(v: Any) -> Any:
-        kind = type(v)
-        if v is None or kind in (bool, int, float, str):
-            return v
-        if kind in (np.ndarray, np.memmap):  # a masked array or a matrix would come back as something else
-            if v.dtype.kind not in _KINDS:
-                raise TypeError(f"arrays of dtype {v.dtype} do not travel")
-            arrays.append(v)
-            return {"@": len(arrays) - 1}
-        if isinstance(v, np.generic) and v.dtype.kind in "biufU" and not isinstance(v.item(), np.generic):
-            return v.item()
-        if _TYPES.get(kind.__name__) is kind:
-            return {"$": kind.__name__, "f": {k: walk(getattr(v, k)) for k in _fields(kind)}}
-        if kind is tuple:
-            return {"t": [walk(x) for x in v]}
-        if kind is list:
-            return [walk(x) for x in v]
-        if kind is dict and all(type(k) is str for k in v):
-            return {"d": {k: walk(x) for k, x in v.items()}}
-        raise TypeError(f"a value of type {kind.__qualname__} does not travel")
 
-    return walk(value), arrays
+def _packed(v: Any, arrays: list[Array]) -> Any:
+    """Return the tree of a value and append its arrays (no closure: one that calls itself would keep them alive)."""
+    kind = type(v)
+    if v is None or kind in (bool, int, float, str):
+        return v
+    if kind in (np.ndarray, np.memmap):  # a masked array or a matrix would come back as something else
+        if v.dtype.kind not in _KINDS:
+            raise TypeError(f"arrays of dtype {v.dtype} do not travel")
+        arrays.append(v)
+        return {"@": len(arrays) - 1}
+    if isinstance(v, np.generic) and v.dtype.kind in "biufU" and not isinstance(v.item(), np.generic):
+        return v.item()
+    if _TYPES.get(kind.__name__) is kind:
+        return {"$": kind.__name__, "f": {k: _packed(getattr(v, k), arrays) for k in _fields(kind)}}
+    if kind is tuple:
+        return {"t": [_packed(x, arrays) for x in v]}
+    if kind is list:
+        return [_packed(x, arrays) for x in v]
+    if kind is dict and all(type(k) is str for k in v):
+        return {"d": {k: _packed(x, arrays) for k, x in v.items()}}
+    raise TypeError(f"a value of type {kind.__qualname__} does not travel")
 
 
 def modules(value: Any) -> tuple[str, ...]:
@@ -113,25 +114,22 @@ def unpack(tree: Any, arrays: list[Array]) -> Any:
         For a tree that `pack` cannot have made, or an unregistered type.
     """
 
-    def walk(v: Any) -> Any:
-        if isinstance(v, list):
-            return [walk(x) for x in v]
-        if not isinstance(v, dict):
-            return v
-        try:
-            if "@" in v:
-                if not 0 <= v["@"] < len(arrays):
-                    raise IndexError(f"array {v['@']} of {len(arrays)}")
-                return arrays[v["@"]]
-            if "t" in v:
-                return tuple(walk(x) for x in v["t"])
-            if "d" in v:
-                return {k: walk(x) for k, x in v["d"].items()}
-            return _TYPES[v["$"]](**{k: walk(x) for k, x in v["f"].items()})
-        except (LookupError, TypeError, AttributeError, ArithmeticError, BigoptError) as error:
-            raise ValueError(f"not a bigopt value: {type(error).__name__}: {error}") from error
-
-    return walk(tree)
+    if isinstance(tree, list):
+        return [unpack(x, arrays) for x in tree]
+    if not isinstance(tree, dict):
+        return tree
+    try:
+        if "@" in tree:
+            if not 0 <= tree["@"] < len(arrays):
+                raise IndexError(f"array {tree['@']} of {len(arrays)}")
+            return arrays[tree["@"]]
+        if "t" in tree:
+            return tuple(unpack(x, arrays) for x in tree["t"])
+        if "d" in tree:
+            return {k: unpack(x, arrays) for k, x in tree["d"].items()}
+        return _TYPES[tree["$"]](**{k: unpack(x, arrays) for k, x in tree["f"].items()})
+    except (LookupError, TypeError, AttributeError, ArithmeticError, BigoptError) as error:
+        raise ValueError(f"not a bigopt value: {type(error).__name__}: {error}") from error
 
 
 def dumps(value: Any) -> list[bytes | memoryview]:
@@ -142,7 +140,7 @@ def dumps(value: Any) -> list[bytes | memoryview]:
     return [json.dumps(header).encode(), *(a.reshape(-1).view(np.uint8).data for a in arrays)]
 
 
-def loads(parts: list[bytes]) -> Any:
+def loads(parts: Sequence[Any]) -> Any:
     """Read a message made by `dumps`; arrays are read-only views of the parts where the buffer allows no writing.
 
     Raises

@@ -80,7 +80,7 @@ def test_a_hung_worker_is_given_up(tmp_path):
     ("change", "text"),
     [
         ({"key": b"wrong"}, "AuthenticationError"),
-        ({"address": "/nowhere/hub"}, "FileNotFoundError.*must reach the driver"),
+        ({"addresses": ("/nowhere/hub",)}, "FileNotFoundError.*must reach the driver"),
     ],
 )
 def test_a_resident_that_cannot_run_ends_the_run_with_the_reason(monkeypatch, change, text):

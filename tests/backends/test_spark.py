@@ -280,7 +280,7 @@ class TestLocal2:
     def test_close_leaves_the_users_context_and_nothing_in_it(self, opened, local2):
         session = opened()
         pids = [link.hello.pid for link in session._hub.links]
-        folder = Path(str(session._hub.address)).parent
+        folder = Path(str(session._hub.addresses[0])).parent
         session.close()
         session.close()
         assert local2.alive

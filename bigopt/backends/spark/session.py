@@ -105,8 +105,10 @@ class ResidentSparkSession:
         self._answers = 0
         listen, tell = (None, None) if started.one_machine else _driver_address(self._sc)
         self._hub = Hub(slots, timeout=timeout, host=listen, bits=bits)
-        address = self._hub.address if tell is None else (tell, int(self._hub.address[1]))
-        self._resident = functools.partial(_reside, address, self._hub.key, memory, os.getcwd())
+        addresses = self._hub.addresses
+        if tell is not None:
+            addresses = (*addresses[:-1], (tell, int(addresses[-1][1])))
+        self._resident = functools.partial(_reside, addresses, self._hub.key, memory, os.getcwd())
         self._rdd = self._sc.parallelize(range(slots), slots)
         self._text = ""
         self._news = threading.Event()
@@ -208,7 +210,7 @@ class ResidentSparkSession:
         nothing.count()
 
 
-def _reside(address: Address, key: bytes, memory: int, folder: str, slots: Iterable[int]) -> list[int]:
+def _reside(addresses: tuple[Address, ...], key: bytes, memory: int, folder: str, slots: Iterable[int]) -> list[int]:
     """Be the resident worker of one slot: what a Spark task runs.
 
     Executors run in folders of their own; in the driver's, where it is there, relative paths mean what they mean to it.
@@ -217,7 +219,7 @@ def _reside(address: Address, key: bytes, memory: int, folder: str, slots: Itera
     with contextlib.ExitStack() as stack:
         if os.path.isdir(folder):
             stack.enter_context(contextlib.chdir(folder))
-        serve(address, key, memory, f"Spark slot {slot}")
+        serve(addresses, key, memory, f"Spark slot {slot}")
     return []
 
 
