@@ -1,30 +1,26 @@
 """``schedule.learning_rate: auto``: the rate is found by short runs from the first params, before the run itself.
 
 Theory says where to look, trials say where to stay. Where curvature gives a stable step (plain gradients on the linear
-family) the search starts at half of it, else at the optimizer's own default. Then trials race::
+family) the search starts at half of it, else at the optimizer's own default; then rates race (`bigopt.diagnose.race`).
 
-    stage       steps of a trial    rates compared
-    first       T/4^j               decades around the start, on while the best one is at an end
-    ...         four times more     half-decades, then quarters around the best one so far
-    last        up to T             the finest; of whole runs the final f itself is compared
-
-Every trial makes the run's own synchronous steps: the same first params, batches and optimizer. A trial that is shorter
+Every trial makes the run's own synchronous steps: the same first params, batches and optimizer. One that is shorter
 than the run goes through the whole schedule, compressed in time, so that an annealing ends in a trial as it does in the
 run. Short trials are compared by the mean loss of the last quarter of their batches: the same rows for every rate.
 
-The last stage makes whole runs where the data is small, so that constant rates, whose last step is noisy, are chosen by
-where they end. Together trials draw about `rows_budget` rows: one epoch, or three million rows where an epoch is less.
-Losses are sums along the fixed tree, so that the choice is the same on every backend and any number of workers.
+Where the data is small the last trials are whole runs and compared by the final f, so that a constant rate, whose last
+steps are noisy, is chosen by where it ends. All trials together draw about one epoch, or three million rows where an
+epoch is less. Losses are sums along the fixed tree, so that the choice is the same on every backend and any number of
+workers.
 """
 
 from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -38,10 +34,11 @@ from bigopt.core.sums import Sums
 from bigopt.data.plan import homes, whole
 from bigopt.diagnose import theory
 from bigopt.diagnose.measure import Measure, wide
+from bigopt.diagnose.race import Choice, Log, race, rounded, stages
 from bigopt.models.linear import LinearModel
 from bigopt.models.rows import curvature_bound, has_curvature
 from bigopt.optim.method import FirstOrder
-from bigopt.optim.schedules import Schedule
+from bigopt.optim.schedules import Compressed
 from bigopt.optim.table import optimizer
 from bigopt.problem import Problem
 from bigopt.stopping import Stopper
@@ -52,170 +49,9 @@ if TYPE_CHECKING:
     from bigopt.config import Conf
 
 Array = npt.NDArray[Any]
-Log = Callable[[str], None]
 
-PARTS: Final = 8
-"""Rates stand on a grid of 8 a decade."""
-
-_ROWS: Final = 3_000_000
 _SAMPLE: Final = 16_384
-_FEWEST_STEPS: Final = 8
-_FULL_BATCHES: Final = 64
-_LAST_TRIALS: Final = 6
-_DECADES: Final = 8
 _PLAIN: Final[Mapping[str, str]] = {"gd": "", "sgd": "", "momentum": "momentum", "nesterov": "momentum"}
-
-
-class Stage(NamedTuple):
-    """Steps of each trial, and the distance between the rates that are compared, in eighths of a decade."""
-
-    steps: int
-    gap: int
-
-
-class Trial(NamedTuple):
-    """A rate, the steps it was tried for, and the loss it is judged by (infinite: diverged)."""
-
-    learning_rate: float
-    steps: int
-    loss: float
-
-
-class Choice(NamedTuple):
-    """The rate, and how it was found.
-
-    Parameters
-    ----------
-    learning_rate : float
-    start : float
-        Where the search began.
-    trials : tuple of Trial
-        In their order.
-    """
-
-    learning_rate: float
-    start: float
-    trials: tuple[Trial, ...]
-
-
-def rows_budget(rows: int) -> int:
-    """Return about how many rows all trials draw together: an epoch, at least three million."""
-    return max(rows, _ROWS)
-
-
-def stages(length: int, batch: int, rows: int) -> list[Stage]:
-    """Return the stages of a search.
-
-    Trials become four times longer until they are as long as is affordable, while the rates that are compared move
-    together: decades, half-decades, quarters, and eighths where trials are whole runs.
-
-    Parameters
-    ----------
-    length : int
-        Steps T of the run.
-    batch, rows : int
-        Rows of a batch, and n.
-
-    Returns
-    -------
-    list of Stage
-        The last trials have T steps where six of them, each with an evaluation of f, stay within `rows_budget`. Full
-        batches of big data get some sixty steps in all.
-    """
-    affordable = max(rows_budget(rows) // batch, _FULL_BATCHES) // _LAST_TRIALS
-    last = length if affordable >= length + -(-rows // batch) else max(1, min(affordable, length - 1))
-    steps = [last]
-    while steps[0] // 4 >= _FEWEST_STEPS:
-        steps.insert(0, steps[0] // 4)
-    found = [Stage(s, max(PARTS >> j, PARTS // 4)) for j, s in enumerate(steps)]
-    finest = PARTS // 8 if last == length else PARTS // 4
-    while found[-1].gap > finest:
-        found.append(Stage(last, found[-1].gap // 2))
-    return found
-
-
-def race(score: Callable[[float, int], float], start: float, plan: Iterable[Stage], log: Log) -> Choice:
-    """Find the rate with the lowest score.
-
-    Parameters
-    ----------
-    score : callable
-        ``score(rate, steps)``: the loss of a trial; infinite or NaN where it diverged.
-    start : float
-    plan : iterable of Stage
-    log : callable
-        Takes a line a stage.
-
-    Raises
-    ------
-    DivergedError
-        Where every rate diverges.
-    """
-    best = 0
-    tried: dict[tuple[int, int], Trial] = {}
-
-    def at(k: int, steps: int) -> float:
-        if (k, steps) not in tried:
-            rate = rounded(start * 10.0 ** (k / PARTS))
-            loss = score(rate, steps)
-            tried[k, steps] = Trial(rate, steps, loss if math.isfinite(loss) else math.inf)
-        return tried[k, steps].loss
-
-    todo = list(plan)
-    for stage, (steps, gap) in enumerate(todo):
-        center: int | None = None
-        found = math.inf
-        while center != best or not math.isfinite(found):
-            if abs(best) > PARTS * _DECADES:
-                break
-            # of equal losses the smaller rate: where all diverge it goes down
-            center, best = best, min((best - gap, best, best + gap), key=lambda k: at(k, steps))
-            found = at(best, steps)
-        shown = {t.learning_rate: t.loss for t in tried.values() if t.steps == steps}
-        if stage + 1 == len(todo) or todo[stage + 1].steps != steps or not math.isfinite(found):
-            log(f"  {steps} steps: " + ", ".join(f"{rate:g}: {_shown(shown[rate])}" for rate in sorted(shown)))
-        if not math.isfinite(found):
-            raise DivergedError(
-                f"every rate down to {min(shown):g} diverges",
-                where="schedule.learning_rate: auto",
-                hint="model.standardize=true, or give a number",
-            )
-    return Choice(rounded(start * 10.0 ** (best / PARTS)), rounded(start), tuple(tried.values()))
-
-
-def rounded(rate: float) -> float:
-    """Return a rate with three digits: what is printed, and what a conf with that number would run."""
-    return float(f"{rate:.3g}")
-
-
-def _shown(value: float) -> str:
-    return f"{value:.6g}" if math.isfinite(value) else "diverged"
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """A schedule in less time: eta(k) = schedule(speed k)."""
-
-    schedule: Schedule
-    speed: float
-
-    def __call__(self, k: float) -> float:
-        return self.schedule(self.speed * k)
-
-    @property
-    def vanishes(self) -> bool:
-        """As the schedule."""
-        return self.schedule.vanishes
-
-    @property
-    def sum_infinite(self) -> bool:
-        """As the schedule."""
-        return self.schedule.sum_infinite
-
-    @property
-    def formula(self) -> str:
-        """The schedule's, with its speed."""
-        return f"{self.schedule.formula}, {self.speed:g} times as fast"
 
 
 def settled(
@@ -307,7 +143,7 @@ def choose(
         found = race(trials.score, start, todo, log)
     rows, n = rounds.ledger.rows - begun, plan.rows
     last = found.trials[-1].steps
-    judged = "f after the whole run" if last == length else f"loss of the last of {last} steps"
+    judged = "f after the whole run" if last == length else f"loss at the end of {last} steps"
     log(
         f"schedule.learning_rate = {found.learning_rate:g} (auto: lowest {judged}; {len(found.trials)} trials, "
         f"{rows} rows, {rows / n:.2g} epochs)"
