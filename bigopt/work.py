@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bigopt.core import arrays, tree
+from bigopt.core import arrays, compiled, tree
 from bigopt.core.codec import wire
 from bigopt.core.csr import CSR
 from bigopt.core.errors import BigoptError, ConfError, DataError
@@ -25,6 +25,7 @@ from bigopt.data.plan import ALL, DISTINCT, REPEATED, Ints, redraw
 from bigopt.data.view import DataView
 from bigopt.models import sparse
 from bigopt.models.base import Model
+from bigopt.models.fused import fused_sum
 from bigopt.models.linear import LinearModel
 from bigopt.models.metrics import MetricSums, evaluate_block
 
@@ -139,7 +140,14 @@ def execute(
 
 
 def sum_rows(
-    model: Model, params: Any, rows: tuple[Any, Any, Any], *, block_rows: int, dtype: str, device: arrays.Device = "cpu"
+    model: Model,
+    params: Any,
+    rows: tuple[Any, Any, Any],
+    *,
+    block_rows: int,
+    dtype: str,
+    device: arrays.Device = "cpu",
+    kernels: str = compiled.NUMPY,
 ) -> Sums:
     """Fold the gradient sums of one unit's rows in blocks counted from its first row.
 
@@ -155,6 +163,8 @@ def sum_rows(
     dtype : str
         ``run.dtype``, in which block sums are added.
     device : {"cpu", "gpu"}
+    kernels : str
+        The kernel set; compiled kernels take all rows of a unit at once, and add in float64.
 
     Returns
     -------
@@ -163,6 +173,9 @@ def sum_rows(
     """
     X, y, weight = rows
     if not isinstance(X, CSR):
+        fused = fused_sum(model, params, X, y, weight) if kernels != compiled.NUMPY and device == "cpu" else None
+        if fused is not None:
+            return Sums(fused[0].astype(dtype, copy=False), *fused[1:], len(X))
         return Sums(*_folded(model, params, rows, block_rows, dtype, device), len(X))
     if not isinstance(model, LinearModel):
         raise ConfError("only linear models take sparse rows", where="model.name")
@@ -239,6 +252,8 @@ class GradientSum:
         ``run.dtype``.
     block_rows : int
     device : str
+    kernels : str
+        The kernel set, as `bigopt.core.compiled.uses_compiled` takes it.
     """
 
     model: Model
@@ -247,14 +262,24 @@ class GradientSum:
     dtype: str
     block_rows: int
     device: arrays.Device = "cpu"
+    kernels: str = compiled.NUMPY
 
     def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
         """Cast params once to the block dtype; for sparse rows what they need is cast, unit by unit."""
+        compiled.uses_compiled(self.kernels)
         return inputs if self.view.source.sparse else (cast(inputs[0], self.view, self.device),)
 
     def sums(self, inputs: tuple[Any, ...], rows: Rows) -> Sums:
         """Return the `Sums` of a unit's rows."""
-        return sum_rows(self.model, inputs[0], rows, block_rows=self.block_rows, dtype=self.dtype, device=self.device)
+        return sum_rows(
+            self.model,
+            inputs[0],
+            rows,
+            block_rows=self.block_rows,
+            dtype=self.dtype,
+            device=self.device,
+            kernels=self.kernels,
+        )
 
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Sums:
         """Return the unit's `Sums`."""
