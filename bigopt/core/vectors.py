@@ -20,6 +20,9 @@ from bigopt.core.codec import wire
 
 Array = npt.NDArray[Any]
 
+_CROWDED = 2
+"""Rows a stored one up to which adding dense vectors is cheaper than sorting positions."""
+
 
 @wire
 class SparseVector(NamedTuple):
@@ -61,9 +64,19 @@ def dense(vector: Any) -> Array:
 
 def encoded(positions: Array, values: Array, size: int) -> Vector:
     """Return the shorter encoding of a vector with these rows; see `SparseVector`."""
-    small = size < values.shape[1] << 31  # whether row numbers fit int32
-    sparse = SparseVector(positions.astype(np.int32 if small else np.int64, copy=False), values, size)
-    return sparse if sparse.nbytes < size * values.itemsize else dense(sparse)
+    sparse = SparseVector(positions.astype(_integers(size, values.shape[1]), copy=False), values, size)
+    return sparse if _shorter(len(positions), sparse) else dense(sparse)
+
+
+def _integers(size: int, width: int) -> np.dtype[Any]:
+    """Return the integers that hold the row numbers of a vector."""
+    return np.dtype(np.int32 if size < width << 31 else np.int64)
+
+
+def _shorter(stored: int, like: SparseVector) -> bool:
+    """Return whether so many stored rows take fewer bytes than the dense vector."""
+    width, item = like.values.shape[1], like.values.itemsize
+    return stored * (_integers(like.size, width).itemsize + width * item) < like.size * item
 
 
 def added(left: Vector, right: Vector) -> Vector:
@@ -93,15 +106,29 @@ def _scattered(left: Array, right: SparseVector) -> Array:
 
 def _union(left: SparseVector, right: SparseVector) -> Vector:
     """Add on the positions of either; a row that one of them lacks is +0.0 there."""
+    rows, width = left.size // left.values.shape[1], left.values.shape[1]
+    if _CROWDED * (len(left.positions) + len(right.positions)) > rows:
+        return _marked(left, right, rows)
     both = np.concatenate([left.positions, right.positions])
-    order = np.argsort(both, kind="stable")  # two sorted runs: merged in linear time
+    order = np.argsort(both, kind="stable")  # finds the two runs and merges them
     ordered = both[order]
     first = np.ones(len(both), dtype=np.bool_)
     np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
     place = np.empty(len(both), dtype=np.intp)
     place[order] = np.cumsum(first) - 1
     positions, cut = ordered[first], len(left.positions)
-    total, other = (np.zeros((len(positions), left.values.shape[1]), dtype=left.values.dtype) for _ in range(2))
+    total, other = (np.zeros((len(positions), width), dtype=left.values.dtype) for _ in range(2))
     total[place[:cut]], other[place[cut:]] = left.values, right.values
     total += other
     return encoded(positions, total, left.size)
+
+
+def _marked(left: SparseVector, right: SparseVector, rows: int) -> Vector:
+    """Do the same by way of the dense vector."""
+    marks = np.zeros(rows, dtype=np.bool_)
+    marks[left.positions] = marks[right.positions] = True
+    total = _scattered(dense(left), right)
+    if not _shorter(np.count_nonzero(marks), left):
+        return total
+    positions = np.flatnonzero(marks)
+    return encoded(positions, total.reshape(rows, -1)[positions], left.size)

@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 
 
 def require_scipy() -> Any:
-    """Return SciPy's class of CSR arrays.
+    """Return SciPy's module of sparse arrays.
 
     Raises
     ------
@@ -34,18 +34,22 @@ def require_scipy() -> Any:
         Where SciPy is not installed.
     """
     try:
-        from scipy.sparse import csr_array
+        from scipy import sparse
     except ImportError as error:
         raise ConfError(
             "sparse rows need SciPy, which is not installed", where="data.uri", hint="pip install 'bigopt[sparse]'"
         ) from error
-    return csr_array
+    return sparse
 
 
 def matrix(X: CSR) -> Any:
     """Return SciPy's view of the rows."""
-    csr_array = require_scipy()
-    return csr_array((X.data, X.indices, X.indptr), shape=X.shape)
+    return require_scipy().csr_array((X.data, X.indices, X.indptr), shape=X.shape)
+
+
+def _transposed(X: CSR) -> Any:
+    """Return SciPy's view of X^T: the rows are its columns."""
+    return require_scipy().csc_array((X.data, X.indices, X.indptr), shape=X.shape[::-1])
 
 
 def product(X: CSR, weight: Array) -> Array:
@@ -58,9 +62,9 @@ def product(X: CSR, weight: Array) -> Array:
 def transposed_product(X: CSR, delta: Array, out: Array) -> None:
     """Write X^T delta, shape (d, q), to `out`, for `delta` of shape (k, q)."""
     if delta.shape[1] == 1:
-        out[:, 0] = matrix(X).T @ delta[:, 0]
+        out[:, 0] = _transposed(X) @ delta[:, 0]
     else:
-        out[...] = matrix(X).T @ delta
+        out[...] = _transposed(X) @ delta
 
 
 def squares(X: CSR) -> Array:
@@ -71,9 +75,9 @@ def squares(X: CSR) -> Array:
 
 def weighed_gram(X: CSR, h: Array) -> tuple[Array, Array]:
     """Return X^T diag(h) X, shape (d, d), dense, and X^T h, shape (d,); `h` has shape (k,)."""
-    plain = matrix(X)
+    plain = _transposed(X)
     scaled = matrix(CSR(X.data * np.repeat(h, np.diff(X.indptr)), X.indices, X.indptr, X.columns))
-    return (plain.T @ scaled).toarray(), plain.T @ h
+    return (plain @ scaled).toarray(), plain @ h
 
 
 def restricted(model: LinearModel, columns: Array) -> LinearModel:

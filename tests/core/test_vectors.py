@@ -13,7 +13,7 @@ from bigopt.core.sums import Sums, merge, whole
 from bigopt.core.tree import fold, height
 from bigopt.core.vectors import SparseVector, added, dense, encoded
 
-ROWS = 6
+ROWS = 9
 VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-320, 1e16, 0.1, -0.1, np.inf])
 
 
