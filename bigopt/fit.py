@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigopt import bundle, keeping, sessions
+from bigopt import bundle, keeping, kernelset, sessions
 from bigopt.backends.base import Session, check_fingerprint, fingerprint
 from bigopt.backends.ledger import Ledger, Rounds
 from bigopt.callbacks import Progress, Signals, Silent
 from bigopt.checkpoint import Cadence, Checkpoint, Checkpoints
-from bigopt.core import arrays, codec
+from bigopt.core import arrays, codec, compiled
 from bigopt.core.errors import BigoptError, CheckpointError, ConfError, DataError, DivergedError, InterruptedRun
+from bigopt.diagnose.auto import settled
 from bigopt.facts import Datasets, Facts, open_data, profile
 from bigopt.keeping import Keeper
 from bigopt.loop import Loop, OnStep
 from bigopt.problem import Problem, build
 from bigopt.recording import Recorder
 from bigopt.rundir import RunDir
+from bigopt.setting import strategy_setting
 from bigopt.stopping import Checks, Stopper
-from bigopt.strategies.base import Machine
+from bigopt.strategies.base import Logged, Machine, Replicated
 from bigopt.strategies.table import strategy
 from bigopt.warmstart import initial_params
 
@@ -108,7 +111,8 @@ class _Run:
         self.rounds = Rounds(self.ledger, conf.backend.retries)
         self.checkpoints = Checkpoints(run.path / "checkpoints", conf.checkpoint.keep)
         self.signals = Signals()
-        self.mine = fingerprint()
+        self.kernels = kernelset.KernelSet(compiled.NUMPY, "")
+        self.mine: dict[str, str] = {}
 
     def say(self, text: str) -> None:
         self.run.log(text)
@@ -121,6 +125,7 @@ class _Run:
         conf, run = self.conf, self.run
         backend, notice = choose_backend(conf, under_spark=sessions.under_spark())
         device = arrays.resolve_device(conf.backend.device)
+        self._use(kernelset.choose(conf, self.data.train, device))
         self.conf_hash = conf_hash(conf)
         run.write_text("conf.yml", to_yaml(conf))
         saved = self._saved() if resume else None
@@ -131,7 +136,7 @@ class _Run:
         for data in (self.data.train, self.data.validation):
             for line in () if data is None else data.warnings:
                 self.say(f"warning: {line}")
-        self.say(f"backend: {backend}, device {device}")
+        self.say(f"backend: {backend}, device {device}, kernels {self.kernels.name} ({self.kernels.why})")
         with self.signals.caught(), contextlib.ExitStack() as stack:
             try:
                 session = sessions.open_session(conf, backend, run.path.name)
@@ -139,14 +144,24 @@ class _Run:
                 for line in session.notes:
                     self.say(line)
                 facts = self._facts(session, resume)
-                problem = build(conf, self.data, facts, device)
+                problem = replace(build(conf, self.data, facts, device), kernels=self._sent())
                 for line in problem.notes:
                     self.say(line)
+                if conf.schedule.learning_rate == "auto":
+                    facts_file = run.path / "facts.npz"
+                    self.conf = settled(conf, problem, session, self.rounds, facts_file, self.signals, self.say)
                 return self._train(session, problem, saved)
             except BigoptError as error:
                 run.log(f"error: {error}")
                 error.run = str(run.path)
                 raise
+
+    def _use(self, kernels: kernelset.KernelSet) -> None:
+        self.kernels, self.mine = kernels, fingerprint(kernels.name)
+
+    def _sent(self) -> str:
+        """What work says of the kernel set: the driver's identity, or its name alone where any bits will do."""
+        return self.mine["kernels"] if self.conf.run.bits == "strict" else self.kernels.name
 
     def _saved(self) -> Checkpoint | None:
         if not self.checkpoints.paths():
@@ -156,6 +171,8 @@ class _Run:
         if saved.conf != self.conf_hash:
             raise ConfError("the conf is not the one this run was started with", where=str(path))
         self.say(f"going on from {path.name}: step {saved.steps}, epoch {saved.epochs:.3g}")
+        if self.conf.run.kernels == "auto":
+            self._use(kernelset.kept(saved.fingerprint))
         warning = check_fingerprint(self.mine, saved.fingerprint, who="the run so far", bits=self.conf.run.bits)
         if warning:
             self.say(f"warning: {warning}")
@@ -218,7 +235,7 @@ class _Run:
             stale=saved.stale if saved else 0,
         )
         length = saved.length if saved else stopper.max_steps
-        machine = self._machine(problem, saved, length)
+        machine = self._machine(session, problem, saved, length, stopper.max_steps)
         if saved is not None:
             self.ledger.rounds = saved.rounds
             self.run.cut_metrics(saved.steps)
@@ -239,6 +256,7 @@ class _Run:
         return Loop(
             session,
             machine,
+            rounds=self.rounds,
             recorder=recorder,
             stopper=stopper,
             checks=Checks(conf.stop, stopper, problem, session, self.rounds, best_params=best),
@@ -255,23 +273,39 @@ class _Run:
             audit=(saved.audit if saved else "") if conf.run.audit else None,
         )
 
-    def _machine(self, problem: Problem, saved: Checkpoint | None, length: int | None) -> Machine:
+    def _machine(
+        self, session: Session, problem: Problem, saved: Checkpoint | None, length: int | None, steps: int | None
+    ) -> Machine:
         """Return the strategy's machine, from the saved state or from the first params."""
         conf = self.conf
         entry = strategy(conf.strategy.name)
-        setting = problem.setting(conf, self.rounds, length)
+        setting = strategy_setting(
+            problem,
+            conf,
+            self.rounds,
+            length,
+            steps=steps,
+            slots=session.slots,
+            log=lambda update: self.run.update(*update),
+        )
         if saved is not None:
             if saved.data != problem.facts.identity:
                 raise DataError("the checkpoint belongs to other data", where=str(self.run.path))
-            return entry.machine(setting, saved.state)
-        params = initial_params(
-            conf.model.init,
-            problem.model,
-            conf.run.seed,
-            columns=problem.view.source.columns,
-            preparation=problem.view.scaling,
-        )
-        return entry.machine(setting, entry.start(setting, params.astype(conf.run.dtype)))
+            state = saved.state
+        else:
+            params = initial_params(
+                conf.model.init,
+                problem.model,
+                conf.run.seed,
+                columns=problem.view.source.columns,
+                preparation=problem.view.scaling,
+            )
+            state = entry.start(setting, params.astype(conf.run.dtype))
+        if isinstance(state, Logged):
+            self.run.cut_updates(state.updates)
+        if isinstance(state, Replicated) and conf.strategy.replicas is None:
+            self.say(f"strategy.replicas = {state.number} (workers at the first start)")
+        return entry.machine(setting, state)
 
     def _result(self, problem: Problem, loop: Loop) -> dict[str, Any]:
         """Evaluate the final parameters, save the model, and return the success object."""

@@ -4,10 +4,12 @@
 
     submit(machine.more(slots))
     while not finished:
-        orders, record = machine.handle(session.wait())
-        submit(orders + machine.more(slots))
+        submit(machine.handle(arrival))
+        while (record := machine.advance()) is not None:
+            ...                                       # between two steps: limits, checks, checkpoints, signals
+        submit(machine.more(slots))
 
-It knows no strategy and no engine. Between two steps it looks at limits, checks, checkpoints and signals.
+It knows no strategy and no engine.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 import numpy.typing as npt
 
 from bigopt.backends.base import Session
+from bigopt.backends.ledger import Rounds
 from bigopt.callbacks import Signals
 from bigopt.checkpoint import Cadence
 from bigopt.keeping import Keeper, chained
@@ -38,6 +41,8 @@ class Loop:
     ----------
     session : Session
     machine : Machine
+    rounds : Rounds
+        Those of the machine: arrivals that came during a check are kept there.
     recorder : Recorder
     stopper : Stopper
     checks : Checks
@@ -57,6 +62,7 @@ class Loop:
         session: Session,
         machine: Machine,
         *,
+        rounds: Rounds,
         recorder: Recorder,
         stopper: Stopper,
         checks: Checks,
@@ -68,6 +74,7 @@ class Loop:
     ) -> None:
         self.session = session
         self.machine = machine
+        self.rounds = rounds
         self.recorder = recorder
         self.stopper = stopper
         self.checks = checks
@@ -109,11 +116,10 @@ class Loop:
             self._submit(machine.more(session.slots))
         while not why:
             begin = time.perf_counter()
-            arrival = session.wait()
+            arrival = self.rounds.wait(session)
             waited = time.perf_counter() - begin
-            again, record = machine.handle(arrival)
-            self._submit(again)
-            if record is not None:
+            self._submit(machine.handle(arrival))
+            while not why and (record := machine.advance()) is not None:
                 why = self._after_step(record, waited) or self.stopper.limit(record.step)
                 if self.signals.received:
                     return ""

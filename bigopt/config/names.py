@@ -27,7 +27,7 @@ class Name:
     available : bool
         False: known, and refused by name.
     l1 : bool
-        Optimizers: takes ``model.l1``, by proximal steps.
+        Optimizers: takes ``model.l1``, by proximal steps or (lbfgs) as OWL-QN.
     searches : bool
         Optimizers and schedules: every step is a line search, which clipping and averaging do not go with.
     """
@@ -64,7 +64,7 @@ OPTIMIZERS: Mapping[str, Name] = {
     "lars": Name({"momentum": 0.9, "weight_decay": 0.0}, 0.1),
     "lamb": Name({**_ADAM, "eps": 1e-6, "weight_decay": 0.0}, 0.001),
     "newton": Name({"damping": 0.0}, 1.0, full_batch=True, searches=True),
-    "lbfgs": Name({"history": 10}, 1.0, full_batch=True, searches=True),
+    "lbfgs": Name({"history": 10}, 1.0, full_batch=True, l1=True, searches=True),
 }
 
 SEARCHERS = ("gd", "sgd")
@@ -90,16 +90,35 @@ SCHEDULES: Mapping[str, Name] = {
 
 STRATEGIES: Mapping[str, Name] = {
     "sync": Name({"compression": None}),
-    "backup": _later("spares", "replicas", "compression"),
-    "async": _later("every", "reply", "compression"),
-    "ssp": _later("bound", "compression"),
+    "backup": Name({"spares": 1, "replicas": None}),
+    "async": Name({"every": None, "reply": "worker", "replay": None}),
+    "ssp": Name({"bound": 3, "every": None, "replay": None}),
     "hogwild": _later("write"),
-    "local_sgd": _later("replicas", "local_steps", "local_learning_rate", "outer", "compression"),
-    "downpour": _later("replicas", "n_fetch", "n_push", "local_learning_rate", "shards", "shards_on", "compression"),
-    "easgd": _later("replicas", "every", "alpha", "local_learning_rate"),
+    "local_sgd": Name({"replicas": None, "local_steps": 8, "local_learning_rate": None, "outer": None}),
+    "downpour": Name(
+        {
+            "replicas": None,
+            "n_fetch": 5,
+            "n_push": 5,
+            "local_learning_rate": None,
+            "shards": 1,
+            "shards_on": "driver",
+            "replay": None,
+        }
+    ),
+    "easgd": Name({"replicas": None, "every": 10, "alpha": None, "local_learning_rate": None, "replay": None}),
     "model_parallel": _later("replicas", "split", "blocks", "update_on"),
     "hybrid": _later("replicas", "split", "blocks", "update_on"),
 }
+
+LOCAL_SGD = ("local_sgd", "easgd", "hogwild")
+"""Strategies whose steps are plain SGD: they take no other optimizer."""
+
+OWN_OPTIMIZER: Mapping[str, str] = {**dict.fromkeys(LOCAL_SGD, "sgd"), "downpour": "adagrad"}
+"""The optimizer of a strategy where no layer above base names one; the others take base's."""
+
+REPLICATED = ("local_sgd", "easgd", "downpour", "hogwild")
+"""Strategies with local steps: l1 and batch normalisation do not act there, and rows are where the steps are."""
 
 _MLP = {"hidden": None, "activation": None, "groups": None, "shortcut": None, "batchnorm": None, "init": None}
 _MODEL = dict.fromkeys(("loss", "huber_delta", "l2", "l1", "intercept", "standardize", "whiten", "init", "backprop"))

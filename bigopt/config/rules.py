@@ -28,7 +28,6 @@ _LATER: Mapping[str, object] = {
     "model.batchnorm": False,
     "schedule.M": None,
     "batch.growth": None,
-    "strategy.outer": None,
 }
 """Keys of which this version has only one value."""
 
@@ -61,8 +60,10 @@ def resolve(conf: Conf) -> Conf:
     ConfError
         A name or value that is not available, a key that its group's name does not use, keys that contradict.
     """
+    conf = _own_optimizer(conf)
     _check_available(conf)
     _check_used(conf)
+    _check_strategy(conf)
     _check_data(conf)
     _check_model(conf)
     _check_l1(conf)
@@ -135,6 +136,50 @@ def _check_used(conf: Conf) -> None:
             takes = f"it uses {', '.join(uses)}" if uses else "it takes no keys"
             who = f"{group} '{name}'" if name else f"{group} without a name"
             raise conf.error(path, f"{path} is not used by {who}", takes if table else "")
+
+
+def _own_optimizer(conf: Conf) -> Conf:
+    """Give a strategy its own optimizer where no layer above base names one."""
+    from bigopt.config.layers import fill
+
+    own = names.OWN_OPTIMIZER.get(conf.strategy.name)
+    if own is None or "optimizer.name" in conf.origins:
+        return conf
+    return fill(conf, {"optimizer.name": own}, f"strategy {conf.strategy.name}")
+
+
+def _check_strategy(conf: Conf) -> None:
+    """Refuse what does not go with the strategy."""
+    who, optimizer = f"strategy '{conf.strategy.name}'", conf.optimizer.name
+    if conf.strategy.name in names.LOCAL_SGD and optimizer != "sgd":
+        raise conf.error("optimizer.name", f"{who} takes plain sgd steps, not {optimizer}", "optimizer.name=sgd")
+    if conf.strategy.name in names.REPLICATED:
+        for path, none in (("model.l1", 0.0), ("model.backprop", "map"), ("model.batchnorm", False)):
+            if _get(conf, path) != none:
+                message = f"{path}={values.shown(_get(conf, path))} does not go with the local steps of {who}"
+                raise conf.error(path, message, "strategy sync")
+        for path in (f"optimizer.{key}" for key in COMMON["optimizer"]):
+            if conf.strategy.name in names.LOCAL_SGD and _get(conf, path) not in (None, False):
+                raise conf.error(path, f"{path} does not go with the plain sgd steps of {who}", "leave it at null")
+    if conf.strategy.shards_on == "workers":
+        raise conf.error("strategy.shards_on", later("strategy.shards_on: workers"), "driver")
+    if conf.strategy.shards not in (None, 1):
+        raise conf.error("strategy.shards", later(f"strategy.shards: {conf.strategy.shards}"), "1")
+    if conf.strategy.outer is not None:
+        _check_outer(conf, conf.strategy.outer)
+
+
+def _check_outer(conf: Conf, outer: Mapping[str, Any]) -> None:
+    path, name = "strategy.outer", outer.get("name")
+    entry = names.OPTIMIZERS.get(str(name))
+    if entry is None or entry.full_batch:
+        known = [n for n, other in names.OPTIMIZERS.items() if not other.full_batch]
+        raise conf.error(path, f"strategy.outer has no optimizer '{name}'", nearest(str(name), known))
+    for key, value in outer.items():
+        if key not in ("name", "learning_rate", *entry.uses):
+            raise conf.error(path, f"strategy.outer: {name} does not use '{key}'", nearest(key, [*entry.uses]))
+        if key != "name" and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise conf.error(path, f"strategy.outer: {key} is {values.shown(value)}, expected a number")
 
 
 def _check_data(conf: Conf) -> None:
@@ -242,8 +287,10 @@ def _check_search(conf: Conf) -> None:
     if conf.schedule.learning_rate == "auto":
         message = f"learning_rate: auto, but {who} finds every step by a line search"
         raise conf.error("schedule.learning_rate", message, "leave it at null")
-    if conf.model.l1:
-        raise conf.error("model.l1", f"the line search of {who} has no l1 penalty", "a plain schedule with gd")
+    if conf.model.l1 and optimizer != "lbfgs":
+        raise conf.error(
+            "model.l1", f"the line search of {who} has no l1 penalty", "lbfgs (OWL-QN), or a plain schedule with gd"
+        )
     if optimizer == "newton" and conf.model.name == "mlp":
         raise conf.error(
             "optimizer.name", "newton needs the Hessian, which only the linear family forms", "lbfgs takes any model"
@@ -262,6 +309,9 @@ def _fill(conf: Conf) -> Conf:
             origins[path] = f"default of {why}"
 
     optimizer, schedule = names.OPTIMIZERS[conf.optimizer.name], names.SCHEDULES[conf.schedule.name]
+    for key, value in names.STRATEGIES[conf.strategy.name].uses.items():
+        if key != "compression":
+            fill(f"strategy.{key}", value, conf.strategy.name)
     for key, value in optimizer.uses.items():
         fill(f"optimizer.{key}", value, conf.optimizer.name)
     for key, value in schedule.uses.items():

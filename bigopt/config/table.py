@@ -197,10 +197,7 @@ class ScheduleConf(Group, frozen=True):
     ] = "constant"
     learning_rate: Annotated[
         Positive | Literal["auto"] | None,
-        key(
-            "eta at the start; null: the optimizer's own (adam 0.001, sgd 0.01, newton 1, ...); line searches 1; auto: "
-            "found by short trials before step 1"
-        ),
+        key("eta at the start; null: the optimizer's own (adam 0.001, sgd 0.01, ...); auto: found by short trials"),
     ] = None
     decay: Annotated[
         Positive | None, key("inverse_time: eta / (1 + decay k), inverse_sqrt: eta / sqrt(1 + decay k); null: 1")
@@ -263,7 +260,7 @@ class CompressionConf(Group, frozen=True):
 class StrategyConf(Group, frozen=True):
     """When updates are applied, and to what. A key the chosen strategy does not use is refused."""
 
-    name: Annotated[Text, key("sync")] = "sync"
+    name: Annotated[Text, key("sync | backup | async | ssp | local_sgd | downpour | easgd")] = "sync"
     replicas: Annotated[
         Count | None, key("copies of w that take their own steps; null: the workers at the first start")
     ] = None
@@ -276,15 +273,16 @@ class StrategyConf(Group, frozen=True):
     shards: Annotated[Count | None, key("pieces of the parameter server")] = None
     shards_on: Annotated[Literal["driver", "workers"] | None, key("where the pieces live")] = None
     alpha: Annotated[Portion | None, key("easgd: elastic force")] = None
-    every: Annotated[Count | None, key("easgd: local steps between two pulls; async: updates between two checks")] = (
-        None
-    )
+    every: Annotated[Count | None, key("easgd: local steps between pulls; async, ssp: updates between checks")] = None
     spares: Annotated[Natural | None, key("backup: further holders of each group of partitions")] = None
     split: Annotated[Literal["units", "layers"] | None, key("model_parallel: how the layers are dealt")] = None
     blocks: Annotated[Count | None, key("model_parallel: blocks of columns")] = None
     write: Annotated[Literal["overwrite", "atomic_add"] | None, key("hogwild: how an entry is written")] = None
     reply: Annotated[Literal["worker", "broadcast"] | None, key("async: who gets the new w")] = None
     outer: Annotated[dict[str, Any] | None, key("local_sgd: optimizer of the outer step; null: plain averaging")] = None
+    replay: Annotated[
+        Text | None, key("async, ssp, downpour, easgd: updates.csv of a run to repeat, with its bits; null: none")
+    ] = None
     compression: Annotated[CompressionConf, key("gradient compression on the wire")] = CompressionConf()
 
 
@@ -345,6 +343,10 @@ class RunConf(Group, frozen=True):
     bits: Annotated[
         Literal["strict", "any"], key("strict: workers with other software or CPU are refused | any: they are accepted")
     ] = "strict"
+    kernels: Annotated[
+        Literal["auto", "numpy", "compiled"],
+        key("numpy | compiled: by numba, other last bits | auto: compiled where it pays (long runs, numba installed)"),
+    ] = "auto"
     audit: Annotated[bool, key("chain a hash over params, state and sampler at every step")] = False
     on_divergence: Annotated[Literal["stop", "halve_rate"], key("stop: exit 4, the last finite state kept")] = "stop"
     metrics_every_steps: Annotated[Count | None, key("steps between two lines of metrics.jsonl; null: chosen")] = None

@@ -50,6 +50,41 @@ class Schedule(Protocol):
 
 @wire
 @dataclass(frozen=True)
+class Compressed:
+    """A schedule in less time: eta(k) = schedule(speed k).
+
+    Parameters
+    ----------
+    schedule : Schedule
+    speed : float
+        Above 0: what k is multiplied by.
+    """
+
+    schedule: Schedule
+    speed: float
+
+    def __call__(self, k: float) -> float:
+        """Return the schedule's eta at speed k."""
+        return self.schedule(self.speed * k)
+
+    @property
+    def vanishes(self) -> bool:
+        """As the schedule."""
+        return self.schedule.vanishes
+
+    @property
+    def sum_infinite(self) -> bool:
+        """As the schedule."""
+        return self.schedule.sum_infinite
+
+    @property
+    def formula(self) -> str:
+        """The schedule's, with its speed."""
+        return f"{self.schedule.formula}, {self.speed:g} times as fast"
+
+
+@wire
+@dataclass(frozen=True)
 class Warmup:
     """A linear warm-up before any schedule.
 

@@ -5,7 +5,9 @@
     orders = machine.more(slots)                 # what to have in flight
     while not finished:
         submit(orders)
-        orders, record = machine.handle(arrival) # orders to repeat; a record where params were updated
+        orders = machine.handle(arrival)         # orders to repeat
+        while (record := machine.advance()) is not None:
+            ...                                  # params were updated
         orders += machine.more(slots)            # unless the run is to stop
 
 A machine's `snapshot` is what a checkpoint holds; a machine made from it goes on as if nothing had happened. All
@@ -14,16 +16,18 @@ machines are made from the same `Setting` by `bigopt.strategies.table`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
 from bigopt.backends.ledger import Rounds
 from bigopt.data.plan import Plan
 from bigopt.optim.method import AskKind, Method
+from bigopt.strategies.gates import Update, no_log
 from bigopt.work import Arrival, Order, Work
+from bigopt.work_local import Answer, LocalSteps
 
 Array = npt.NDArray[Any]
 
@@ -44,6 +48,15 @@ class Evaluation(NamedTuple):
     finish: Callable[[tuple[Array, ...], Any], Any]
 
 
+Rates = Callable[[int, int], Array]
+"""``rates(first, last)`` gives the rates of local steps first, ..., last - 1, shape (last - first,)."""
+
+
+def none_here(*_: Any) -> Any:
+    """Refuse: the setting was made for a strategy that needs no such thing."""
+    raise TypeError("this setting was made for another strategy")
+
+
 @dataclass(frozen=True)
 class Setting:
     """What every strategy is made from.
@@ -60,6 +73,21 @@ class Setting:
         W of all used rows.
     rounds : Rounds
         Makes rounds (ticket numbers, retries, counters).
+    steps : int or None
+        Of the whole run; None where only time or a target ends it.
+    slots : int
+        Workers at this start.
+    options : mapping
+        The conf's ``strategy`` group.
+    local : callable
+        ``local(replicas, answer)`` gives the local steps of that many replicas, and their rates.
+    server : callable
+        ``server(name, keys, learning_rate)`` gives a method without penalty for the outer step or the parameter
+        server; no name means the conf's own optimizer, a rate of None the conf's schedule.
+    log : callable
+        Takes every `Update` of an asynchronous strategy.
+    replay : sequence of Update or None
+        The log of a run that is to be repeated, from its first update.
     """
 
     method: Method[Any]
@@ -68,6 +96,13 @@ class Setting:
     penalty: Callable[[Array], float]
     total_weight: float
     rounds: Rounds
+    steps: int | None = None
+    slots: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+    local: Callable[[int, Answer], tuple[LocalSteps, Rates]] = none_here
+    server: Callable[[str | None, Mapping[str, Any], float | None], Method[Any]] = none_here
+    log: Callable[[Update], object] = no_log
+    replay: Sequence[Update] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +127,8 @@ class StepRecord:
     seconds_map, seconds_reduce, seconds_update : float
     rss : int
         Largest resident memory of a worker, bytes.
+    worker : int
+        Slot or replica that the update came from; 0 where all have a part in it.
     """
 
     step: int
@@ -106,6 +143,27 @@ class StepRecord:
     seconds_reduce: float
     seconds_update: float
     rss: int
+    worker: int = 0
+
+
+@runtime_checkable
+class Logged(Protocol):
+    """A state whose updates are logged, so that the run can be repeated."""
+
+    @property
+    def updates(self) -> int:
+        """Updates logged so far."""
+        ...
+
+
+@runtime_checkable
+class Replicated(Protocol):
+    """A state with replicas, as many for the whole run."""
+
+    @property
+    def number(self) -> int:
+        """How many."""
+        ...
 
 
 class Machine(Protocol):
@@ -130,8 +188,18 @@ class Machine(Protocol):
         """Return the orders that should be in flight and are not."""
         ...
 
-    def handle(self, arrival: Arrival) -> tuple[list[Order], StepRecord | None]:
-        """Take an arrival; return orders to repeat, and the record of the update it led to."""
+    def handle(self, arrival: Arrival) -> list[Order]:
+        """Take an arrival; return orders to repeat."""
+        ...
+
+    def advance(self) -> StepRecord | None:
+        """Update params, where what has arrived allows it; to be called until it returns None.
+
+        Raises
+        ------
+        DivergedError
+            Where loss, gradient or params are not finite; the state stays the last finite one.
+        """
         ...
 
     def snapshot(self) -> Any:

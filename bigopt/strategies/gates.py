@@ -104,19 +104,20 @@ class Scripted:
     """
 
     log: Sequence[Update]
-    _given: set[int] = field(default_factory=set, init=False)
+    _readers: dict[int, list[int]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        for update in self.log:
+            self._readers.setdefault(update.version, []).append(update.ticket)
 
     def choose(self, out: Sequence[Out], version: int) -> int | None:
-        """Return the arrival that the log names for this version."""
-        if version >= len(self.log):
+        """Return the arrival that the log names for this version, once every ticket that reads it is given out."""
+        if version >= len(self.log) or self._readers.get(version):
             return None
         wanted = self.log[version].ticket
         return next((i for i, ticket in enumerate(out) if ticket.arrived and ticket.number == wanted), None)
 
     def issue(self, number: int, version: int) -> int | None:
         """Return a ticket that the log read at this version and that is not given out yet."""
-        for update in self.log[version:]:
-            if update.version == version and update.ticket not in self._given:
-                self._given.add(update.ticket)
-                return update.ticket
-        return None
+        readers = self._readers.get(version)
+        return readers.pop(0) if readers else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from bigopt.backends.ledger import Round
 from bigopt.core.codec import wire
 from bigopt.core.errors import DivergedError
 from bigopt.core.sums import HessianSums, Sums
-from bigopt.data.plan import rows_of
+from bigopt.data.plan import Ints, Plan, rows_of
 from bigopt.optim.method import Ask
 from bigopt.strategies.base import Setting, StepRecord
 from bigopt.work import Arrival, Order
@@ -68,6 +68,26 @@ def start(setting: Setting, params: Array) -> SyncState:
     return SyncState(setting.method.start(params)[0], 0, 0, 0)
 
 
+class Placement(Protocol):
+    """Where the orders of a round go."""
+
+    def homes(self, plan: Plan, units: Ints, slots: int) -> Ints:
+        """Return the group of each unit, ascending; a group is one order."""
+        ...
+
+    def copies(self, orders: list[Order], slots: int) -> list[Order]:
+        """Return what is sent for the orders of the groups."""
+        ...
+
+    def landed(self, order: Order) -> None:
+        """Note an arrival, of whatever round."""
+        ...
+
+    def sent(self, orders: list[Order]) -> None:
+        """Note orders that are repeated."""
+        ...
+
+
 class Sync:
     """Synchronous parameter server.
 
@@ -78,9 +98,11 @@ class Sync:
     ----------
     setting : Setting
     state : SyncState
+    placement : Placement or None
+        Where orders go; None sends each to the slot that keeps its rows.
     """
 
-    def __init__(self, setting: Setting, state: SyncState) -> None:
+    def __init__(self, setting: Setting, state: SyncState, placement: Placement | None = None) -> None:
         self._method = setting.method
         self._state = state
         self._plan = setting.plan
@@ -88,6 +110,7 @@ class Sync:
         self._penalty = setting.penalty
         self._weight = setting.total_weight
         self._rounds = setting.rounds
+        self._placement = placement
         self._round: Round | None = None
         self._inner: Any = state.method
         self._ask: Ask = self._method.ask(state.method)
@@ -123,26 +146,39 @@ class Sync:
             return []
         state, plan = self._state, self._plan
         units = plan.units(state.epoch, state.position)
+        placement = self._placement
+        homes = plan.homes(units, slots) if placement is None else placement.homes(plan, units, slots)
         self._round = self._rounds.new(
-            self._evaluation.work, self._ask.inputs, units, plan.homes(units, slots), where=f"step {state.steps + 1}"
+            self._evaluation.work, self._ask.inputs, units, homes, where=f"step {state.steps + 1}"
         )
-        return self._round.orders()
+        orders = self._round.orders()
+        return orders if placement is None else placement.copies(orders, slots)
 
-    def handle(self, arrival: Arrival) -> tuple[list[Order], StepRecord | None]:
-        """Accept an arrival; update where it completes the batch.
+    def handle(self, arrival: Arrival) -> list[Order]:
+        """Accept an arrival; return the orders to repeat."""
+        if self._placement is not None:
+            self._placement.landed(arrival.order)
+        if self._round is None or arrival.order.ticket != self._round.ticket:
+            self._rounds.late(arrival)
+            return []
+        again = self._round.accept(arrival)
+        if self._placement is not None:
+            self._placement.sent(again)
+        return again
+
+    def advance(self) -> StepRecord | None:
+        """Update where the batch is complete.
 
         Raises
         ------
         DivergedError
             Where loss or gradient is not finite; the state stays the last finite one.
         """
-        if self._round is None:
-            return [], None
-        again = self._round.accept(arrival)
-        if not self._round.done:
-            return again, None
-        done, self._round = self._round, None
-        return [], self._update(done)
+        done = self._round
+        if done is None or not done.done:
+            return None
+        self._round = None
+        return self._update(done)
 
     def _update(self, done: Round) -> StepRecord | None:
         """Tell the method; where it asks again leave the step open, else make it."""

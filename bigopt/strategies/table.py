@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from bigopt.core.names import lookup
-from bigopt.strategies import sync
+from bigopt.strategies import asynchronous, backup, local, replicas, sync
 from bigopt.strategies.base import Array, Machine, Setting
 
 
@@ -26,7 +26,17 @@ class StrategyEntry(NamedTuple):
     machine: Callable[[Setting, Any], Machine]
 
 
-STRATEGIES: Final[Mapping[str, StrategyEntry]] = MappingProxyType({"sync": StrategyEntry(sync.start, sync.Sync)})
+STRATEGIES: Final[Mapping[str, StrategyEntry]] = MappingProxyType(
+    {
+        "sync": StrategyEntry(sync.start, sync.Sync),
+        "backup": StrategyEntry(sync.start, backup.machine),
+        "async": StrategyEntry(asynchronous.start, asynchronous.machine),
+        "ssp": StrategyEntry(asynchronous.start, asynchronous.machine),
+        "local_sgd": StrategyEntry(local.start, local.machine),
+        "downpour": StrategyEntry(replicas.start, replicas.machine),
+        "easgd": StrategyEntry(replicas.start, replicas.machine),
+    }
+)
 """Names of ``strategy.name``."""
 
 

@@ -1,0 +1,151 @@
+"""From a problem and a conf to what a strategy's machine is made from.
+
+Replicated strategies count time in batches of ``batch.size`` rows over all replicas, whoever takes them: that is what a
+step is, and what the schedule's k counts. A server's updates come at a pace of their own, so its method is given the
+schedule in epochs.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigopt.backends.ledger import Rounds
+from bigopt.core.errors import ConfError
+from bigopt.data.shares import Shares
+from bigopt.optim.build import build_method
+from bigopt.optim.method import FirstOrder, Method
+from bigopt.optim.schedules import Compressed
+from bigopt.problem import Problem
+from bigopt.strategies.base import Rates, Setting
+from bigopt.strategies.gates import Update, no_log
+from bigopt.work_local import Answer, LocalSteps
+
+if TYPE_CHECKING:
+    from bigopt.config import Conf
+
+Array = npt.NDArray[Any]
+
+
+def strategy_setting(
+    problem: Problem,
+    conf: Conf,
+    rounds: Rounds,
+    length: int | None,
+    *,
+    steps: int | None = None,
+    slots: int = 1,
+    log: Callable[[Update], object] = no_log,
+) -> Setting:
+    """Return what the strategy's machine is made from.
+
+    Parameters
+    ----------
+    problem : Problem
+    conf : Conf
+    rounds : Rounds
+    length : int or None
+        Steps planned at the first start: what a schedule's period of null means.
+    steps : int or None
+        Steps at which this run ends.
+    slots : int
+        Workers at this start.
+    log : callable
+        Takes every `Update` of an asynchronous strategy.
+
+    Raises
+    ------
+    ConfError
+        Methods and keys that do not go with the strategy.
+    """
+    layout, options = problem.model.layout, conf.strategy
+    common = problem.setting(conf, rounds, length)
+    method = common.method
+    if options.name not in ("sync", "backup") and not isinstance(method, FirstOrder):
+        raise conf.error(
+            "strategy.name",
+            f"strategy '{options.name}' takes one gradient a step, {conf.optimizer.name} with "
+            f"{conf.schedule.name} asks several times",
+            "strategy sync",
+        )
+
+    def local(replicas: int, answer: Answer) -> tuple[LocalSteps, Rates]:
+        shares = Shares.of(problem.plan, replicas, own=answer == "replica")
+        work = LocalSteps(
+            problem.model,
+            problem.view,
+            shares,
+            problem.facts.train.moments.weight,
+            problem.penalty,
+            conf.run.dtype,
+            problem.block_rows,
+            problem.device,
+            answer,
+        )
+        return work, _rates(problem, conf, length)
+
+    def server(name: str | None, keys: Mapping[str, Any], rate: float | None) -> Method[Any]:
+        if name is not None:
+            return build_method(name, layout, keys=keys, schedule_keys={"learning_rate": rate})
+        assert isinstance(method, FirstOrder)
+        pace = 1 if method.unit == "epoch" else problem.plan.steps_per_epoch
+        return replace(method, penalty=None, unit="epoch", schedule=Compressed(method.schedule, pace))
+
+    return replace(
+        common,
+        steps=steps,
+        slots=slots,
+        options={f: getattr(options, f) for f in options.__struct_fields__},
+        local=local,
+        server=server,
+        log=log,
+        replay=None if options.replay is None else read_updates(Path(options.replay)),
+    )
+
+
+def _rates(problem: Problem, conf: Conf, length: int | None) -> Rates:
+    """The schedule of the local steps: the conf's, from ``strategy.local_learning_rate`` where that is given."""
+    from bigopt.config import fill
+
+    local = conf.strategy.local_learning_rate
+    if local is not None:
+        conf = fill(conf, {"schedule.learning_rate": local}, "strategy.local_learning_rate")
+    method = problem.method(conf, length)
+    assert isinstance(method, FirstOrder)
+    schedule, pace = method.schedule, 1.0 if method.unit == "step" else 1.0 / problem.plan.steps_per_epoch
+
+    def rates(first: int, last: int) -> Array:
+        return np.array([schedule(step * pace) for step in range(first, last)], dtype=np.float64)
+
+    return rates
+
+
+def read_updates(path: Path) -> Sequence[Update]:
+    """Read the log of an asynchronous run: ``updates.csv`` of its run directory.
+
+    Raises
+    ------
+    ConfError
+        A file that is not there or is no such log, with the line.
+    """
+    found: list[Update] = []
+    try:
+        with path.open(newline="", encoding="ascii") as handle:
+            for number, row in enumerate(csv.reader(handle), 1):
+                if number == 1:
+                    if row != list(Update._fields):
+                        raise ValueError
+                    continue
+                found.append(Update(*map(int, row)))
+    except FileNotFoundError:
+        raise ConfError("no such file", where=str(path), hint="strategy.replay is the updates.csv of a run") from None
+    except (ValueError, TypeError):
+        where = f"{path}, line {len(found) + 1 + bool(found)}"
+        raise ConfError("not a line of an updates.csv", where=where, hint="ticket,version") from None
+    return found

@@ -1,0 +1,361 @@
+"""downpour and easgd: replicas that run by themselves and meet a server one at a time.
+
+Each replica has a shard of the rows and takes local steps from params of its own; when its turn is over it meets the
+server, alone, and goes on. What happens at a meeting is an `Exchange`:
+
+- `Downpour` (Dean et al. 2012): every n_push steps the replica pushes the sum of its mean gradients, which the server's
+  optimizer takes as one gradient (Adagrad is indifferent to its scale); every n_fetch steps it fetches the params.
+- `Elastic` (EASGD, Zhang et al. 2015): every so many steps replica x and centre c attract each other:
+  d = alpha (x - c);  x -= d;  c += d. The centre is the result.
+
+A step of such a run is p local steps, one batch of ``batch.size`` rows over all replicas, whoever takes them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bigopt.backends.ledger import Round
+from bigopt.core.codec import wire
+from bigopt.core.errors import DivergedError
+from bigopt.core.sums import Sums
+from bigopt.optim.method import Ask, Method
+from bigopt.strategies.base import Rates, Setting, StepRecord
+from bigopt.strategies.gates import Update, no_log
+from bigopt.work import Arrival, Order
+from bigopt.work_local import LocalSteps, Turns
+
+Array = npt.NDArray[Any]
+
+
+@wire
+class Replica(NamedTuple):
+    """A replica between two turns.
+
+    Parameters
+    ----------
+    params : ndarray, shape (p,)
+    pushed : ndarray, shape (p,)
+        Sum of its mean gradients since its last push.
+    steps : int
+        Local steps so far.
+    version : int
+        Server's version at its last fetch or pull.
+    """
+
+    params: Array
+    pushed: Array
+    steps: int
+    version: int
+
+
+class Exchange(Protocol):
+    """What happens when a replica meets the server."""
+
+    def start(self, params: Array) -> Any:
+        """Return the server's state."""
+        ...
+
+    def params(self, server: Any) -> Array:
+        """Return the server's params."""
+        ...
+
+    def turn(self, replica: Replica) -> int:
+        """Return the local steps to the next meeting."""
+        ...
+
+    def meet(self, server: Any, replica: Replica, version: int, epochs: float, last: bool) -> tuple[Any, Replica, int]:
+        """Return server, replica and version after a meeting; `last` says that the replica has no turn left."""
+        ...
+
+
+@dataclass(frozen=True)
+class Downpour:
+    """Pushes of accumulated gradients, fetches of params.
+
+    Parameters
+    ----------
+    method : Method
+        The server's, one that asks for a gradient a step; without penalty, which acts in the local steps.
+    n_push, n_fetch : int
+    """
+
+    method: Method[Any]
+    n_push: int
+    n_fetch: int
+
+    def start(self, params: Array) -> Any:
+        """Return the method's state."""
+        return self.method.start(params)[0]
+
+    def params(self, server: Any) -> Array:
+        """Return the params of the server."""
+        return self.method.result_params(server)
+
+    def turn(self, replica: Replica) -> int:
+        """Return the steps to the next push or fetch."""
+        return min(every - replica.steps % every for every in (self.n_push, self.n_fetch))
+
+    def meet(self, server: Any, replica: Replica, version: int, epochs: float, last: bool) -> tuple[Any, Replica, int]:
+        """Push where it is time (or the last turn is over), then fetch where it is time."""
+        if last or replica.steps % self.n_push == 0:
+            server, answer = self.method.tell(server, Sums(replica.pushed.copy(), 0.0, 1.0, 1), 1.0, epochs)
+            assert not isinstance(answer, Ask), "methods that ask again are refused"
+            version += 1
+            replica = replica._replace(pushed=np.zeros_like(replica.pushed))
+        if replica.steps % self.n_fetch == 0:
+            replica = replica._replace(params=self.method.ask(server).params, version=version)
+        return server, replica, version
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """Attraction between replica and centre.
+
+    Parameters
+    ----------
+    alpha : float
+        0 < alpha < 1; 0.9/p as a rule.
+    every : int
+        Local steps between two pulls.
+    """
+
+    alpha: float
+    every: int
+
+    def start(self, params: Array) -> Array:
+        """Return the centre."""
+        return params.copy()
+
+    def params(self, server: Array) -> Array:
+        """Return the centre."""
+        return server
+
+    def turn(self, replica: Replica) -> int:
+        """Return the steps to the next pull."""
+        return self.every - replica.steps % self.every
+
+    def meet(
+        self, server: Array, replica: Replica, version: int, epochs: float, last: bool
+    ) -> tuple[Array, Replica, int]:
+        """Pull both towards each other."""
+        pull = self.alpha * (replica.params - server)
+        version += 1
+        return server + pull, replica._replace(params=replica.params - pull, version=version), version
+
+
+@wire
+class ReplicasState(NamedTuple):
+    """What a checkpoint holds; turns that are out are begun again from their replica's state.
+
+    Parameters
+    ----------
+    server : State
+    replicas : tuple of Replica
+    version : int
+        Updates of the server.
+    local_steps : int
+        Of all replicas together.
+    updates : int
+        Meetings so far: lines of the log.
+    """
+
+    server: Any
+    replicas: tuple[Replica, ...]
+    version: int
+    local_steps: int
+    updates: int
+
+    @property
+    def number(self) -> int:
+        """How many replicas there are."""
+        return len(self.replicas)
+
+
+def begin(exchange: Exchange, params: Array, replicas: int) -> ReplicasState:
+    """Return the state of a new run: every replica at the server's params."""
+    fresh = Replica(params, np.zeros_like(params), 0, 0)
+    return ReplicasState(exchange.start(params), (fresh,) * replicas, 0, 0, 0)
+
+
+class Replicas:
+    """A server and its replicas.
+
+    Parameters
+    ----------
+    setting : Setting
+        Its method is the exchange's business.
+    state : ReplicasState
+    exchange : Exchange
+    work : LocalSteps
+        With ``answer="replica"`` and shards of the replicas' own.
+    rates : callable
+    order : sequence of int, optional
+        Replicas in the order in which they are to meet the server: a recorded run is repeated.
+    log : callable
+        Called with an `Update` whenever a replica, its number for a ticket, has met the server.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        state: ReplicasState,
+        exchange: Exchange,
+        work: LocalSteps,
+        rates: Rates,
+        *,
+        order: Sequence[int] | None = None,
+        log: Callable[[Update], object] = no_log,
+    ) -> None:
+        self._state = state
+        self._exchange = exchange
+        self._work = work
+        self._plan = setting.plan
+        self._rates = rates
+        self._penalty = setting.penalty
+        self._rounds = setting.rounds
+        self._count = work.shares.replicas
+        self._limit = None if setting.steps is None else setting.steps * self._count
+        self._order = order
+        self._log = log
+        self._log = log
+        self._slots = 1
+        self._begun = False
+        self._given = state.local_steps
+        self._orders: list[Order] = []
+        self._out: dict[int, tuple[int, Round, Array]] = {}
+        self._arrived: list[tuple[int, Round, Array]] = []
+
+    @property
+    def steps(self) -> int:
+        """Batches so far, of p local steps each."""
+        return self._state.local_steps // self._count
+
+    @property
+    def params(self) -> Array:
+        """The server's params."""
+        return self._exchange.params(self._state.server)
+
+    @property
+    def epochs(self) -> float:
+        """Batches of all replicas in epochs."""
+        return self._state.local_steps / self._count / self._plan.steps_per_epoch
+
+    def snapshot(self) -> ReplicasState:
+        """Return the state between two meetings."""
+        return self._state
+
+    def more(self, slots: int) -> list[Order]:
+        """Return the turns that have been decided since the last call; at first, one for every replica."""
+        self._slots = slots
+        if not self._begun:
+            self._begun = True
+            for number in range(self._count):
+                self._turn(number)
+        orders, self._orders = self._orders, []
+        return orders
+
+    def _turn(self, number: int) -> None:
+        """Decide a replica's next turn, as long as steps are left.
+
+        That happens when its last one is over, whoever else has arrived: so that the order of the meetings is all
+        that a repeated run needs.
+        """
+        replica, given = self._state.replicas[number], self._given
+        length = self._exchange.turn(replica)
+        if self._limit is not None:
+            length = min(length, self._limit - given)
+        if length <= 0:
+            return
+        self._given += length
+        rates = self._rates(given // self._count, given // self._count + length)
+        units = np.array([(number, 0, replica.steps, replica.steps + length)], dtype=np.int64)
+        home = np.array([number * min(self._slots, self._count) // self._count], dtype=np.int64)
+        made = self._rounds.new(self._work, (replica.params, rates), units, home, where=f"replica {number}")
+        self._out[made.ticket] = (number, made, rates)
+        self._orders += made.orders()
+
+    def handle(self, arrival: Arrival) -> list[Order]:
+        """Accept an arrival."""
+        ticket = arrival.order.ticket
+        if ticket not in self._out:
+            self._rounds.late(arrival)
+            return []
+        again = self._out[ticket][1].accept(arrival)
+        if self._out[ticket][1].done:
+            self._arrived.append(self._out.pop(ticket))
+        return again
+
+    def advance(self) -> StepRecord | None:
+        """Let one replica that has arrived meet the server, or return None."""
+        met, order = self._state.updates, self._order
+        wanted = None if order is None or met >= len(order) else order[met]
+        at = next((i for i, entry in enumerate(self._arrived) if wanted in (None, entry[0])), None)
+        if at is None:
+            return None
+        record = self._meet(*self._arrived[at])
+        del self._arrived[at]
+        return record
+
+    def _meet(self, number: int, done: Round, rates: Array) -> StepRecord:
+        begin = time.perf_counter()
+        state, turn, p = self._state, done.value, self._count
+        assert isinstance(turn, Turns)
+        before = state.replicas[number]
+        loss = turn.loss / (self._work.total_weight / self._plan.rows * turn.rows) + self._penalty(before.params)
+        if not (np.isfinite(loss) and np.isfinite(turn.params).all()):
+            raise DivergedError(
+                f"the loss is {loss}", where=done.where, hint="a smaller schedule.learning_rate or local_learning_rate"
+            )
+        reduced = time.perf_counter()
+        local = state.local_steps + turn.steps
+        last = self._limit is not None and self._given >= self._limit
+        replica = Replica(turn.params, before.pushed + turn.pushed, before.steps + turn.steps, before.version)
+        server, replica, version = self._exchange.meet(state.server, replica, state.version, local / p, last)
+        self._log(Update(number, before.version))
+        replicas = tuple(replica if r == number else other for r, other in enumerate(state.replicas))
+        self._state = ReplicasState(server, replicas, version, local, state.updates + 1)
+        self._turn(number)
+        steps, per_epoch = local // p, self._plan.steps_per_epoch
+        return StepRecord(
+            step=steps,
+            epoch=max(0, steps - 1) // per_epoch,
+            end_of_epoch=steps // per_epoch > state.local_steps // p // per_epoch,
+            loss=float(loss),
+            grad_norm=float(np.sqrt(turn.square / turn.steps)),
+            learning_rate=float(rates[-1]),
+            rows=turn.rows,
+            staleness=state.version - before.version,
+            seconds_map=done.seconds_map,
+            seconds_reduce=reduced - begin,
+            seconds_update=time.perf_counter() - reduced,
+            rss=done.rss,
+            worker=number,
+        )
+
+
+def _exchange(setting: Setting, replicas: int) -> Exchange:
+    options = setting.options
+    if options["name"] == "easgd":
+        return Elastic(options.get("alpha") or 0.9 / replicas, options["every"])
+    return Downpour(setting.server(None, {}, None), options["n_push"], options["n_fetch"])
+
+
+def start(setting: Setting, params: Array) -> ReplicasState:
+    """Return the state before the first turns."""
+    replicas = setting.options.get("replicas") or setting.slots
+    return begin(_exchange(setting, replicas), params, replicas)
+
+
+def machine(setting: Setting, state: ReplicasState) -> Replicas:
+    """Return the machine of ``strategy.name: downpour`` and ``easgd``."""
+    replicas = len(state.replicas)
+    work, rates = setting.local(replicas, "replica")
+    order = None if setting.replay is None else [update.ticket for update in setting.replay]
+    return Replicas(setting, state, _exchange(setting, replicas), work, rates, order=order, log=setting.log)
