@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigopt.backends.ledger import Rounds
-from bigopt.core import arrays
+from bigopt.core import arrays, compiled
 from bigopt.core.errors import DataError
 from bigopt.core.sums import Moments, Scatter, whole
 from bigopt.data.plan import Plan, choose_lanes
@@ -69,6 +69,8 @@ class Problem:
     device : str
     notes : tuple of str
         What null became, and warnings.
+    kernels : str
+        The kernel set of the work; see `bigopt.kernelset`.
     """
 
     model: Model
@@ -81,10 +83,11 @@ class Problem:
     block_rows: int
     device: arrays.Device
     notes: tuple[str, ...]
+    kernels: str = compiled.NUMPY
 
     def gradient(self, dtype: str) -> GradientSum:
         """Return the work of ``backprop: map``."""
-        return GradientSum(self.model, self.view, self.plan.seed, dtype, self.block_rows, self.device)
+        return GradientSum(self.model, self.view, self.plan.seed, dtype, self.block_rows, self.device, self.kernels)
 
     def batch_work(self, kind: AskKind, dtype: str, backprop: str) -> Evaluation:
         """Return what a batch's units compute for a kind of `Ask`, and how the root of the tree becomes the answer."""

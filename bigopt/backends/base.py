@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bigopt import __version__
+from bigopt.core import compiled
 from bigopt.core.errors import ClusterError
 from bigopt.work import Arrival, Order
 
@@ -67,8 +68,15 @@ def one_blas_thread() -> Iterator[None]:
         yield
 
 
-def fingerprint() -> dict[str, str]:
-    """Return what decides the bits of a block: package versions, SIMD features, BLAS and its core type."""
+def fingerprint(kernels: str = compiled.NUMPY) -> dict[str, str]:
+    """Return what decides the bits of a block: package versions, SIMD features, BLAS and its core type, kernel set.
+
+    Parameters
+    ----------
+    kernels : str
+        ``numpy`` or ``compiled``. Workers do not know the set when they connect: work brings it, and is refused there
+        (`bigopt.core.compiled.uses_compiled`).
+    """
     simd = np.show_config(mode="dicts")["SIMD Extensions"]
     blas = "unknown"
     try:
@@ -87,7 +95,7 @@ def fingerprint() -> dict[str, str]:
         "simd": " ".join(simd.get("baseline", []) + simd.get("found", [])),
         "blas": blas,
         "machine": platform.machine(),
-        "kernels": "numpy",
+        "kernels": compiled.identity(kernels),
     }
 
 
