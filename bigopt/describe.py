@@ -7,6 +7,7 @@ person can follow by hand:
 * forward costs the multiply-adds of the layers, backward twice that (once for the weights, once for the layer below,
   which the first layer does not need);
 * a round sends params to every slot, and every slot sends back at most ``2 log2 P`` sums;
+* sparse rows cost their stored values in place of their columns, and a sum holds at most the columns of its rows;
 * a slot that folds units in order holds one sum for each level of the tree.
 """
 
@@ -22,6 +23,7 @@ import numpy as np
 from bigopt.core.sums import Moments
 from bigopt.core.tree import height
 from bigopt.data.source import Dataset
+from bigopt.data.view import DataView
 from bigopt.facts import Datasets, Facts, Side, is_classification, open_data, side_view
 from bigopt.models.counts import count_shapes
 from bigopt.models.table import ModelTable, batch_memory, model_table, si
@@ -71,11 +73,13 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
     memory = _memory(conf, problem, rows, slots)
     lines = [
         f"data: {problem.plan.rows:,} training rows of {data.train.rows:,}, {len(data.train.columns)} features, "
+        f"{_sparsity(data.train)}"
         f"{problem.view.partitions} partitions, {data.train.stored} as stored, {problem.view.dtype} in blocks of "
         f"{problem.block_rows} rows",
         f"batch: {rows:,} rows a step, {steps:,} steps an epoch, sampling {problem.plan.sampling}",
         *_schedule(conf, problem),
         *_places(conf, slots),
+        *_encoding(conf, problem, rows),
         *_bottlenecks(layers),
         *(line for line in (*data.train.warnings, *problem.notes, *conf.notices) if line),
         *(f"default: {line}" for line in describe_defaults(conf)),
@@ -171,6 +175,8 @@ def _round(conf: Conf, problem: Problem, layers: ModelTable, rows: int, slots: i
     """Multiply-adds and bytes of one round of a step."""
     first = layers.layers[0].multiply_adds
     each = 3 * layers.multiply_adds - first
+    if problem.view.source.sparse:
+        each = round(2 * _row_values(problem.view) * problem.model.outputs)
     units = _units(problem)
     vector = layers.parameters * np.dtype(conf.run.dtype).itemsize
     messages = min(slots, units)
@@ -179,8 +185,42 @@ def _round(conf: Conf, problem: Problem, layers: ModelTable, rows: int, slots: i
         "units": units,
         "messages": messages,
         "bytes_down": messages * vector,
-        "bytes_up": min(units, messages * max(1, 2 * height(units))) * vector,
+        "bytes_up": _sums_bytes(conf, problem, rows, min(units, messages * max(1, 2 * height(units)))),
     }
+
+
+def _row_values(view: DataView) -> float:
+    """Values that an average row stores: d of dense rows."""
+    stored = sum(view.source.nonzeros(view.partition(m)) for m in range(view.partitions))
+    return stored / max(1, int(view.bounds[-1] - view.bounds[0]))
+
+
+def _sums_bytes(conf: Conf, problem: Problem, rows: int, sums: int) -> int:
+    """Most bytes of the gradients of `sums` disjoint pieces of a batch; sparse ones hold a row of W a stored value."""
+    width = problem.model.outputs * np.dtype(conf.run.dtype).itemsize
+    dense = sums * problem.model.layout.size * np.dtype(conf.run.dtype).itemsize
+    if not problem.view.source.sparse:
+        return dense
+    return min(dense, round((rows * _row_values(problem.view) + sums) * (4 + width)))
+
+
+def _encoding(conf: Conf, problem: Problem, rows: int) -> list[str]:
+    """Whether gradients travel sparse."""
+    if not problem.view.source.sparse:
+        return []
+    share = max(1, rows // _units(problem))
+    most, columns = round(share * _row_values(problem.view)), problem.model.features
+    dense = _sums_bytes(conf, problem, 10**18, 1)
+    shown = "sparse" if _sums_bytes(conf, problem, share, 1) < dense else "dense or sparse, as is shorter"
+    return [f"gradients travel {shown}: the {share:,} rows of a unit have values in at most {min(most, columns):,} of "
+            f"{columns:,} columns"]  # fmt: skip
+
+
+def _sparsity(dataset: Dataset) -> str:
+    """Say how many values sparse rows store."""
+    if not dataset.sparse:
+        return ""
+    return f"{dataset.nonzeros:,} values in sparse rows ({dataset.nonzeros / max(1, dataset.rows):.1f} a row), "
 
 
 def _units(problem: Problem) -> int:
@@ -199,16 +239,22 @@ def _memory(conf: Conf, problem: Problem, rows: int, slots: int) -> list[tuple[s
     )
     block = min(rows, problem.block_rows)
     part = batch_memory(problem.model, block, dtype=problem.view.dtype, run_dtype=conf.run.dtype, state_vectors=vectors)
-    vector = problem.model.layout.size * np.dtype(conf.run.dtype).itemsize
     units = _units(problem)
-    in_flight = min(units, min(slots, units) * max(1, 2 * height(units))) + 1
+    nodes = min(units, min(slots, units) * max(1, 2 * height(units)))
+    vector = problem.model.layout.size * np.dtype(conf.run.dtype).itemsize
+    in_flight, sums = nodes + 1, _sums_bytes(conf, problem, rows, nodes) + vector
+    gradients, levels = part.gradients, height(units) * vector
+    X = part.rows
+    if problem.view.source.sparse:
+        gradients, X = 2 * _sums_bytes(conf, problem, rows, 1), round(block * problem.view.row_bytes)
+        levels = min(levels, _sums_bytes(conf, problem, rows, units))
     return [
         ("params", "the parameters in run.dtype, and in the blocks' dtype", part.parameters),
         ("state", f"optimizer state: {vectors} vectors ({conf.optimizer.name})", part.optimizer),
-        ("gradients", f"gradients in flight on the driver: at most {in_flight} vectors", in_flight * vector),
+        ("gradients", f"gradients in flight on the driver: at most {in_flight} vectors", sums),
         ("slot", f"sums of a slot: a block's gradient and {height(units) + 1} levels of the tree",
-         part.gradients + height(units) * vector),
-        ("block", f"a block of {block} rows: X, activations, deltas", part.rows + part.activations + part.deltas),
+         gradients + levels),
+        ("block", f"a block of {block} rows: X, activations, deltas", X + part.activations + part.deltas),
         ("rows", "data.memory: decoded blocks and buffers of each process", conf.data.memory),
     ]  # fmt: skip
 

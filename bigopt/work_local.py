@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bigopt.core import arrays
 from bigopt.core.codec import wire
-from bigopt.core.sums import Sums, added, merge
+from bigopt.core.sums import Sums, added, merge, whole
 from bigopt.data.cache import Meter
 from bigopt.data.plan import Ints
 from bigopt.data.shares import Shares
@@ -139,4 +139,4 @@ class LocalSteps:
                     self.model, ready, rows, block_rows=self.block_rows, dtype=self.dtype, device=self.device
                 )
             total = part if total is None else merge(total, part)
-        return total if total is not None else Sums(np.zeros_like(params), 0.0, 0.0, 0)
+        return whole(total) if total is not None else Sums(np.zeros_like(params), 0.0, 0.0, 0)

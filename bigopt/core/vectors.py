@@ -76,7 +76,7 @@ def _integers(size: int, width: int) -> np.dtype[Any]:
 def _shorter(stored: int, like: SparseVector) -> bool:
     """Return whether so many stored rows take fewer bytes than the dense vector."""
     width, item = like.values.shape[1], like.values.itemsize
-    return stored * (_integers(like.size, width).itemsize + width * item) < like.size * item
+    return bool(stored * (_integers(like.size, width).itemsize + width * item) < like.size * item)
 
 
 def added(left: Vector, right: Vector) -> Vector:
@@ -128,7 +128,7 @@ def _marked(left: SparseVector, right: SparseVector, rows: int) -> Vector:
     marks = np.zeros(rows, dtype=np.bool_)
     marks[left.positions] = marks[right.positions] = True
     total = _scattered(dense(left), right)
-    if not _shorter(np.count_nonzero(marks), left):
+    if not _shorter(int(np.count_nonzero(marks)), left):
         return total
     positions = np.flatnonzero(marks)
     return encoded(positions, total.reshape(rows, -1)[positions], left.size)

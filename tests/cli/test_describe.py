@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from bigopt.cli import bigopt
 from bigopt.cli_show import cell
-from bigopt.config import load_text
+from bigopt.config import load_conf, load_text
+from bigopt.core.csr import CSR
 from bigopt.core.errors import ConfError
 from bigopt.data.memory import from_arrays
 from bigopt.describe import describe
@@ -159,3 +160,19 @@ def test_bad_shapes_are_one_line(tmp_path: Path) -> None:
         assert said in done.stderr
     done = CliRunner().invoke(bigopt, ["describe", "--shapes", str(file), "model.name=ridge"])
     assert (done.exit_code, "takes no conf" in done.stderr) == (2, True)
+
+
+def test_sparse_rows_cost_their_values_and_send_their_columns() -> None:
+    n, d = 320, 10_000
+    rng = np.random.default_rng(0)
+    X = CSR(rng.normal(size=5 * n), np.arange(5 * n, dtype=np.int32) % d, np.arange(0, 5 * n + 1, 5), d)
+    rows = Datasets(from_arrays(X, rng.integers(0, 2, n), partition_rows=40), None)
+    keys = ["data.uri=memory", "model.name=logistic", "batch.size=32", "batch.lanes=2", "backend.workers=2"]
+    found = describe(load_conf([], keys), rows)
+    text = "\n".join(found["lines"])
+    assert "10000 features, 1,600 values in sparse rows (5.0 a row)" in text
+    assert "gradients travel sparse: the 8 rows of a unit have values in at most 40 of 10,000 columns" in text
+    assert "sparse features are scaled, not centred" in text
+    assert found["round"]["multiply_adds"] == 2 * 5 * 32
+    assert found["round"]["bytes_up"] == (5 * 32 + 4) * 12  # four sums of disjoint rows, with their intercepts
+    assert found["memory"]["block"] < 32 * 200
