@@ -7,18 +7,14 @@ membership, iteration), travels as a few bytes, and finds a name in its runs by 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple, overload
 
-import numpy as np
-import numpy.typing as npt
-
 from bigopt.core.codec import wire
-
-Ints = npt.NDArray[np.int64]
 
 
 @wire
@@ -77,7 +73,7 @@ class Names(Sequence[str]):
         where = int(at) + (len(self) if at < 0 else 0)
         if not 0 <= where < len(self):
             raise IndexError(f"column {at} of {len(self)}")
-        k = int(np.searchsorted(self._starts, where, side="right")) - 1
+        k = bisect_right(self._starts, where) - 1
         part = self.parts[k]
         return part if isinstance(part, str) else f"{part.prefix}{where - self._starts[k]}"
 
@@ -138,8 +134,8 @@ def same(first: Sequence[str], second: Sequence[str]) -> bool:
     return len(first) == len(second) and all(a == b for a, b in zip(first, second))
 
 
-def places(wanted: Sequence[str], columns: Sequence[str]) -> Ints | None:
-    """Return where each wanted name stands among the columns; None where both are the same.
+def places(wanted: Sequence[str], columns: Sequence[str]) -> tuple[tuple[int, int], ...] | None:
+    """Return where the wanted names stand among the columns, as ranges [start, stop); None where both are the same.
 
     Raises
     ------
@@ -148,10 +144,22 @@ def places(wanted: Sequence[str], columns: Sequence[str]) -> Ints | None:
     """
     if same(wanted, columns):
         return None
+    if isinstance(wanted, Names) and isinstance(columns, Names) and len(wanted.parts) == len(columns.parts) == 1:
+        ours, theirs = wanted.parts[0], columns.parts[0]
+        if isinstance(ours, Run) and isinstance(theirs, Run) and ours.prefix == theirs.prefix and ours <= theirs:
+            return ((0, ours.size),)
     if isinstance(columns, Names):
-        return np.fromiter((columns.index(name) for name in wanted), dtype=np.int64, count=len(wanted))
-    at = {name: j for j, name in enumerate(columns)}
-    try:
-        return np.fromiter((at[name] for name in wanted), dtype=np.int64, count=len(wanted))
-    except KeyError as error:
-        raise ValueError(f"{error.args[0]!r} is not a column") from error
+        at = [columns.index(name) for name in wanted]
+    else:
+        known = {name: j for j, name in enumerate(columns)}
+        try:
+            at = [known[name] for name in wanted]
+        except KeyError as error:
+            raise ValueError(f"{error.args[0]!r} is not a column") from error
+    ranges: list[tuple[int, int]] = []
+    for j in at:
+        if ranges and ranges[-1][1] == j:
+            ranges[-1] = (ranges[-1][0], j + 1)
+        else:
+            ranges.append((j, j + 1))
+    return tuple(ranges)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bigopt.core.errors import BigoptError
+from bigopt.data.columns import Names, Run
 from bigopt.data.files import open_files
 from bigopt.data.manifest import NAME
 from bigopt.data.open import detect, open_dataset
@@ -35,10 +36,12 @@ def inspect_dataset(
     Returns
     -------
     dict
-        ``uri``, ``format``, ``verified`` (has a manifest), ``fingerprint``, ``rows``, ``features``, ``columns`` (name,
-        dtype, kind, mean, std, min, max), ``target``, ``target_kind``, ``weight``, ``classes``, ``partitions`` (count,
-        least and most rows), ``chunks`` (count, least and most rows), ``codec``, ``bytes_stored``, ``bytes_decoded``,
-        ``row_bytes``, ``warnings``, and with `verify` ``checks``: rows and bytes read, ``nulls``, ``errors``.
+        ``uri``, ``format``, ``verified`` (has a manifest), ``fingerprint``, ``rows``, ``features``, ``sparse``,
+        ``nonzeros`` (stored values; n d of dense rows), ``density``, ``columns`` (name, dtype, kind, mean, std, min,
+        max; a run of numbered columns is one entry), ``target``, ``target_kind``, ``weight``, ``classes``,
+        ``partitions`` (count, least and most rows), ``chunks`` (count, least and most rows), ``codec``,
+        ``bytes_stored``, ``bytes_decoded``, ``row_bytes``, ``warnings``, and with `verify` ``checks``: rows and bytes
+        read, ``nulls``, ``errors``.
 
     Raises
     ------
@@ -62,6 +65,9 @@ def inspect_dataset(
         "fingerprint": dataset.source.identity(),
         "rows": dataset.rows,
         "features": len(dataset.columns),
+        "sparse": dataset.sparse,
+        "nonzeros": dataset.nonzeros,
+        "density": dataset.nonzeros / (dataset.rows * len(dataset.columns)),
         "columns": _columns(dataset),
         "target": list(dataset.target),
         "target_kind": dataset.target_kind,
@@ -97,23 +103,33 @@ def verify_dataset(dataset: Dataset, *, most: int = 100) -> dict[str, Any]:
 
 
 def _columns(dataset: Dataset) -> list[dict[str, Any]]:
+    names = dataset.columns
     if dataset.manifest is None:
-        return [{"name": name, "dtype": dataset.stored} for name in dataset.columns]
-    listed = []
-    wanted = set(dataset.columns)
+        parts = names.parts if isinstance(names, Names) else tuple(names)
+        return [{"name": _name(part), "dtype": dataset.stored} for part in parts]
+    listed: list[dict[str, Any]] = []
+    wanted = frozenset() if isinstance(names, Names) else frozenset(names)
     for column in dataset.manifest.columns:
-        if column.name in wanted:
+        if column.run:
+            run = Run(column.name, column.run)
+            listed.append({"name": _name(run), "dtype": column.dtype, "kind": column.kind})
+        elif column.name in wanted or (not wanted and column.name in names):
             values = column.moments._asdict() if column.moments else {}
             finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
             listed.append({"name": column.name, "dtype": column.dtype, "kind": column.kind, **finite})
     return listed
 
 
+def _name(part: str | Run) -> str:
+    return part if isinstance(part, str) else f"{part.prefix}0 to {part.prefix}{part.size - 1}"
+
+
 def _chunks(source: Source) -> tuple[list[int], str]:
     """Return the rows of each chunk, shard or row group along the rows, and the codec."""
     arrays = getattr(source, "arrays", None)
     if arrays is not None:
-        return list(arrays[0].row_sizes), arrays[0].codecs
+        rows = arrays[2] if source.sparse else arrays[0]
+        return list(rows.row_sizes), arrays[0].codecs
     groups = getattr(source, "groups", None)
     if groups is not None:
         return [rows for file in groups for rows in file], source.codec()  # type: ignore[attr-defined]

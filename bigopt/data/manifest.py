@@ -16,16 +16,19 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, NamedTuple, TypeVar
 
 from bigopt.core.errors import DataError, SecurityError
+from bigopt.data.columns import Names, Run
 from bigopt.data.files import Files, place, read_file
 
 NAME: Final = "bigopt-manifest.json"
 VERSION: Final = 1
+LAYOUTS: Final = ("columns", "list", "sparse")
+MAX_COLUMNS: Final = 1 << 40
 LIMIT: Final = 128 << 20
 """Most bytes of a manifest."""
 
@@ -52,13 +55,16 @@ class Column(NamedTuple):
     kind : str
         ``number``, ``integer``, ``boolean``, ``text``, or what ingest says (``category``).
     moments : ColumnMoments or None
-        None for text.
+        None for text and sparse rows.
+    run : int
+        Not 0: stands for that many numbered features of sparse rows, ``name0``, ``name1``, ...
     """
 
     name: str
     dtype: str
     kind: str
     moments: ColumnMoments | None = None
+    run: int = 0
 
 
 class Chunk(NamedTuple):
@@ -91,6 +97,13 @@ class Manifest:
     def fingerprint(self) -> str:
         """SHA-256, in hex, over everything else."""
         return hashlib.sha256(_dumps(self._tree()).encode()).hexdigest()
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        """Names of the features; `bigopt.data.columns.Names` where some are a run."""
+        if any(column.run for column in self.columns):
+            return Names(tuple(Run(c.name, c.run) if c.run else c.name for c in self.columns))
+        return tuple(column.name for column in self.columns)
 
     @cached_property
     def by_key(self) -> dict[tuple[str, int], Chunk]:
@@ -178,7 +191,7 @@ def _from_column(column: Column) -> list[Any]:
     moments = None
     if column.moments is not None:
         moments = [float(value) if math.isfinite(value) else None for value in column.moments]
-    return [column.name, column.dtype, column.kind, moments]
+    return [[column.name, column.run] if column.run else column.name, column.dtype, column.kind, moments]
 
 
 def _expect(value: Any, kind: type[T], what: str) -> T:
@@ -207,7 +220,14 @@ def _column(value: Any, what: str) -> Column:
     name, dtype, kind, moments = _row(value, what, 4)
     if moments is not None:
         moments = ColumnMoments(*(_number(v, what) for v in _row(moments, what, 4)))
-    return Column(_expect(name, str, what), _expect(dtype, str, what), _expect(kind, str, what), moments)
+    if isinstance(name, list):
+        prefix, size = _row(name, what, 2)
+        if not 0 < _expect(size, int, what) <= MAX_COLUMNS:
+            raise DataError(f"manifest: {what} is a run of {size} columns")
+        name, moments, run = prefix, None, size
+    else:
+        run = 0
+    return Column(_expect(name, str, what), _expect(dtype, str, what), _expect(kind, str, what), moments, run)
 
 
 def _chunk(value: Any, what: str) -> Chunk:
@@ -275,10 +295,12 @@ def _parse(tree: Any) -> Manifest:
         recipe=None if tree["recipe"] is None else _expect(tree["recipe"], dict, "recipe"),
         extra=_expect(tree["extra"], dict, "extra"),
     )
-    if manifest.format not in ("zarr", "parquet") or manifest.layout not in ("columns", "list"):
+    if manifest.format not in ("zarr", "parquet") or manifest.layout not in LAYOUTS:
         raise DataError(f"manifest: format '{manifest.format[:20]}', layout '{manifest.layout[:20]}'")
     if sum(manifest.partitions) != manifest.rows or manifest.rows == 0:
         raise DataError(f"manifest: {len(manifest.partitions)} partitions do not add up to {manifest.rows} rows")
+    if manifest.layout != "sparse" and any(column.run for column in (*manifest.columns, *manifest.target)):
+        raise DataError("manifest: runs of columns in a dataset that is not sparse")
     if tree["fingerprint"] != manifest.fingerprint:
         raise DataError("manifest: altered, its fingerprint does not fit", hint="restore it or ingest again")
     return manifest

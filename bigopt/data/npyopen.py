@@ -12,6 +12,7 @@ import numpy as np
 
 from bigopt.core.errors import DataError
 from bigopt.data.files import Files, open_files
+from bigopt.data.npysparse import VECTORS, open_npz_sparse
 from bigopt.data.npystore import FAILURES, PIECE_BYTES, Member, NpySource, damaged, npy_identity
 from bigopt.data.select import Wanted, choose, numbered, require_numeric
 from bigopt.data.source import NUMERIC, Dataset, chosen_partition_rows, partition_sizes, partitions_of, target_kind
@@ -25,7 +26,9 @@ LABELS: Final = ("y", "weight")
 
 def open_npy(files: Files, uri: str, options: Mapping[str, Any], wanted: Wanted, kind: str) -> Dataset:
     """Open an NPZ or NPY file; see `bigopt.data.open.open_dataset`."""
-    members, notes = _zip(files, uri) if kind == "npz" else _plain(files, uri, options)
+    members, notes, shape = _zip(files, uri) if kind == "npz" else (*_plain(files, uri, options), None)
+    if shape is not None:
+        return open_npz_sparse(files, uri, options, wanted, members, notes, shape, f"{files.uri}: {UNVERIFIED}")
     X = members["X"]
     n, d = (X.shape[0], X.width)
     if len(X.shape) != 2 or np.dtype(X.dtype).name not in NUMERIC:
@@ -130,16 +133,26 @@ def _plain(files: Files, uri: str, options: Mapping[str, Any]) -> tuple[dict[str
     return members, {}
 
 
-def _zip(files: Files, uri: str) -> tuple[dict[str, Member], dict[str, tuple[str, ...]]]:
+def _zip(files: Files, uri: str) -> tuple[dict[str, Member], dict[str, tuple[str, ...]], tuple[int, int] | None]:
+    """Return the arrays, the names that texts give, and of sparse rows their shape."""
     members: dict[str, Member] = {}
     notes: dict[str, tuple[str, ...]] = {}
+    shape: tuple[int, int] | None = None
     try:
         with files.open("") as handle, zipfile.ZipFile(handle) as archive:
             infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            if len(infos) != len(archive.infolist()) or "X" not in infos:
+            vectors = () if "X" in infos else VECTORS
+            form = _text(archive, infos["format"]) if vectors and "format" in infos else "csr"
+            if form != "csr":
+                hint = "scipy.sparse.save_npz(file, X.tocsr())"
+                raise DataError(f"a sparse matrix in {form} format", where=files.uri, hint=hint)
+            if len(infos) != len(archive.infolist()) or not ({"X"} <= set(infos) or {"shape", *VECTORS} <= set(infos)):
                 names = ", ".join(sorted(infos)[:20])
-                raise DataError(f"no array X (arrays: {names})", where=files.uri, hint="np.savez(..., X=X, y=y)")
-            for name in ("X", *LABELS):
+                hint = "np.savez(..., X=X, y=y); of sparse rows data, indices, indptr and shape"
+                raise DataError(f"no array X (arrays: {names})", where=files.uri, hint=hint)
+            if vectors:
+                shape = _pair(archive, infos["shape"], files.uri)
+            for name in ("X", *vectors, *LABELS):
                 if name not in infos:
                     continue
                 info = infos[name]
@@ -162,4 +175,22 @@ def _zip(files: Files, uri: str) -> tuple[dict[str, Member], dict[str, tuple[str
         raise
     except FAILURES as error:
         raise damaged(files.uri, error) from error
-    return members, notes
+    return members, notes, shape
+
+
+def _value(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Any:
+    with archive.open(info) as data:
+        return np.lib.format.read_array(io.BytesIO(data.read(HEADER_BYTES)), allow_pickle=False)
+
+
+def _text(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
+    value = _value(archive, info).reshape(-1)[:1].tolist()
+    text = value[0] if value else ""
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+
+
+def _pair(archive: zipfile.ZipFile, info: zipfile.ZipInfo, uri: str) -> tuple[int, int]:
+    value = _value(archive, info)
+    if value.shape != (2,) or value.dtype.kind not in "iu":
+        raise DataError(f"shape has shape {value.shape} of {value.dtype}", where=uri, hint="[n, d]")
+    return int(value[0]), int(value[1])

@@ -89,7 +89,7 @@ class NpySource:
     uri: str
     options: dict[str, Any] = field(repr=False)
     fingerprint: str
-    columns: tuple[str, ...]
+    columns: Sequence[str]
     indices: tuple[int, ...]
     labels: tuple[tuple[str, int], ...]
     weights: tuple[str, int] | None
@@ -115,21 +115,9 @@ class NpySource:
 
     @cached_property
     def _verified(self) -> int:
-        """Read the zip members to their ends, where zipfile compares their CRC-32; return the bytes read."""
         if self.identity() != self.fingerprint:
             raise DataError("changed since the run opened it", where=self.uri, hint="start a new run")
-        zipped = [member for member in self.members if member.inside]
-        for member in zipped:
-            try:
-                with ExitStack() as stack:
-                    handle = stack.enter_context(open_files(member.uri, self.options).open(""))
-                    archive = stack.enter_context(zipfile.ZipFile(handle))
-                    data = stack.enter_context(archive.open(member.inside))
-                    while data.read(1 << 20):
-                        pass
-            except FAILURES as error:
-                raise damaged(f"{member.uri}, member {member.inside}", error) from error
-        return sum(member.stored for member in zipped)
+        return verified_bytes(self.members, self.options)
 
     def pieces(self, partition: Partition) -> Iterator[Rows]:
         """Yield the partition's rows, about a megabyte at a time."""
@@ -139,14 +127,14 @@ class NpySource:
         step = max(1, PIECE_BYTES // max(1, X.row_bytes))
         whole = self.indices == tuple(range(X.width))
         with ExitStack() as stack:
-            streams = {m.name: _Stream(stack, m, self.options, partition.start) for m in self.members}
+            streams = {m.name: Stream(stack, m, self.options, partition.start) for m in self.members}
             for start in range(partition.start, partition.stop, step):
                 rows = min(step, partition.stop - start)
                 arrays = {name: stream.read(rows) for name, stream in streams.items()}
-                labels = [_pick(arrays, ref) for ref in self.labels]
+                labels = [pick(arrays, ref) for ref in self.labels]
                 y = labels[0] if len(labels) == 1 else np.column_stack(labels) if labels else None
                 features = arrays["X"] if whole else arrays["X"][:, list(self.indices)]
-                weight = None if self.weights is None else _pick(arrays, self.weights)
+                weight = None if self.weights is None else pick(arrays, self.weights)
                 read += sum(stream.taken() for stream in streams.values())
                 yield Rows(features, y, weight, read)
                 read = 0
@@ -156,7 +144,29 @@ class NpySource:
         return f"{self.uri}, row {partition.start + row} (partition {partition.index})"
 
 
-class _Stream:
+def verified_bytes(members: Sequence[Member], options: Mapping[str, Any]) -> int:
+    """Read zip members to their ends, where zipfile compares their CRC-32; return the bytes read.
+
+    Raises
+    ------
+    DataError
+        Naming the member.
+    """
+    zipped = [member for member in members if member.inside]
+    for member in zipped:
+        try:
+            with ExitStack() as stack:
+                handle = stack.enter_context(open_files(member.uri, options).open(""))
+                archive = stack.enter_context(zipfile.ZipFile(handle))
+                data = stack.enter_context(archive.open(member.inside))
+                while data.read(1 << 20):
+                    pass
+        except FAILURES as error:
+            raise damaged(f"{member.uri}, member {member.inside}", error) from error
+    return sum(member.stored for member in zipped)
+
+
+class Stream:
     """Consecutive rows of one member."""
 
     def __init__(self, stack: ExitStack, member: Member, options: Mapping[str, Any], row: int) -> None:
@@ -203,7 +213,8 @@ class _Stream:
         return taken
 
 
-def _pick(arrays: Mapping[str, Array], ref: tuple[str, int]) -> Array:
+def pick(arrays: Mapping[str, Array], ref: tuple[str, int]) -> Array:
+    """Return a column of an array (-1: a vector)."""
     array = arrays[ref[0]]
     return array[:, ref[1]] if ref[1] >= 0 else array.reshape(len(array))
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from bigopt.core.errors import ConfError, DataError
+from bigopt.data.columns import Names
 from bigopt.data.files import Files, open_files, shown
 from bigopt.data.manifest import NAME, read_manifest
 from bigopt.data.select import Wanted
@@ -60,7 +61,7 @@ def open_dataset(
     """
     wanted = Wanted(
         target=(target,) if isinstance(target, str) else None if target is None else tuple(target),
-        features=None if features is None else tuple(features),
+        features=features if features is None or isinstance(features, Names) else tuple(features),
         weight=weight,
         on_bad_rows=on_bad_rows,
         need_target=need_target,

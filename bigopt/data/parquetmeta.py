@@ -34,11 +34,15 @@ _DTYPES: Final = {
 
 @dataclass(frozen=True)
 class ColumnInfo:
-    """A column: NumPy dtype name (``text``, or Arrow's name of what is not read), width of a fixed-size list or 0."""
+    """A column: NumPy dtype name (``text``, or Arrow's name of what is not read), width of a fixed-size list or 0.
+
+    `lists` says that each row holds a list of its own length.
+    """
 
     dtype: str
     width: int = 0
     category: bool = False
+    lists: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ def column_info(field: Any) -> ColumnInfo:
         return ColumnInfo(_DTYPES[kind.value_type], category=True)
     if pa.types.is_fixed_size_list(kind) and kind.value_type in _DTYPES and kind.list_size > 0:
         return ColumnInfo(_DTYPES[kind.value_type], width=int(kind.list_size))
+    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and kind.value_type in _DTYPES:
+        return ColumnInfo(_DTYPES[kind.value_type], lists=True)
     return ColumnInfo(str(kind)[:80])
 
 
@@ -204,4 +210,4 @@ def check_schemas(files: Files, infos: Iterable[FileInfo], used: frozenset[str] 
 
 
 def _type(info: ColumnInfo) -> str:
-    return f"{info.dtype}[{info.width}]" if info.width else info.dtype
+    return f"{info.dtype}[{info.width or ''}]" if info.width or info.lists else info.dtype

@@ -19,6 +19,7 @@ from bigopt.core.errors import ConfError, DataError
 from bigopt.data.files import Files, place
 from bigopt.data.manifest import NAME, Manifest, read_manifest
 from bigopt.data.parquetmeta import ColumnInfo, FileInfo, check_schemas, read_info
+from bigopt.data.parquetsparse import list_columns, open_parquet_sparse
 from bigopt.data.parquetstore import PIECE_BYTES, PIECE_ROWS, ParquetSource
 from bigopt.data.select import Chosen, Wanted, choose, listed, numbered, require_numeric
 from bigopt.data.source import NUMERIC, Dataset, TargetKind, coalesce, common_dtype, partitions_of
@@ -65,33 +66,34 @@ def open_parquet(files: Files, uri: str, options: Mapping[str, Any], wanted: Wan
     with ThreadPoolExecutor(_THREADS) as pool:
         infos = list(pool.map(lambda item: read_info(files, item[0], item[1], manifest), found.items()))
     first = infos[0]
-    names, feature_list, target, weight = _names(first, manifest)
-    chosen, feature_list = _choose(wanted, first, names, feature_list, target, weight, files.uri)
-    used = {*((feature_list,) if feature_list else chosen.features), *chosen.target, chosen.weight}
-    check_schemas(files, infos, None if wanted.features is None else frozenset(n for n in used if n is not None))
-    stored = _stored(first, chosen, feature_list, files.uri)
     rows = sum(sum(info.groups) for info in infos)
     if rows == 0:
         raise DataError("no rows", where=files.uri)
     if manifest is not None and manifest.rows != rows:
         raise DataError(f"{rows} rows, the manifest says {manifest.rows}", where=files.uri, hint="ingest again")
+    names, feature_list, target, weight = _names(first, manifest)
+    lists = list_columns(first)
+    if lists is not None and (manifest is None or manifest.layout == "sparse"):
+        check_schemas(files, infos, None)
+        return open_parquet_sparse(
+            files, wanted, infos, lists=lists, manifest=manifest, target=target, weight=weight,
+            warnings=() if manifest else (f"{files.uri}: {UNVERIFIED}",), kind_of=kind_of,
+            common=_common(uri, options, wanted, infos, manifest),
+        )  # fmt: skip
+    chosen, feature_list = _choose(wanted, first, names, feature_list, target, weight, files.uri)
+    used = {*((feature_list,) if feature_list else chosen.features), *chosen.target, chosen.weight}
+    check_schemas(files, infos, None if wanted.features is None else frozenset(n for n in used if n is not None))
+    stored = _stored(first, chosen, feature_list, files.uri)
     place_of = {name: j for j, name in enumerate(names)}
     picks = tuple(place_of[name] for name in chosen.features) if feature_list else ()
     source = ParquetSource(
-        uri=uri,
-        options=dict(options),
-        fingerprint=manifest.fingerprint if manifest else identity_of(infos),
-        verified=manifest is not None,
         columns=chosen.features,
         stored=stored,
         picks=() if picks == tuple(range(len(names))) else picks,
         feature_list=feature_list,
         target=chosen.target,
         weight=chosen.weight,
-        skip_bad=wanted.on_bad_rows == "skip",
-        keys=tuple(info.key for info in infos),
-        sizes=tuple(info.size for info in infos),
-        groups=tuple(info.groups for info in infos),
+        **_common(uri, options, wanted, infos, manifest),
     )
     sizes = manifest.partitions if manifest else _partition_sizes(infos, _row_bytes(first))
     width = len(chosen.features) * np.dtype(stored).itemsize
@@ -102,7 +104,7 @@ def open_parquet(files: Files, uri: str, options: Mapping[str, Any], wanted: Wan
         manifest=manifest,
         warnings=() if manifest else (f"{files.uri}: {UNVERIFIED}",),
         classes=manifest.classes if manifest else None,
-        target_kind=_kind(first, chosen.target, manifest) if chosen.target else None,
+        target_kind=kind_of(first, chosen.target, manifest) if chosen.target else None,
         weight=chosen.weight,
         row_bytes=width + sum(_bytes(first.columns[n]) for n in (*chosen.target, chosen.weight) if n is not None),
         row_bytes_read=sum(info.stored for info in infos) / rows,
@@ -110,16 +112,34 @@ def open_parquet(files: Files, uri: str, options: Mapping[str, Any], wanted: Wan
     )
 
 
+def _common(
+    uri: str, options: Mapping[str, Any], wanted: Wanted, infos: Sequence[FileInfo], manifest: Manifest | None
+) -> dict[str, Any]:
+    """Return the fields of a `ParquetSource` that do not depend on its columns."""
+    return {
+        "uri": uri,
+        "options": dict(options),
+        "fingerprint": manifest.fingerprint if manifest else identity_of(infos),
+        "verified": manifest is not None,
+        "skip_bad": wanted.on_bad_rows == "skip",
+        "keys": tuple(info.key for info in infos),
+        "sizes": tuple(info.size for info in infos),
+        "groups": tuple(info.groups for info in infos),
+    }
+
+
 def _names(
     info: FileInfo, manifest: Manifest | None
 ) -> tuple[tuple[str, ...], str | None, tuple[str, ...], str | None]:
     """Return the columns that may be features, the list column that holds them, default target and weight."""
     if manifest is not None:
-        columns = tuple(c.name for c in manifest.columns)
+        columns = () if manifest.layout == "sparse" else tuple(manifest.names)
         target = tuple(c.name for c in manifest.target)
         weight = manifest.weight.name if manifest.weight else None
         return columns, LIST_COLUMN if manifest.layout == "list" else None, target, weight
     target = _note(info.notes.get("target"))
+    if list_columns(info) is not None and not target and "y" in info.columns:
+        target = ("y",)
     lists = [name for name, column in info.columns.items() if column.width and name not in target]
     if len(lists) == 1:
         names = _note(info.notes.get("columns"))
@@ -194,6 +214,8 @@ def _stored(info: FileInfo, chosen: Chosen, feature_list: str | None, uri: str) 
 def _shown(column: ColumnInfo) -> str:
     if column.category:
         return f"a category of {column.dtype}"
+    if column.lists:
+        return f"list<{column.dtype}>"
     return f"a list of {column.width} {column.dtype}" if column.width else column.dtype
 
 
@@ -215,7 +237,8 @@ def _partition_sizes(infos: Sequence[FileInfo], row_bytes: int) -> tuple[int, ..
     return tuple(size for size in coalesce(parts, row_bytes) if size)
 
 
-def _kind(info: FileInfo, target: tuple[str, ...], manifest: Manifest | None) -> TargetKind:
+def kind_of(info: FileInfo, target: tuple[str, ...], manifest: Manifest | None) -> TargetKind:
+    """Return what kind of labels a column holds: the manifest's word, else by type."""
     for column in manifest.target if manifest else ():
         if column.name == target[0] and column.kind in ("number", "integer", "boolean", "text", "category"):
             return column.kind  # type: ignore[return-value]

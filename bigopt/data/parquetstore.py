@@ -9,7 +9,7 @@ Nulls are looked for before anything is converted (Arrow's ``flatten`` would dro
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bigopt.core.codec import wire
+from bigopt.core.csr import CSR
 from bigopt.core.errors import DataError
 from bigopt.data.files import Counted, Files, Segment, open_files, place
 from bigopt.data.manifest import Manifest, expected_manifest, read_manifest
@@ -47,7 +48,7 @@ class ParquetSource:
         What `identity` returned when the dataset was opened.
     verified : bool
         Whether there is a manifest.
-    columns : tuple of str
+    columns : sequence of str
         Names of the features.
     stored : str
         dtype of X.
@@ -65,13 +66,17 @@ class ParquetSource:
         Their bytes.
     groups : tuple of tuple of int
         Rows of their row groups.
+    lists : tuple of str
+        The list columns of sparse rows (indices, then values); empty for dense ones.
+    batch_rows : int
+        Sparse rows that are decoded at once.
     """
 
     uri: str
     options: dict[str, Any] = field(repr=False)
     fingerprint: str
     verified: bool
-    columns: tuple[str, ...]
+    columns: Sequence[str]
     stored: str
     picks: tuple[int, ...]
     feature_list: str | None
@@ -81,6 +86,8 @@ class ParquetSource:
     keys: tuple[str, ...]
     sizes: tuple[int, ...]
     groups: tuple[tuple[int, ...], ...]
+    lists: tuple[str, ...] = ()
+    batch_rows: int = 0
 
     @cached_property
     def _files(self) -> Files:
@@ -206,6 +213,8 @@ class ParquetSource:
         raise ValueError(f"{row} rows, the footer says {self.groups[file][group]}")
 
     def _batch(self) -> int:
+        if self.lists:
+            return self.batch_rows
         width = len(self.columns) * np.dtype(self.stored).itemsize
         return int(min(PIECE_ROWS, max(256, PIECE_BYTES // max(1, width))))
 
@@ -236,7 +245,10 @@ class ParquetSource:
     def _convert(self, batch: Any, at: Any) -> Rows:
         """Turn a record batch into rows; `at` says where a row lies."""
         bad: npt.NDArray[np.bool_] | None = np.zeros(len(batch), dtype=np.bool_) if self.skip_bad else None
-        if self.feature_list is not None:
+        X: Any
+        if self.lists:
+            X = self._sparse(batch, at, bad)
+        elif self.feature_list is not None:
             X = self._listed(batch, self.feature_list, at, bad)
             X = X[:, list(self.picks)] if self.picks else X
         else:
@@ -247,6 +259,28 @@ class ParquetSource:
         y = labels[0] if len(labels) == 1 else np.column_stack(labels) if labels else None
         weight = None if self.weight is None else self._vector(batch, self.weight, at, bad)
         return Rows(X, y, weight, 0, bad)
+
+    def _sparse(self, batch: Any, at: Any, bad: Array | None) -> CSR:
+        """Return the lists as rows (of unknown width); a null list is a bad row without values."""
+        vectors, bounds = [], []
+        for name in self.lists:
+            column = batch.column(batch.schema.get_field_index(name))
+            if column.null_count:
+                column = self._filled(column, name, at, bad, pa.scalar([], column.type))
+            offsets = np.asarray(column.offsets).astype(np.int64)
+            elements = column.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
+            if elements.null_count:
+                inside = int(np.argmax(elements.is_null().to_numpy(zero_copy_only=False)))
+                row = int(np.searchsorted(offsets - offsets[0], inside, side="right")) - 1
+                raise DataError(f"column '{name}' has a null within a list", where=at(row))
+            vectors.append(_numpy(elements))
+            bounds.append(offsets - offsets[0])
+        differ = bounds[0] != bounds[-1]
+        if differ.any():
+            row = int(np.argmax(differ)) - 1
+            counts = [f"{b[row + 1] - b[row]} {name}" for b, name in zip(bounds, self.lists, strict=True)]
+            raise DataError(f"{' and '.join(counts)} in one row", where=at(row), hint="a value for each index")
+        return CSR(vectors[-1], vectors[0], bounds[0], 0)
 
     def _listed(self, batch: Any, name: str, at: Any, bad: Array | None) -> Array:
         column = batch.column(batch.schema.get_field_index(name))

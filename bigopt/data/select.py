@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from bigopt.core.errors import ConfError, DataError
 from bigopt.core.names import nearest
+from bigopt.data.columns import Names
 from bigopt.data.source import NUMERIC, BadRows
 
 
@@ -15,7 +18,7 @@ class Wanted:
     """What the conf asks for; see `bigopt.data.open.open_dataset`."""
 
     target: tuple[str, ...] | None = None
-    features: tuple[str, ...] | None = None
+    features: Sequence[str] | None = None
     weight: str | None = None
     on_bad_rows: BadRows = "error"
     need_target: bool = True
@@ -25,7 +28,7 @@ class Wanted:
 class Chosen:
     """Names of the selected columns."""
 
-    features: tuple[str, ...]
+    features: Sequence[str]
     target: tuple[str, ...]
     weight: str | None
 
@@ -58,30 +61,37 @@ def choose(
     ConfError
         For a name that is not there (with the nearest one), a column in two roles, no target or no features.
     """
-    known = list(dict.fromkeys([*columns, *labels]))
+    beside = frozenset(labels)
     targets = tuple(target) if wanted.target is None else wanted.target
     if not wanted.need_target:
-        targets = tuple(name for name in targets if name in known)
+        targets = tuple(name for name in targets if name in beside or name in columns)
     elif not targets:
-        raise ConfError(f"'{uri}' names no target", where="data.target", hint=f"set it to {listed(known)}")
+        raise ConfError(
+            f"'{uri}' names no target", where="data.target", hint=f"set it to {listed([*labels, *columns[:100]])}"
+        )
     weight = wanted.weight if wanted.weight is not None else weight
     for name in targets:
-        _known(name, known, "data.target", uri)
+        _known(name, columns, beside, "data.target", uri)
     if weight is not None:
-        _known(weight, known, "data.weight", uri)
+        _known(weight, columns, beside, "data.weight", uri)
         if weight in targets:
             raise ConfError(f"column '{weight}' is also the target", where="data.weight")
     if wanted.features is None:
-        features = tuple(name for name in columns if name not in targets and name != weight)
+        taken = [name for name in (*targets, weight) if name is not None and name in columns]
+        features: Sequence[str] = columns if isinstance(columns, Names) else tuple(columns)
+        if taken:
+            features = tuple(name for name in columns if name not in taken)
     else:
         features = wanted.features
         for name in features:
-            _known(name, columns, "data.features", uri)
+            _known(name, columns, (), "data.features", uri)
             if name in targets or name == weight:
                 role = "the weight" if name == weight else "a target"
                 raise ConfError(f"column '{name}' is also {role}", where="data.features")
-    for name in {name for name in (*features, *targets) if (*features, *targets).count(name) > 1}:
-        raise ConfError(f"column '{name}' is named twice", where="data.features" if name in features else "data.target")
+    for names, where in ((targets, "data.target"), (wanted.features or (), "data.features")):
+        name, times = next(iter(Counter(names).most_common(1)), ("", 0))
+        if times > 1:
+            raise ConfError(f"column '{name}' is named twice", where=where)
     if not features:
         raise ConfError(f"'{uri}' has no column left as a feature", where="data.features")
     return Chosen(features, targets, weight)
@@ -93,9 +103,10 @@ def listed(names: Sequence[str], most: int = 20) -> str:
     return ", ".join(f"'{name}'" for name in names[:most]) + more
 
 
-def _known(name: str, known: Sequence[str], where: str, uri: str) -> None:
-    if name not in known:
-        raise ConfError(f"'{uri}' has no column '{name}'", where=where, hint=nearest(name, known[:2000]))
+def _known(name: str, columns: Sequence[str], beside: Container[str], where: str, uri: str) -> None:
+    if name not in beside and name not in columns:
+        near = [*(beside if isinstance(beside, frozenset) else ()), *islice(columns, 2000)]
+        raise ConfError(f"'{uri}' has no column '{name}'", where=where, hint=nearest(name, near))
 
 
 def require_numeric(name: str, dtype: str, uri: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -25,7 +25,7 @@ LIST_COLUMN: Final = "X"
 class Sink(Protocol):
     """Writes blocks of rows below a folder."""
 
-    def write(self, X: Array, y: Array | None, weight: Array | None) -> None:
+    def write(self, X: Any, y: Array | None, weight: Array | None) -> None:
         """Write one block: a Zarr chunk, a Parquet row group."""
         ...
 
@@ -98,14 +98,7 @@ class ZarrSink:
 
     def finish(self) -> list[Chunk]:
         """List every file below the group."""
-        chunks = []
-        for path in sorted(p for p in self._folder.rglob("*") if p.is_file()):
-            key = path.relative_to(self._folder).as_posix()
-            data = path.read_bytes()
-            parts = key.split("/")
-            rows = min(self._chunk_rows, self._rows - int(parts[2]) * self._chunk_rows) if len(parts) > 2 else 0
-            chunks.append(Chunk(key, 0, len(data), rows, zlib.crc32(data)))
-        return chunks
+        return chunks_of_folder(self._folder, set(self._arrays), self._chunk_rows, self._rows)
 
 
 class ParquetSink:
@@ -173,9 +166,7 @@ class ParquetSink:
             data = [pa.array(np.ascontiguousarray(X[:, j])) for j in range(X.shape[1])]
         for k, _ in enumerate(self._target):
             assert y is not None
-            values = y if y.ndim == 1 else y[:, k]
-            text = values.dtype.kind == "U"
-            data.append(pa.array(values.tolist(), pa.string()) if text else pa.array(np.ascontiguousarray(values)))
+            data.append(label_array(y if y.ndim == 1 else y[:, k]))
         if weight is not None:
             data.append(pa.array(weight))
         self._writer.write_table(pa.Table.from_arrays(data, schema=self._schema), row_group_size=max(1, len(X)))
@@ -187,22 +178,48 @@ class ParquetSink:
 
     def finish(self) -> list[Chunk]:
         """List every row group, and what follows the last one of each file."""
-        import pyarrow.parquet as pq
-
-        from bigopt.data.parquetmeta import group_range
-
         self._close()
-        chunks = []
-        for path in sorted(self._folder.glob("*.parquet")):
-            metadata, stop = pq.read_metadata(str(path)), 4
-            with open(path, "rb") as handle:
-                for group in range(metadata.num_row_groups):
-                    start, stop = group_range(metadata, group)
-                    handle.seek(start)
-                    data = handle.read(stop - start)
-                    rows = metadata.row_group(group).num_rows
-                    chunks.append(Chunk(path.name, start, len(data), rows, zlib.crc32(data)))
-                handle.seek(stop)
-                data = handle.read()
-                chunks.append(Chunk(path.name, stop, len(data), 0, zlib.crc32(data)))
-        return chunks
+        return chunks_of_parquet(self._folder)
+
+
+def label_array(values: Array) -> Any:
+    """Return labels as an Arrow array."""
+    import pyarrow as pa
+
+    if values.dtype.kind == "U":
+        return pa.array(values.tolist(), pa.string())
+    return pa.array(np.ascontiguousarray(values))
+
+
+def chunks_of_folder(folder: Path, by_rows: Container[str], chunk_rows: int, rows: int) -> list[Chunk]:
+    """Return every file below a Zarr group; those of the arrays chunked by rows know theirs."""
+    chunks = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        key = path.relative_to(folder).as_posix()
+        data = path.read_bytes()
+        parts = key.split("/")
+        held = min(chunk_rows, rows - int(parts[2]) * chunk_rows) if len(parts) > 2 and parts[0] in by_rows else 0
+        chunks.append(Chunk(key, 0, len(data), held, zlib.crc32(data)))
+    return chunks
+
+
+def chunks_of_parquet(folder: Path) -> list[Chunk]:
+    """Return every row group of the files in a folder, and what follows the last one of each."""
+    import pyarrow.parquet as pq
+
+    from bigopt.data.parquetmeta import group_range
+
+    chunks = []
+    for path in sorted(folder.glob("*.parquet")):
+        metadata, stop = pq.read_metadata(str(path)), 4
+        with open(path, "rb") as handle:
+            for group in range(metadata.num_row_groups):
+                start, stop = group_range(metadata, group)
+                handle.seek(start)
+                data = handle.read(stop - start)
+                rows = metadata.row_group(group).num_rows
+                chunks.append(Chunk(path.name, start, len(data), rows, zlib.crc32(data)))
+            handle.seek(stop)
+            data = handle.read()
+            chunks.append(Chunk(path.name, stop, len(data), 0, zlib.crc32(data)))
+    return chunks

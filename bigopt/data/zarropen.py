@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bigopt.core.errors import DataError
@@ -28,18 +28,26 @@ def open_zarr(files: Files, uri: str, options: Mapping[str, Any], wanted: Wanted
     if root.get("node_type") != "group":
         raise DataError("a single Zarr array, not a group", where=files.uri, hint="a group with arrays X and y")
     names = sorted({key.split("/")[0] for key in listing if key.endswith("/zarr.json") and key.count("/") == 1})
+    found = root.get("attributes")
+    attributes = found if isinstance(found, dict) else {}
+    if "X" not in names and {"data", "indices", "indptr"} <= set(names):
+        from bigopt.data.zarrsparse import open_zarr_sparse
+
+        return open_zarr_sparse(
+            files, uri, options, wanted, listing=listing, manifest=manifest, attributes=attributes, names=names
+        )  # fmt: skip
     if "X" not in names:
-        raise DataError(f"no array X (arrays: {', '.join(names[:20]) or 'none'})", where=files.uri)
+        hint = "X of rows by columns; or data, indices, indptr and shape of sparse rows"
+        raise DataError(f"no array X (arrays: {', '.join(names[:20]) or 'none'})", where=files.uri, hint=hint)
     X = read_array(files, "X")
-    attributes = root.get("attributes")
-    columns, labels, target = _names(files, X, names, attributes if isinstance(attributes, dict) else {}, manifest)
+    columns, labels, target = _names(files, X, names, attributes, manifest)
     if manifest is not None:
         weight = manifest.weight.name if manifest.weight else None
     else:
         weight = "weight" if "weight" in labels and "weight" not in target else None
     chosen = choose(wanted, columns, labels=tuple(labels), target=target, weight=weight, uri=files.uri)
     place_of = {**{name: ("X", j) for j, name in enumerate(columns)}, **labels}
-    refs = tuple(ref for name in chosen.target for ref in _columns_of(files, place_of[name]))
+    refs = tuple(ref for name in chosen.target for ref in columns_of(files, place_of[name]))
     weights = None if chosen.weight is None else place_of[chosen.weight]
     read = {"X": X}
     for name in dict.fromkeys(ref[0] for ref in (*refs, *([weights] if weights else []))):
@@ -68,9 +76,9 @@ def open_zarr(files: Files, uri: str, options: Mapping[str, Any], wanted: Wanted
         partitions=partitions_of(sizes),
         target=chosen.target,
         manifest=manifest,
-        warnings=() if manifest else (_foreign(files, arrays, listing),),
+        warnings=() if manifest else (f"{files.uri}: {UNVERIFIED}{missing_chunks(arrays, listing)}",),
         classes=manifest.classes if manifest else None,
-        target_kind=_kind(read[refs[0][0]], chosen.target, manifest) if refs else None,
+        target_kind=kind_of(read[refs[0][0]], chosen.target, manifest) if refs else None,
         weight=chosen.weight,
         row_bytes=row_bytes,
         row_bytes_read=stored / X.rows,
@@ -84,17 +92,24 @@ def _names(
     """Return the names of X's columns, of what lies beside X (array, column or -2: all), and of the default target."""
     if X.shape == () or len(X.shape) != 2 or X.dtype == "text":
         raise DataError(f"X has shape {X.shape} of {X.dtype}, not rows by columns of numbers", where=files.uri)
-    columns = _strings(attributes.get("columns")) or numbered(X.width)
-    target = _strings(attributes.get("target"))
+    columns = strings(attributes.get("columns")) or numbered(X.width)
+    target = strings(attributes.get("target"))
     if manifest is not None:
-        columns, target = tuple(c.name for c in manifest.columns), tuple(c.name for c in manifest.target)
+        columns, target = tuple(manifest.names), tuple(c.name for c in manifest.target)
     if len(columns) != X.width or len(set(columns)) != len(columns):
         raise DataError(
             f"{len(columns)} names ({len(set(columns))} distinct) for {X.width} columns of X",
             where=place(files, "zarr.json"),
             hint="attribute columns: one name a column",
         )
-    labels = {name: (name, -2) for name in arrays if name != "X"}
+    return columns, *beside(columns, [name for name in arrays if name != "X"], target, manifest)
+
+
+def beside(
+    columns: Sequence[str], arrays: Sequence[str], target: tuple[str, ...], manifest: Manifest | None
+) -> tuple[dict[str, tuple[str, int]], tuple[str, ...]]:
+    """Return the names of what lies beside the features (array, column or -2: all), and of the default target."""
+    labels = {name: (name, -2) for name in arrays}
     if manifest is not None and manifest.weight is not None and "weight" in arrays:
         labels[manifest.weight.name] = ("weight", -2)
         if manifest.weight.name != "weight":
@@ -105,18 +120,19 @@ def _names(
             labels[named[0]] = ("y", -2)
         else:
             labels.update({name: ("y", k) for k, name in enumerate(named)})
-    for name in set(columns) & set(labels):
+    for name in [name for name in labels if name in columns]:
         del labels[name]
-    return columns, labels, target or (("y",) if "y" in arrays else ())
+    return labels, target or (("y",) if "y" in arrays else ())
 
 
-def _strings(value: Any) -> tuple[str, ...]:
+def strings(value: Any) -> tuple[str, ...]:
+    """Return names kept in an attribute: a list of texts, or one text."""
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, list) and all(isinstance(v, str) for v in value) else ()
 
 
-def _columns_of(files: Files, ref: tuple[str, int]) -> tuple[tuple[str, int], ...]:
+def columns_of(files: Files, ref: tuple[str, int]) -> tuple[tuple[str, int], ...]:
     """Return one reference a column for a whole array (-2), -1 for a vector."""
     if ref[1] != -2:
         return (ref,)
@@ -151,7 +167,8 @@ def _check(
         raise DataError(f"X has {X.rows} rows, the manifest says {manifest.rows}", where=files.uri)
 
 
-def _kind(info: ArrayInfo, target: tuple[str, ...], manifest: Manifest | None) -> TargetKind:
+def kind_of(info: ArrayInfo, target: tuple[str, ...], manifest: Manifest | None) -> TargetKind:
+    """Return what kind of labels an array holds: the manifest's word, else by dtype."""
     for column in manifest.target if manifest else ():
         if column.name == target[0] and column.kind in ("number", "integer", "boolean", "text", "category"):
             return column.kind  # type: ignore[return-value]
@@ -160,13 +177,12 @@ def _kind(info: ArrayInfo, target: tuple[str, ...], manifest: Manifest | None) -
     return "number" if info.dtype.startswith("float") else "integer"
 
 
-def _foreign(files: Files, arrays: tuple[ArrayInfo, ...], listing: Mapping[str, int]) -> str:
-    """Return the one warning of foreign data, with the number of chunks that read as their fill value."""
+def missing_chunks(arrays: tuple[ArrayInfo, ...], listing: Mapping[str, int]) -> str:
+    """Return the part of foreign data's warning that counts the chunks which read as their fill value."""
     gaps = []
     for info in arrays:
         total = math.prod(info.grid)
         present = sum(1 for key in info.all_keys() if key in listing)
         if present < total:
             gaps.append(f"{total - present} of {total} chunks of {info.name}")
-    missing = f"; {' and '.join(gaps)} are not there and read as the fill value" if gaps else ""
-    return f"{files.uri}: {UNVERIFIED}{missing}"
+    return f"; {' and '.join(gaps)} are not there and read as the fill value" if gaps else ""

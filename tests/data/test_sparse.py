@@ -70,8 +70,9 @@ def test_ambiguous_names_are_found() -> None:
 
 def test_places_of_wanted_columns() -> None:
     assert places(x_names(5), ("x0", "x1", "x2", "x3", "x4")) is None
-    assert places(("x4", "x0"), x_names(5)).tolist() == [4, 0]
-    assert places(("b", "a"), ("a", "b")).tolist() == [1, 0]
+    assert places(("x4", "x0", "x1"), x_names(5)) == ((4, 5), (0, 2))
+    assert places(("b", "a"), ("a", "b")) == ((1, 2), (0, 1))
+    assert places(x_names(10**9), x_names(10**10)) == ((0, 10**9),)
     for columns in (x_names(5), ("x0", "x1")):
         with pytest.raises(ValueError, match="x7"):
             places(("x7",), columns)
@@ -80,7 +81,8 @@ def test_places_of_wanted_columns() -> None:
 @pytest.mark.parametrize("picks", [[3, 7, 8], [8, 3, 7, 0], [39], list(range(39, -1, -1))])
 def test_picked_columns_equal_scipys(picks: list[int]) -> None:
     X = random_rows()
-    rows = picked(CSR(X.data, X.indices, X.indptr.astype(np.int64), 40), np.array(picks))
+    ranges = places([f"x{j}" for j in picks], x_names(40))
+    rows = picked(CSR(X.data, X.indices, X.indptr.astype(np.int64), 40), ranges)
     checked(rows, str)
     np.testing.assert_array_equal(rows.dense(), X.toarray()[:, picks])
 
