@@ -114,8 +114,8 @@ class Decode(Base):
         for file in files:
             raw: Any = file.read_bytes()
             if self._crc:
-                raw, found = memoryview(raw)[:-4], int.from_bytes(raw[-4:], "little")
-                if google_crc32c.value(bytes(raw) if not raw.c_contiguous else raw.tobytes()) != found:
+                raw, found = raw[:-4], int.from_bytes(raw[-4:], "little")
+                if google_crc32c.value(raw) != found:
                     raise ValueError(f"{file}: wrong checksum")
             if self._zstd is not None:
                 self._zstd.decode(raw, out)
