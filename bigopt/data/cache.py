@@ -3,6 +3,10 @@
 A process decodes a partition once and keeps it as long as the budget allows. Full passes are cyclic, where "least
 recently used" would evict exactly what is needed next; so the most recently used block goes first, except blocks that a
 lane is still walking through (*open*), which go last. Losing an entry is never an error: caches are not state.
+
+Beside the blocks lie *notes*: what a round computed from the rows of a unit and another may ask for again (the margins
+of a line search). They are charged like blocks, take half of the budget at most, and are valid for one digest of what
+they were computed from.
 """
 
 from __future__ import annotations
@@ -11,12 +15,14 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from bigopt.core.errors import ConfError
 from bigopt.data.plan import Ints, draw
 from bigopt.data.view import Block, DataView
 
 Key = tuple[str, int]
+NoteKey = tuple[str, tuple[int, ...]]
 
 
 @dataclass
@@ -42,8 +48,18 @@ class Entry:
         return kept[2]
 
 
+@dataclass
+class Note:
+    """Parts computed from a unit's rows; whoever opened it fills it and says when it is `complete`."""
+
+    digest: bytes
+    charge: int
+    parts: list[Any] = field(default_factory=list)
+    complete: bool = False
+
+
 class BlockCache:
-    """Blocks by (view, partition) within `budget` bytes; safe for threads.
+    """Blocks by (view, partition) within `budget` bytes, and notes by (view, unit); safe for threads.
 
     Parameters
     ----------
@@ -55,6 +71,7 @@ class BlockCache:
         self.budget = budget
         self._entries: dict[Key, Entry] = {}
         self._loading: set[Key] = set()
+        self._notes: dict[NoteKey, Note] = {}
         self._held = 0
         self._clock = 0
         self._changed = threading.Condition()
@@ -92,6 +109,42 @@ class BlockCache:
             with self._changed:
                 entry.pins -= 1
                 self._changed.notify_all()
+
+    def recall(self, view: DataView, unit: Ints, digest: bytes) -> list[Any] | None:
+        """Return the parts of a unit's note, or None where there is none of this digest."""
+        with self._changed:
+            note = self._notes.get(_note_key(view, unit))
+        return note.parts if note is not None and note.complete and note.digest == digest else None
+
+    def note(self, view: DataView, unit: Ints, digest: bytes, size: int) -> Note | None:
+        """Open a note to be filled, in place of the unit's last one; None where there is no room for it.
+
+        Parameters
+        ----------
+        view : DataView
+        unit : ndarray, shape (4,)
+        digest : bytes
+            Of everything besides the rows that the parts are computed from.
+        size : int
+            Bytes that the parts will hold.
+        """
+        key = _note_key(view, unit)
+        with self._changed:
+            self._drop_note(key)
+            if size + sum(note.charge for note in self._notes.values()) > self.budget // 2:
+                return None
+            while self._held + size > self.budget:
+                if not self._evict_block():
+                    return None
+            self._held += size
+            self._notes[key] = Note(digest, size)
+            return self._notes[key]
+
+    def _drop_note(self, key: NoteKey) -> None:
+        note = self._notes.pop(key, None)
+        if note is not None:
+            self._held -= note.charge
+            self._changed.notify_all()
 
     def _pin(self, key: Key, view: DataView, index: int) -> tuple[Entry, int]:
         size = view.decoded_bytes(index)
@@ -144,6 +197,15 @@ class BlockCache:
         return self._entries.pop(key)
 
     def _evict(self) -> bool:
+        """Give up a block, or where none is free a note: a pinned block must not wait for one."""
+        if self._evict_block():
+            return True
+        if self._notes:
+            self._drop_note(next(iter(self._notes)))
+            return True
+        return False
+
+    def _evict_block(self) -> bool:
         free = [(key, e) for key, e in self._entries.items() if not e.pins]
         if not free:
             return False
@@ -151,6 +213,10 @@ class BlockCache:
         self._held -= entry.charge
         del self._entries[key]
         return True
+
+
+def _note_key(view: DataView, unit: Ints) -> NoteKey:
+    return view.key, tuple(int(v) for v in unit)
 
 
 @dataclass

@@ -18,10 +18,11 @@ from bigopt.optim.clip import ClipNorm, ClipValue
 from bigopt.optim.lbfgs import LBFGS
 from bigopt.optim.method import FirstOrder, Method, Penalty, Unit
 from bigopt.optim.newton import Newton
+from bigopt.optim.owlqn import OWLQN
 from bigopt.optim.ranges import check_range
 from bigopt.optim.schedules import FROM_LENGTH, SCHEDULES, Schedule, Warmup
 from bigopt.optim.search import SEARCHERS, SEARCHES, SearchedDescent
-from bigopt.optim.table import OPTIMIZERS, SECOND_ORDER, keys_of, optimizer
+from bigopt.optim.table import OPTIMIZERS, SECOND_ORDER, Optimizer, keys_of, optimizer
 from bigopt.optim.transform import Chain, Transform
 
 Keys = Mapping[str, Any]
@@ -59,10 +60,7 @@ def build_transform(name: str, keys: Keys = NONE, *, l1: float = 0.0) -> Transfo
     own = {key: value for key, value in keys.items() if key not in CLIPS}
     transform = entry.make(**_given(own, entry.keys, "optimizer", name))
     if l1:
-        if entry.l1 is None:
-            takers = ", ".join(n for n, other in OPTIMIZERS.items() if other.l1 is not None)
-            raise ConfError(f"optimizer '{name}' has no l1 penalty", where="model.l1", hint=f"one of {takers}")
-        transform = entry.l1(transform, _plain(l1))
+        transform = _with_l1(name, entry, transform, l1)
     clips = [make(_plain(keys[key])) for key, make in CLIPS.items() if keys.get(key) is not None]
     return Chain((*clips, transform)) if clips else transform
 
@@ -166,7 +164,7 @@ def build_method(
     penalty : callable or None
         ``penalty(grad, params)`` adds the gradient of the penalty's smooth part to `grad` in place.
     l1 : float
-        Of the penalty l1 ||w||_1, taken by proximal steps; 0 for none.
+        Of the penalty l1 ||w||_1, taken by proximal steps, by lbfgs as OWL-QN; 0 for none.
     quadratic : bool
         Whether the loss is a quadratic function of the parameters (an exact line search is then in closed form).
     shifted : int
@@ -179,10 +177,8 @@ def build_method(
     """
     entry = optimizer(name)
     counted = lookup(UNITS, unit, family="unit", where="schedule.unit")
-    if l1 and (name in SECOND_ORDER or schedule in SEARCHES):
-        raise ConfError(
-            f"the line search of {name} has no l1 penalty", where="model.l1", hint="a plain schedule with gd"
-        )
+    if l1 and schedule in SEARCHES:
+        raise ConfError(f"{schedule} has no l1 penalty", where="model.l1", hint="lbfgs, or a plain schedule with gd")
     if schedule in SEARCHES:
         if name not in SEARCHERS:
             message = f"{schedule} searches along the gradient, which {name} does not follow"
@@ -194,18 +190,28 @@ def build_method(
         )
     if name in SECOND_ORDER:
         own = entry.make(**_given(keys, entry.keys, "optimizer", name))
+        if l1:
+            own = _with_l1(name, entry, own, l1)
         rate = build_schedule(
             schedule, schedule_keys, default_rate=entry.learning_rate, default_period=default_period, tick=tick
         )
         if name == "newton":
             return Newton(own, rate, layout, counted, penalty, shifted)
-        return LBFGS(own, rate, layout, counted, penalty)
+        return (OWLQN if l1 else LBFGS)(own, rate, layout, counted, penalty)
     transform = build_transform(name, {key: value for key, value in keys.items() if key != "average"}, l1=l1)
     rule = build_schedule(
         schedule, schedule_keys, default_rate=entry.learning_rate, default_period=default_period, tick=tick
     )
     average = keys.get("average")
     return FirstOrder(transform, rule, layout, counted, penalty, False if average is None else _plain(average))
+
+
+def _with_l1(name: str, entry: Optimizer, made: Any, l1: float) -> Any:
+    """Return a transform or keys with the penalty l1 ||w||_1."""
+    if entry.l1 is None:
+        takers = ", ".join(n for n, other in {**OPTIMIZERS, **SECOND_ORDER}.items() if other.l1 is not None)
+        raise ConfError(f"optimizer '{name}' has no l1 penalty", where="model.l1", hint=f"one of {takers}")
+    return entry.l1(made, _plain(l1))
 
 
 def settings(value: Any) -> dict[str, float]:

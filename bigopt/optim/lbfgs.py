@@ -12,8 +12,9 @@ Otherwise the next round asks for the same at the length where the cubic through
 does not do either, one round tries several lengths at once and another takes the gradient at the best. Where no pair
 is known (the first step) nothing is known of the length, and a search over nine magnitudes goes first.
 
-Where a search finds no decrease the pairs are forgotten and -g is tried; where that does not help either, w is optimal
-as far as the loss can tell: the run has *settled*, and every further step leaves w as it is for one round.
+Where a search finds no decrease the pairs are forgotten and -g is tried; where that does not help either, or where a
+step is too short to move w, w is optimal as far as numbers can tell: the run has *settled*, and every further step
+leaves w as it is for one round.
 
 References
 ----------
@@ -225,7 +226,8 @@ class LBFGS:
         finite_value(value, state.step + 1)
         assert state.grad is not None
         pairs = remembered(state.pairs, point - state.params, grad - state.grad, self.keys.history)
-        done = LBFGSState(point, state.step + 1, pairs, value, grad)
+        still = np.array_equal(point, state.params)  # a step below the last digit of every entry
+        done = LBFGSState(point, state.step + 1, pairs, value, grad, settled=still)
         return self._search(done, size), Step(point, eta, line.grad_norm, state.value)
 
     @staticmethod

@@ -34,7 +34,7 @@ import numpy.typing as npt
 from bigopt.core.codec import wire
 from bigopt.core.errors import DivergedError
 from bigopt.core.sums import LineSums
-from bigopt.optim.method import Ask, Penalty, snapshot
+from bigopt.optim.method import Ask, Penalty, Signs, snapshot
 from bigopt.optim.transform import Vector, tiles
 
 Floats = npt.NDArray[np.float64]
@@ -278,3 +278,9 @@ def moved(params: Vector, line: Line, eta: float) -> Vector:
         return params
     with np.errstate(over="ignore"):
         return snapshot(np.add(params, eta * line.direction, dtype=params.dtype, casting="same_kind"))
+
+
+def projected(point: Vector, orthant: Signs) -> Vector:
+    """Return the point, in its own memory, with 0 where an entry has not the sign (1 or -1) of the orthant."""
+    point[orthant * point < 0.0] = 0.0
+    return point

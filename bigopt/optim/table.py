@@ -17,8 +17,8 @@ from bigopt.optim.layerwise import LAMB, LARS
 from bigopt.optim.lbfgs import LBFGSKeys
 from bigopt.optim.lion import Lion
 from bigopt.optim.newton import NewtonKeys
+from bigopt.optim.owlqn import Orthantwise
 from bigopt.optim.proximal import Proximal, ProximalMomentum
-from bigopt.optim.transform import Transform
 
 MINI_BATCH: Final = 128
 """Rows of a batch where ``batch.size`` is null and the optimizer does not need all of them."""
@@ -41,7 +41,8 @@ class Optimizer:
     full_batch : bool
         Whether it takes all rows in every step, and nothing else.
     l1 : callable or None
-        ``l1(transform, l1)`` gives the transform that takes proximal steps for l1 ||w||_1; None: refuses ``model.l1``.
+        ``l1(made, l1)`` gives what takes l1 ||w||_1 into account, a transform with proximal steps or in `SECOND_ORDER`
+        the keys of OWL-QN; None: refuses ``model.l1``.
     """
 
     make: Callable[..., Any]
@@ -49,7 +50,7 @@ class Optimizer:
     vectors: int
     formula: str
     full_batch: bool = False
-    l1: Callable[[Any, float], Transform[Any]] | None = None
+    l1: Callable[[Any, float], Any] | None = None
 
     @property
     def batch(self) -> int | Literal["full"]:
@@ -118,7 +119,12 @@ SECOND_ORDER: Final[Mapping[str, Optimizer]] = MappingProxyType(
             NewtonKeys, 1.0, 3, "solve (H + damping I) s = g; w -= a s, a = 1 halved until f decreases", True
         ),
         "lbfgs": Optimizer(
-            LBFGSKeys, 1.0, 5, "d = -(two loops over the last pairs) g; w += a d, strong Wolfe search", True
+            LBFGSKeys,
+            1.0,
+            5,
+            "d = -(two loops over the last pairs) g; w += a d, strong Wolfe search; with l1 as OWL-QN",
+            full_batch=True,
+            l1=Orthantwise,
         ),
     }
 )

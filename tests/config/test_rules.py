@@ -159,8 +159,12 @@ def test_what_does_not_go_with_a_line_search_in_every_step(text: str) -> None:
     for part in ("clip_norm: 1", "clip_value: 1", "average: true"):
         with pytest.raises(ConfError, match="does not go with the line search of"):
             load_text(model + text.replace("}", f", {part}}}", 1), "x.yml")
-    with pytest.raises(ConfError, match=r"model\.l1|l1 penalty"):
-        load_text(f"model: {{name: logistic, l1: 0.1}}\n{text}", "x.yml")
+    penalised = f"model: {{name: logistic, l1: 0.1}}\n{text}"
+    if "lbfgs" in text:  # takes it as OWL-QN
+        assert load_text(penalised, "x.yml").model.l1 == 0.1
+    else:
+        with pytest.raises(ConfError, match="has no l1 penalty"):
+            load_text(penalised, "x.yml")
 
 
 @pytest.mark.parametrize("schedule", sorted(n for n, e in names.SCHEDULES.items() if e.searches))

@@ -25,6 +25,14 @@ LINES = {
     "waves": (lambda a: -a + 0.9 * np.sin(4 * a), lambda a: -1 + 3.6 * np.cos(4 * a) if a > 0 else -1.0),
 }
 
+SEARCHING = [
+    ("gd", "exact_line_search", 0.0),
+    ("gd", "backtracking", 0.0),
+    ("newton", "constant", 0.0),
+    ("lbfgs", "constant", 0.0),
+    ("lbfgs", "constant", 0.3),
+]
+
 
 def search(value, slope, first):
     """The loop of L-BFGS on one line; returns the accepted eta and the number of rounds."""
@@ -140,13 +148,10 @@ def test_a_search_that_finds_no_decrease_leaves_the_parameters(flat):
     assert step.learning_rate < 1e-15
 
 
-@pytest.mark.parametrize(
-    ("name", "schedule"),
-    [("gd", "exact_line_search"), ("gd", "backtracking"), ("newton", "constant"), ("lbfgs", "constant")],
-)
-def test_the_state_travels_in_the_middle_of_a_step_and_asks_the_same(flat, name, schedule):
+@pytest.mark.parametrize(("name", "schedule", "l1"), SEARCHING)
+def test_the_state_travels_in_the_middle_of_a_step_and_asks_the_same(flat, name, schedule, l1):
     f = rosenbrock()
-    method = build_method(name, flat(2), schedule=schedule)
+    method = build_method(name, flat(2), schedule=schedule, l1=l1)
     state, ask = method.start(np.array([-1.2, 1.0]))
     for _ in range(25):
         again = loads([bytes(part) for part in dumps(state)])
@@ -157,13 +162,10 @@ def test_the_state_travels_in_the_middle_of_a_step_and_asks_the_same(flat, name,
         ask = method.ask(state)
 
 
-@pytest.mark.parametrize(
-    ("name", "schedule"),
-    [("gd", "exact_line_search"), ("gd", "backtracking"), ("newton", "constant"), ("lbfgs", "constant")],
-)
-def test_a_step_leaves_alone_the_state_it_began_with(flat, name, schedule):
+@pytest.mark.parametrize(("name", "schedule", "l1"), SEARCHING)
+def test_a_step_leaves_alone_the_state_it_began_with(flat, name, schedule, l1):
     f = rosenbrock()
-    method = build_method(name, flat(2), schedule=schedule)
+    method = build_method(name, flat(2), schedule=schedule, l1=l1)
     state, _, _ = walk(method, f, np.array([-1.2, 1.0]), 4)
     before = b"".join(bytes(p) for p in dumps(state))
     results = []
@@ -196,7 +198,7 @@ def test_what_is_not_finite_ends_with_one_clear_error():
         ({"name": "gd", "schedule": "backtracking", "schedule_keys": {"gamma": 1.0}}, r"schedule\.gamma.*\(0, 1\)"),
         ({"name": "gd", "schedule": "exact_line_search", "schedule_keys": {"delta": 0.1}}, "does not use this key"),
         ({"name": "gd", "schedule": "exact_line_search", "l1": 0.1}, "no l1 penalty"),
-        ({"name": "lbfgs", "l1": 0.1}, "no l1 penalty"),
+        ({"name": "newton", "l1": 0.1}, "no l1 penalty"),
         ({"name": "lbfgs", "keys": {"history": 0}}, r"optimizer\.history"),
         ({"name": "lbfgs", "keys": {"history": 2.5}}, "not a whole number"),
         ({"name": "newton", "keys": {"damping": -1.0}}, r"optimizer\.damping"),

@@ -34,6 +34,8 @@ class Smooth:
         d, steps = ask.direction, ask.candidates
         assert d is not None
         points = [w + a * d for a in steps]
+        if ask.orthant is not None:
+            points = [np.where(ask.orthant * x < 0, 0.0, x) for x in points]
         values = np.array([self.value(x) for x in points])
         slopes = np.array([self.gradient(x) @ d for x in points]) if ask.kind == "line" else np.empty(0)
         curved = ask.kind == "line" and self.hessian is not None

@@ -21,6 +21,7 @@ from bigopt.rundir import RunDir
 SEARCHES = {
     "newton": ["optimizer.name=newton"],
     "lbfgs": ["optimizer.name=lbfgs", "optimizer.history=3"],
+    "owlqn": ["optimizer.name=lbfgs", "model.l1=0.02"],
     "exact": ["optimizer.name=gd", "schedule.name=exact_line_search"],
     "backtracking": ["optimizer.name=gd", "schedule.name=backtracking"],
 }
@@ -160,6 +161,46 @@ def test_cross_entropies_reach_the_optimum_of_scikit_learn(tmp_path, optimizer, 
     assert per_step <= (1.35 if optimizer == "lbfgs" else 2.3)
 
 
+def smooth_gradient(X: np.ndarray, y: np.ndarray, W: np.ndarray, b: np.ndarray, l2: float) -> tuple[float, ...]:
+    """Value and gradients by W and b of the cross-entropy with l2, for C columns of scores or one logit."""
+    V = np.c_[np.zeros(len(y)), X @ W + b] if W.shape[1] == 1 else X @ W + b
+    peak = V.max(1, keepdims=True)
+    total = np.log(np.exp(V - peak).sum(1)) + peak[:, 0]
+    G = np.exp(V - total[:, None]) - np.eye(V.shape[1])[y]
+    G = G[:, -W.shape[1] :]
+    f = float(np.mean(total - V[np.arange(len(y)), y]) + l2 * (W**2).sum())
+    return f, X.T @ G / len(y) + 2 * l2 * W, G.mean(0)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_l1_by_owl_qn_reaches_the_optimum_of_saga(tmp_path, classes, ratio):
+    X, y = conditioned(10, classes, n=300)
+    X = np.c_[X, np.random.default_rng(9).normal(size=(300, 4))]  # four columns that mean nothing
+    strength = 0.03
+    l1, l2 = strength * ratio, strength * (1 - ratio) / 2
+    peer = LogisticRegression(solver="saga", l1_ratio=ratio, C=1 / (len(y) * strength), tol=1e-10, max_iter=10**5)
+    peer.fit(X, y)
+    name = "logistic" if classes == 2 else "softmax"
+    keys = [f"model.name={name}", f"model.l1={l1}", f"model.l2={l2}", *PLAIN, "optimizer.name=lbfgs"]
+    result = run(tmp_path, "", *keys, "stop.steps=120", data=memory(X, y))
+    q, d = peer.coef_.shape
+    params = bundle.load(Path(result["run"])).params
+    W, b = params[: d * q].reshape(d, q), params[d * q :]
+    f, g, h = smooth_gradient(X, y, W, b, l2)
+    best = smooth_gradient(X, y, peer.coef_.T, peer.intercept_, l2)[0] + l1 * np.abs(peer.coef_).sum()
+    assert result["loss"] == pytest.approx(f + l1 * np.abs(W).sum(), rel=1e-13)
+    assert result["loss"] - best <= 1e-6 * best  # not above saga's
+    assert best - result["loss"] <= 1e-6 * best
+    zero = W == 0.0
+    assert np.abs(g[zero]).max() <= l1
+    np.testing.assert_allclose(g[~zero], -l1 * np.sign(W[~zero]), atol=1e-8)
+    assert np.abs(h).max() <= 1e-8
+    assert 0 < zero.sum() < zero.size
+    assert lines(result)[-1]["grad_norm"] <= 1e-8
+    assert (result["rounds"] - 2) / result["steps"] <= 1.3
+
+
 @pytest.mark.slow
 def test_gradient_descent_with_exact_line_search_at_condition_number_100(tmp_path):
     rng = np.random.default_rng(0)
@@ -205,6 +246,22 @@ def test_newton_is_refused_by_name_where_there_is_no_hessian(tmp_path, keys, mes
         data = datasets("two")
     with pytest.raises(ConfError, match=message) as caught:
         run(tmp_path, "", *keys, "optimizer.name=newton", data=data)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "who"),
+    [
+        (["optimizer.name=lbfgs"], "optimizer 'lbfgs'"),
+        (["optimizer.name=lbfgs", "model.l1=0.1"], "optimizer 'lbfgs'"),
+        (["optimizer.name=newton"], "optimizer 'newton'"),
+        (["optimizer.name=sgd", "schedule.name=backtracking"], "schedule 'backtracking'"),
+        (["optimizer.name=sgd", "schedule.name=exact_line_search"], "schedule 'exact_line_search'"),
+    ],
+)
+def test_a_mini_batch_is_refused_by_name_where_steps_are_searched_for(tmp_path, keys, who):
+    with pytest.raises(ConfError, match=f"{who} takes all rows in every step, but batch.size is 32") as caught:
+        run(tmp_path, "two", "model.name=logistic", *keys, "batch.size=32")
     assert caught.value.exit_code == 2
 
 
