@@ -15,7 +15,7 @@ def sides(scale: Scale) -> Mapping[str, Side]:
     table = linear_table(scale)
     store = data.stored(table, scale.work, "parquet")
     heap = f"{max(1, round(6 * table.bytes / 1e9))}g"
-    keys = descent("spark", data__uri=store, model__standardize="false", stop__steps=1)
+    keys = descent("spark", data__uri=store, model__standardize="false")
     return {
         "bigopt": Side(f"{SIDES}.racing:FirstStep", {"keys": keys, "spark": True}),
         "mllib": Side(f"{SIDES}.spark_cpu:Load", {"path": str(store), "heap": heap}),

@@ -38,18 +38,25 @@ def nothing(i: int) -> int:
     return i
 
 
+def start_cluster() -> Any:
+    """Start a cluster of one process a core, of one thread each."""
+    from distributed import LocalCluster
+
+    return LocalCluster(
+        n_workers=len(cores()),
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address=None,
+        memory_limit=None,
+        silence_logs="ERROR",
+    )
+
+
 class _Cluster(Base):
     def __init__(self) -> None:
-        from distributed import Client, LocalCluster
+        from distributed import Client
 
-        self._cluster = LocalCluster(
-            n_workers=len(cores()),
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address=None,
-            memory_limit=None,
-            silence_logs="ERROR",
-        )
+        self._cluster = start_cluster()
         self._client = Client(self._cluster)
 
     def close(self) -> None:

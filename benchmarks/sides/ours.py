@@ -11,6 +11,7 @@ from benchmarks import data, evaluate
 from benchmarks.evaluate import Referee
 from benchmarks.gate import GatedRun
 from benchmarks.sides import Base
+from benchmarks.sides.dask_cpu import start_cluster
 
 
 def in_memory(folder: str) -> Any:
@@ -64,6 +65,19 @@ class Epoch(Steps):
         """Return seconds of an epoch."""
         seconds = self._run.advance(self._steps)
         return {"seconds": seconds, "step": seconds / self._steps, "start": self._run.seconds_to_start}
+
+
+class EpochOnCluster(Epoch):
+    """The same on a Dask cluster of the user's own: workers then connect by TCP, and vectors cross sockets."""
+
+    def __init__(self, keys: list[str], steps: int, referee: dict[str, Any] | None = None) -> None:
+        self._cluster = start_cluster()
+        super().__init__([*keys, f"backend.address={self._cluster.scheduler_address}"], steps, referee=referee)
+
+    def close(self) -> None:
+        """End the run, then the cluster."""
+        super().close()
+        self._cluster.close(timeout=5)
 
 
 class GradientError(Base):
