@@ -13,6 +13,7 @@ from problems import run
 
 from bigopt import bundle
 from bigopt.bundle import coefficients, load
+from bigopt.core import arrays
 from bigopt.core.csr import CSR
 from bigopt.core.errors import ConfError, DataError
 from bigopt.core.sums import whole
@@ -283,6 +284,16 @@ def test_what_would_fill_the_rows_is_refused_by_name(tmp_path, keys, words):
     y = np.where(np.arange(n) % 3, "yes", "no")
     with pytest.raises(ConfError, match=words):
         run(tmp_path, "", *keys, data=Datasets(from_arrays(rows, y), None))
+
+
+def test_a_gpu_is_refused_by_name_and_left_out_by_auto(tmp_path, monkeypatch):
+    dense, rows = features()
+    monkeypatch.setattr(arrays, "resolve_device", lambda asked: "gpu")
+    keys = ["model.name=logistic", "stop.steps=1"]
+    with pytest.raises(ConfError, match="sparse rows are computed on the CPU"):
+        trained(tmp_path, rows, target("two", dense), *keys, "backend.device=gpu")
+    result = trained(tmp_path, rows, target("two", dense), *keys, "backend.device=auto")
+    assert "sparse rows are not computed on a GPU" in (Path(result["run"]) / "log.txt").read_text()
 
 
 def test_labels_and_weights_are_checked_as_on_dense_rows(tmp_path):
