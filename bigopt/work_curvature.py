@@ -15,12 +15,14 @@ import numpy.typing as npt
 
 from bigopt.core import arrays
 from bigopt.core.codec import wire
-from bigopt.core.sums import Sums, added
+from bigopt.core.csr import CSR
+from bigopt.core.sums import Moments, Sums, added
 from bigopt.data.cache import Meter
 from bigopt.data.plan import Ints
 from bigopt.data.view import DataView
+from bigopt.models import kernels, sparse
 from bigopt.models.base import Model
-from bigopt.models.curvature import mlp_hessian_vector_sum
+from bigopt.models.curvature import gauss_newton_traces, mlp_hessian_vector_sum
 from bigopt.models.linear import LinearModel
 from bigopt.models.mlp import MLP
 from bigopt.models.rows import hessian_vector_sum, noise_sum, row_curvature
@@ -71,8 +73,8 @@ class FeatureSums(NamedTuple):
         sum_i a_i x x^T; empty where d is too large to form it.
     fourth : ndarray, shape (d, d) or (0, 0), float64
         sum_i a_i^2 ||x||^2 x x^T.
-    trace : float
-        sum_i a_i ||x||^2.
+    trace, squares : float
+        sum_i a_i ||x||^2 and the sum of their squares.
     largest : float
         max_i a_i ||x||^2.
     rows : int
@@ -81,6 +83,7 @@ class FeatureSums(NamedTuple):
     second: Array
     fourth: Array
     trace: float
+    squares: float
     largest: float
     rows: int
 
@@ -90,6 +93,7 @@ class FeatureSums(NamedTuple):
             added(self.second, other.second),
             added(self.fourth, other.fourth),
             self.trace + other.trace,
+            self.squares + other.squares,
             max(self.largest, other.largest),
             self.rows + other.rows,
         )
@@ -135,6 +139,9 @@ class NoiseSum:
 class FeatureSum:
     """Moments of x (with a 1 where `ones`), each row with a_i = scale s_i, times h_i/2 where there is a model.
 
+    For an mlp a_i ||x||^2 is scale s_i tr G_i / 2 (`gauss_newton_traces`): what it is in the linear family. There is no
+    matrix then.
+
     Parameters
     ----------
     view : DataView
@@ -145,8 +152,8 @@ class FeatureSum:
         Whether x ends with a 1 for the intercept.
     formed : bool
         Whether matrices are wanted, not only their traces.
-    model : LinearModel or None
-        Whose row curvatures h_i count, at the params that are sent.
+    model : LinearModel, MLP or None
+        Whose row curvatures count, at the params that are sent.
     device : str
     """
 
@@ -155,7 +162,7 @@ class FeatureSum:
     scale: float
     ones: bool
     formed: bool
-    model: LinearModel | None = None
+    model: LinearModel | MLP | None = None
     device: arrays.Device = "cpu"
 
     def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
@@ -166,27 +173,40 @@ class FeatureSum:
         """Return the unit's `FeatureSums`."""
         d = len(self.view.source.columns) + self.ones if self.formed else 0
         second, fourth = np.zeros((d, d)), np.zeros((d, d))
-        trace = largest = 0.0
+        trace = squares = largest = 0.0
         count = 0
         for X, y, weight in _blocks(self, unit, meter):
-            xp = arrays.namespace(X)
-            factor = xp.full(X.shape[0], self.scale, dtype=X.dtype)
+            factor, norms = self._curved(inputs, X, y)
             if weight is not None:
                 factor *= weight
-            if self.model is not None:
-                factor *= row_curvature(self.model, inputs[0], X, y) / 2.0
-            if self.ones:
-                X = xp.concat([X, xp.ones((X.shape[0], 1), dtype=X.dtype)], axis=1)
-            weighed = factor * xp.sum(X * X, axis=1)
+            xp = arrays.namespace(factor)
+            weighed = factor * norms
             if self.formed:
-                scaled = X * factor[:, None]
-                second += arrays.to_host(xp.matmul(X.T, scaled))
+                rows = X.dense() if isinstance(X, CSR) else X
+                if self.ones:
+                    rows = xp.concat([rows, xp.ones((len(X), 1), dtype=X.dtype)], axis=1)
+                scaled = rows * factor[:, None]
+                second += arrays.to_host(xp.matmul(rows.T, scaled))
                 scaled *= weighed[:, None]
-                fourth += arrays.to_host(xp.matmul(X.T, scaled))
+                fourth += arrays.to_host(xp.matmul(rows.T, scaled))
             trace += float(xp.sum(weighed))
+            squares += float(xp.sum(weighed * weighed))
             largest = max(largest, float(xp.max(weighed)))
-            count += X.shape[0]
-        return FeatureSums(second, fourth, trace, largest, count)
+            count += len(X)
+        return FeatureSums(second, fourth, trace, squares, largest, count)
+
+    def _curved(self, inputs: tuple[Any, ...], X: Any, y: Any) -> tuple[Any, Any]:
+        """Return (a_i without the weight, ||x||^2), each of shape (rows,)."""
+        if isinstance(self.model, MLP):
+            norms = gauss_newton_traces(self.model, inputs[0], X, y)
+            return arrays.namespace(norms).full(len(X), self.scale / 2.0, dtype=X.dtype), norms
+        norms = sparse.squares(X) if isinstance(X, CSR) else kernels.row_sum(X * X)
+        if self.ones:
+            norms = norms + 1.0
+        factor = arrays.namespace(norms).full(len(X), self.scale, dtype=X.dtype)
+        if self.model is not None:
+            factor *= row_curvature(self.model, inputs[0], X, y) / 2.0
+        return factor, norms
 
 
 @wire
@@ -228,7 +248,39 @@ class HessianVector:
         return Sums(product, 0.0, mass, count)
 
 
-def _blocks(work: NoiseSum | FeatureSum | HessianVector, unit: Ints, meter: Meter) -> Iterator[Rows]:
+@wire
+@dataclass(frozen=True)
+class HiddenMoments:
+    """Moments of what each hidden layer puts out: what a batch normalisation holds.
+
+    Parameters
+    ----------
+    model : MLP
+    view : DataView
+    block_rows : int
+    device : str
+    """
+
+    model: MLP
+    view: DataView
+    block_rows: int
+    device: arrays.Device = "cpu"
+
+    def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
+        """Cast params once to the block dtype."""
+        return (cast(inputs[0], self.view, self.device),)
+
+    def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Moments:
+        """Return the unit's `Moments` of all hidden units, layer by layer."""
+        width = sum(self.model.hidden)
+        found = Moments(0.0, np.zeros(width), np.zeros(width))
+        for X, _, weight in _blocks(self, unit, meter):
+            total, mean, spread = self.model.hidden_moments(inputs[0], X, weight)
+            found = found.merge(Moments(total, arrays.to_host(mean), arrays.to_host(spread)))
+        return found
+
+
+def _blocks(work: NoiseSum | FeatureSum | HessianVector | HiddenMoments, unit: Ints, meter: Meter) -> Iterator[Rows]:
     """Give the unit's rows in blocks counted from its first row."""
     with meter.block(work.view, int(unit[0])) as entry:
         rows = unit_rows(entry, 0, unit)

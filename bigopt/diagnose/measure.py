@@ -33,7 +33,7 @@ from bigopt.optim.build import build_method
 from bigopt.optim.method import Ask
 from bigopt.problem import Problem, default_block_rows
 from bigopt.work import Work
-from bigopt.work_curvature import FeatureSum, FeatureSums, HessianVector, NoiseSum, NoiseSums
+from bigopt.work_curvature import FeatureSum, FeatureSums, HessianVector, HiddenMoments, NoiseSum, NoiseSums
 
 Floats = npt.NDArray[np.float64]
 
@@ -65,16 +65,22 @@ class Noise(NamedTuple):
 
 
 class Features(NamedTuple):
-    """E||x||^2, eigenvalues of Sigma = E x x^T (None where it is too large to form), its largest one, and R2.
+    """E||x||^2, eigenvalues of Sigma = E x x^T (None where it is not formed), its largest one, and R2.
 
-    `bounded` says that R2 is the upper bound max_i ||x_i||^2.
+    Where Sigma is not formed `r2` is the bound max_i ||x_i||^2 and `r2_least` = E||x||^4 / E||x||^2 bounds it from
+    below; else they are equal.
     """
 
     mean_square: float
     eigenvalues: Floats | None
     largest: float
     r2: float
-    bounded: bool
+    r2_least: float
+
+    @property
+    def bounded(self) -> bool:
+        """Whether R2 is only known to lie between two bounds."""
+        return self.eigenvalues is None
 
 
 class Optimum(NamedTuple):
@@ -137,7 +143,8 @@ class Measure:
     @cached_property
     def ones(self) -> bool:
         """Whether x ends with a 1: with an intercept and without centring."""
-        return getattr(self.problem.model, "intercept", False) and self.problem.view.scaling is None
+        view = self.problem.view
+        return getattr(self.problem.model, "intercept", False) and (view.scaling is None or view.source.sparse)
 
     @cached_property
     def free(self) -> npt.NDArray[np.bool_]:
@@ -147,6 +154,19 @@ class Measure:
         for block, s in layout.slices():
             mask[s] = not block.name.endswith((".mean", ".scale"))
         return mask
+
+    def settled(self, params: Floats) -> Floats:
+        """Return params with the moments of a batch normalisation at them, held fixed from then on.
+
+        One pass a hidden layer: the moments of a layer depend on those below.
+        """
+        model, p = self.problem.model, self.problem
+        if not (isinstance(model, MLP) and model.batchnorm):
+            return params
+        work = HiddenMoments(model, p.view, p.block_rows, p.device)
+        for _ in model.hidden:
+            params = model.with_moments(params, self.ask(work, (params,), "moments inside the mlp"))
+        return params
 
     def ask(self, work: Work, inputs: tuple[Any, ...], what: str) -> Any:
         """Run one Map-Reduce over all training rows, or the sample of them, and return its root."""
@@ -203,17 +223,25 @@ class Measure:
         share = 0.01 if both else None
         return lanczos(product, self.free, seed=p.plan.seed, most=self.products, smallest_share=share)
 
-    def features(self, curved: Floats | None = None) -> Features:
+    def features(self, curved: Floats | None = None, largest: float | None = None) -> Features:
         """Return moments of x, or of sqrt(h_i/2) x with the row curvatures h_i at some params.
 
-        Each row counts with n s_i / W, as in the gradients.
+        Each row counts with n s_i / W, as in the gradients. For an mlp ||x||^2 stands for tr G_i / 2 and
+        lambda_max(Sigma) for lambda_max(H)/2 - l2, what they are in the linear family.
+
+        Parameters
+        ----------
+        curved : ndarray, shape (p,), or None
+        largest : float or None
+            lambda_max(H) there, for an mlp.
         """
         p = self.problem
         d = len(p.view.source.columns) + self.ones
-        small = d <= _FORMED and 24 * d * d <= self.memory
+        deep = curved is not None and isinstance(p.model, MLP)
+        small = d <= _FORMED and 24 * d * d <= self.memory and not deep
         model = None
         if curved is not None:
-            assert isinstance(p.model, LinearModel), "row Hessians h x x^T"
+            assert isinstance(p.model, LinearModel | MLP), "models of this version"
             model = p.model
         inputs = () if curved is None else (curved,)
         work = FeatureSum(p.view, p.block_rows, self.rows / self.weight, self.ones, small, model, p.device)
@@ -223,15 +251,21 @@ class Measure:
         if small:
             second = sums.second / sums.rows
             values, vectors = np.linalg.eigh(0.5 * (second + second.T))
-            largest = max(0.0, float(values[-1]))
-            kept = values > d * np.finfo(np.float64).eps * largest
+            top = max(0.0, float(values[-1]))
+            kept = values > d * np.finfo(np.float64).eps * top
             roots = vectors[:, kept] / np.sqrt(values[kept])
             fourth = roots.T @ (sums.fourth / sums.rows) @ roots
             r2 = float(np.linalg.eigvalsh(0.5 * (fourth + fourth.T))[-1]) if kept.any() else 0.0
-            return Features(mean_square, np.maximum(values, 0.0), largest, r2, False)
-        return Features(mean_square, None, self._largest(d, model, curved), sums.largest, True)
+            return Features(mean_square, np.maximum(values, 0.0), top, r2, r2)
+        least = sums.squares / sums.trace if sums.trace > 0.0 else 0.0
+        if largest is not None:
+            top = max(0.0, largest / 2.0 - p.penalty.l2)
+        else:
+            assert not isinstance(model, MLP), "lambda_max(H) is given"
+            top = self._largest(model, curved)
+        return Features(mean_square, None, top, sums.largest, least)
 
-    def _largest(self, d: int, model: LinearModel | None, curved: Floats | None) -> float:
+    def _largest(self, model: LinearModel | None, curved: Floats | None) -> float:
         """lambda_max(Sigma) by Lanczos on half of the Hessian of least squares, or of the model itself."""
         p = self.problem
         asked = model or LinearModel(len(p.view.source.columns), 1, SquaredLoss(), self.ones)
@@ -342,4 +376,6 @@ def _finite(values: Floats, what: str) -> None:
 def wide(problem: Problem) -> Problem:
     """Return the same problem with float64 blocks."""
     view: DataView = replace(problem.view, dtype="float64")
-    return replace(problem, view=view, block_rows=default_block_rows(len(view.source.columns), "float64"))
+    d = len(view.source.columns)
+    sparse = view.source.sparse and d > _FORMED  # a block of few columns is made dense
+    return replace(problem, view=view, block_rows=default_block_rows(d, "float64", sparse=sparse))

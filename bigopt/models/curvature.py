@@ -1,4 +1,6 @@
-"""Hessian-vector products of the multilayer perceptron, exactly: Pearlmutter's R-operator.
+"""Second derivatives of the multilayer perceptron: products with the Hessian, and the curvature of single rows.
+
+Hessian-vector products are exact, by Pearlmutter's R-operator.
 
 R{a} is the derivative of a along the direction V of the parameters. Applied to every line of forward and backward it
 gives R{gradient} = H V for about the price of two gradients::
@@ -10,17 +12,24 @@ gives R{gradient} = H V for about the price of two gradients::
 
 The Jacobians of all activations are symmetric, so that the same function multiplies with them forward and backward.
 Kinks of relu and Huber count as flat: the second derivative there is 0, as it is almost everywhere.
+
+The curvature of a row is that of the Gauss-Newton matrix G_i = J_i^T (d2 loss_i / dz2) J_i, J_i the Jacobian of the
+outputs: what is left of the row's Hessian where its residual is small, and never negative. With d2 loss_i / dz2 =
+sum_k r_k r_k^T its trace is a sum of squared norms, tr G_i = sum_k ||J_i^T r_k||^2, each by one pass backward.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from bigopt.core.arrays import namespace
 from bigopt.models import kernels
 from bigopt.models.activations import ACTIVATIONS, softmax
-from bigopt.models.losses import CategoricalCrossEntropy, Loss
+from bigopt.models.losses import CategoricalCrossEntropy, Loss, SquaredLoss
 from bigopt.models.mlp import MLP
+from bigopt.models.rows import layer_squares
 from bigopt.models.second import DIAGONAL
 
 
@@ -127,3 +136,41 @@ def mlp_hessian_vector_sum(model: MLP, params: Any, vector: Any, X: Any, y: Any,
         around = (below + 0.0, moved + 0.0) if k > 1 and model.shortcuts[k - 1] else None
         delta, turned = _back(names[k - 1], outputs[k - 1], turns[k - 1], below, moved)
     return product
+
+
+def gauss_newton_traces(model: MLP, params: Any, X: Any, y: Any) -> Any:
+    """Return tr G_i of each row, shape (rows,), in X's dtype; see the module's docstring.
+
+    It bounds the largest eigenvalue of G_i from above, and is equal to it where the model has one output.
+
+    Parameters
+    ----------
+    model : MLP
+    params, X, y
+        As in `Model.grad_sum`.
+    """
+    kernels.same_dtype(params, X)
+    z = ACTIVATIONS[model.output_activation].forward(model.scores(params, X))
+    # With squared loss and the target z - r/2 what goes backward from the outputs is r.
+    plain = replace(model, loss=SquaredLoss())
+    ones = 1.0 if model.intercept else 0.0
+    traces = namespace(X).zeros(X.shape[0], dtype=X.dtype)
+    for r in _roots(model.loss, z, y):
+        for k, x, delta in plain.backward(params, X, z - 0.5 * r, None)[1]:
+            traces += layer_squares(x, delta, model.layers[k][2], ones)
+    return traces
+
+
+def _roots(loss: Loss, z: Any, y: Any) -> Iterator[Any]:
+    """Give r_k, shape (rows, q), with sum_k r_k r_k^T = d2 loss / dz2; none for losses made of lines."""
+    xp = namespace(z)
+    q = z.shape[1]
+    units = xp.eye(q, dtype=z.dtype)
+    if isinstance(loss, CategoricalCrossEntropy):
+        p = softmax(z)
+        for c in range(q):
+            yield xp.sqrt(p[:, c : c + 1]) * (p - units[c, :])
+    elif type(loss) in DIAGONAL:
+        h = xp.sqrt(DIAGONAL[type(loss)](loss, z, y))
+        for k in range(q):
+            yield h * units[k, :]

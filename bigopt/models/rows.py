@@ -37,6 +37,25 @@ def _square(a: Any) -> Any:
     return kernels.row_sum(a * a)
 
 
+def layer_squares(z: Any, delta: Any, g: int, ones: float) -> Any:
+    """Return what a dense layer adds to the squared norms of the rows' gradients, shape (rows,).
+
+    Parameters
+    ----------
+    z, delta : array, shape (rows, in), (rows, out)
+        Input of the layer, and dloss/dv.
+    g : int
+        Groups of the layer.
+    ones : float
+        1 with an intercept, else 0.
+    """
+    if g == 1:
+        return (_square(z) + ones) * _square(delta)
+    xp = namespace(delta)
+    per = xp.sum(kernels.groups(z, g) ** 2, axis=2) + ones
+    return xp.sum(per * xp.sum(kernels.groups(delta, g) ** 2, axis=2), axis=0)
+
+
 def noise_sum(model: Model, params: Any, X: Any, y: Any, weight: Any | None) -> tuple[Any, float, float, float]:
     """Return (gradient sum, sum_i s_i^2 ||dloss_i/dparams||^2, loss sum, weight sum) of a block.
 
@@ -63,11 +82,7 @@ def noise_sum(model: Model, params: Any, X: Any, y: Any, weight: Any | None) -> 
         for k, z, delta in steps:
             g, name = model.layers[k][2], f"layer{k + 1}"
             kernels.dense_gradient(z, delta, views[f"{name}.weight"], views.get(f"{name}.intercept"))
-            if g == 1:
-                squares += (_square(z) + ones) * _square(delta)
-            else:
-                per = xp.sum(kernels.groups(z, g) ** 2, axis=2) + ones
-                squares += xp.sum(per * xp.sum(kernels.groups(delta, g) ** 2, axis=2), axis=0)
+            squares += layer_squares(z, delta, g, ones)
         return grad, kernels.totals(squares, None)[0], *kernels.totals(value, weight)
     assert isinstance(model, LinearModel)
     value, delta = model.loss.value_delta(model.scores(params, X), y)

@@ -17,11 +17,11 @@ from bigopt.callbacks import Silent
 from bigopt.config import load_conf, load_text
 from bigopt.core.errors import ConfError, DivergedError, InterruptedRun
 from bigopt.diagnose import diagnose
-from bigopt.diagnose.auto import Compressed
 from bigopt.diagnose.race import PARTS, ROWS, Stage, race, rounded, stages
 from bigopt.facts import Datasets
 from bigopt.fit import resume, train
 from bigopt.optim.cycles import Cosine
+from bigopt.optim.schedules import Compressed
 
 
 class Lines(Silent):
