@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from problems import MODELS, SIZES, files, run, run_on
 
 from bigopt import sessions
 from bigopt.backends.base import Session
 from bigopt.config import load_conf
+from bigopt.core.csr import CSR
+from bigopt.core.sums import Sums
+from bigopt.core.vectors import SparseVector
+from bigopt.data.columns import x_names
+from bigopt.data.memory import from_arrays
+from bigopt.data.writer import DatasetWriter
+from bigopt.facts import Datasets
 
 MINI = ["optimizer.name=adam", "batch.size=64", "stop.epochs=2", "data.validation=0.1"]
 ENGINES = [(name, workers) for name in ("local", "dask", "spark") for workers in (1, 2, 3)]
@@ -73,6 +82,54 @@ def test_every_model_has_the_same_bits_on_every_backend(session, data, expected,
         result = run_on(data[kind, form], tmp_path, *keys, *MINI)
         hashes[name] = result["params_sha256"]
     assert hashes == expected
+
+
+SPARSE = {
+    "logistic": ["model.name=logistic", "model.l2=0.01", *MINI],
+    "driver": ["model.name=logistic", "model.l2=0.01", *MINI, "model.backprop=driver"],
+    "lbfgs": ["model.name=logistic", "model.l2=0.01", "optimizer.name=lbfgs", "stop.steps=4"],
+}
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Sparse twins, in memory and on disk: 300 rows of 12 values over 20,000 columns."""
+    pytest.importorskip("scipy.sparse")
+    rng = np.random.default_rng(0)
+    n, each, d = 300, 12, 20_000
+    indices = np.sort(rng.integers(0, d // each, (n, each)) + np.arange(each) * (d // each), axis=1)
+    X = CSR(rng.normal(size=n * each), indices.ravel().astype(np.int32), np.arange(n + 1) * each, d)
+    y = rng.choice(["no", "yes"], n)
+    twins: dict[str, Any] = {"memory": from_arrays(X, y, partition_rows=50)}
+    for form in ("zarr", "parquet"):
+        path = tmp_path_factory.mktemp("words") / form
+        options: dict[str, Any] = {"columns": x_names(d), "target": ["y"], "partition_rows": 50, "layout": "sparse"}
+        with DatasetWriter(str(path), format=form, dtype="float64", **options) as writer:  # type: ignore[arg-type]
+            writer.append(X, y)
+        twins[form] = path
+    return twins
+
+
+@pytest.fixture(scope="module")
+def expected_of_words(words: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder, data = tmp_path_factory.mktemp("expected"), Datasets(words["memory"], None)
+    return {
+        name: run(folder, "", *keys, "backend.workers=1", data=data)["params_sha256"] for name, keys in SPARSE.items()
+    }
+
+
+@pytest.mark.slow
+def test_sparse_rows_have_the_same_bits_on_every_backend(session, words, expected_of_words, tmp_path, monkeypatch):
+    monkeypatch.setattr(sessions, "open_session", lambda *args: session)
+    session.arrivals.clear()
+    hashes = {
+        name: run_on(words["parquet" if name == "lbfgs" else "zarr"], tmp_path, *keys)["params_sha256"]
+        for name, keys in SPARSE.items()
+    }
+    assert hashes == expected_of_words
+    assert expected_of_words["logistic"] == expected_of_words["driver"]
+    sums = [v for a in session.arrivals for v in (a.nodes or {}).values() if isinstance(v, Sums)]
+    assert any(isinstance(v.grad, SparseVector) for v in sums)
 
 
 @pytest.mark.slow
