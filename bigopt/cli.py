@@ -226,27 +226,35 @@ def _shapes_in(file: str) -> dict[str, Any]:
 
 
 @_verb
-@_conf
-def diagnose(files: tuple[str, ...], settings: tuple[str, ...]) -> Answer:
+@click.option("-c", "--conf", "files", multiple=True, metavar="FILE", help="Conf file; of several the later one wins.")
+@click.option("--tau", type=float, help="Delay for gamma_crit; else the run's largest staleness, 1 without delays.")
+@click.argument("settings", nargs=-1, metavar="[RUN_DIR] [KEY=VALUE]...")
+def diagnose(files: tuple[str, ...], settings: tuple[str, ...], tau: float | None) -> Answer:
     """Measure curvature, gradient noise and critical batches; recommend optimizer, batch and step.
 
     Eigenvalues of the Hessian, R2, sigma^2, M, tr Cov(g_i), b_stable, b_M, b_noise and the largest stable steps, by
-    Map-Reduce on the training rows; each with its formula. The current w is what model.init gives: a rule, a file, or
-    the directory of a run.
+    Map-Reduce on the training rows; each with its formula. Of a conf the current w is what model.init gives; of a run
+    it is the newest checkpoint, all its checkpoints are looked at, and its staleness is the delay.
 
     \b
-    Example:
-      bigopt diagnose -c conf/flights.yml model.init=data/runs/20260101-120000-ridge
+    Examples:
+      bigopt diagnose -c conf/flights.yml batch.size=1024
+      bigopt diagnose data/runs/20260101-120000-ridge
     \b
     Writes nothing; reads the data some tens of times, an mlp's some hundreds of times.
     """
-    from bigopt.cli_show import say, summary, table
+    from bigopt.cli_show import say, summary, table, wrapped
     from bigopt.diagnose import diagnose as run_diagnose
     from bigopt.diagnose.report import tables
 
+    run = Path(settings[0]) if settings and "=" not in settings[0] else None
+    if run is not None:
+        if not (run / "conf.yml").is_file():
+            raise ConfError(f"{run} is neither KEY=VALUE nor a run directory", where="bigopt diagnose")
+        files, settings = (str(run / "conf.yml"), *files), settings[1:]
     conf = _load(files, settings)
     with _watching() as progress, _placed(conf):
-        result = run_diagnose(conf, log=progress.note)
+        result = run_diagnose(conf, run=run, tau=tau, log=progress.note)
 
     def show() -> None:
         for part in tables(result):
@@ -254,7 +262,10 @@ def diagnose(files: tuple[str, ...], settings: tuple[str, ...]) -> Answer:
         advice = dict(result["recommendation"])
         reasons = advice.pop("reasons")
         summary("recommended", advice)
-        say(*(f"  because: {line}" for line in reasons), *(f"note: {line}" for line in result["notes"]))
+        say(
+            *(wrapped(f"  because: {line}") for line in reasons),
+            *(wrapped(f"note: {line}") for line in result["notes"]),
+        )
 
     return Answer(result, show)
 

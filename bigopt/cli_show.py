@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,12 @@ def say(*lines: str) -> None:
     console = _console()
     for line in lines:
         console.print(line)
+
+
+def wrapped(line: str) -> str:
+    """Return a long line in lines of at most 79 characters, the later ones further in."""
+    inner = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.fill(line, 79, subsequent_indent=inner, break_long_words=False, break_on_hyphens=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -6,9 +6,10 @@ import math
 from typing import Any, Final
 
 _SMALL_MACHINE: Final = 8
+_HEAVY: Final = 10.0
 
 
-def advise(found: dict[str, Any], exact: bool, mlp: bool, l1: float) -> dict[str, Any]:
+def advise(found: dict[str, Any], exact: bool, l1: float) -> dict[str, Any]:
     """Return a recommendation.
 
     Parameters
@@ -17,18 +18,18 @@ def advise(found: dict[str, Any], exact: bool, mlp: bool, l1: float) -> dict[str
         The figures of `diagnose`.
     exact : bool
         Whether the Hessian can be formed.
-    mlp : bool
-        Whether the model is a multilayer perceptron.
     l1 : float
         ``model.l1``.
 
     Returns
     -------
     dict
-        ``optimizer``, ``batch``, ``learning_rate``, ``momentum`` (None where it has none), ``reasons`` (sentences), and
-        ``second_order``: the optimizer that ends in the optimum in few passes, or None.
+        ``optimizer``, ``batch``, ``learning_rate`` (a number, "auto", or None), ``momentum`` (None where it has none),
+        ``reasons`` (sentences), and ``second_order``: the optimizer that ends in the optimum in few passes, or None.
     """
     reasons: list[str] = []
+    mlp, curved = found["mlp"], found["curved"]
+    tails = curved["r2_least"] / max(curved["mean_square"] + 2.0 * curved["largest"], 1e-300)
     batch = _batch(found, reasons)
     saddle = found["saddle"] is not None
     kappa = found["effective_condition_number"]
@@ -37,6 +38,12 @@ def advise(found: dict[str, Any], exact: bool, mlp: bool, l1: float) -> dict[str
     if mlp:
         optimizer = "adam"
         reasons.append("adam: the loss of an mlp is not convex, and its layers ask for different steps")
+    elif tails > _HEAVY:
+        optimizer = "adam"
+        reasons.append(
+            f"adam: R2 is {tails:.3g} times that of Gaussian rows: a few rows are so long (rare categories, "
+            "standardised?) that plain steps must be tiny; adam scales each coordinate by itself"
+        )
     elif math.isinf(kappa):
         reasons.append("plain sgd: the Hessian has no positive eigenvalue, so that nothing can be said about momentum")
     elif kappa > 1e5:
@@ -47,14 +54,16 @@ def advise(found: dict[str, Any], exact: bool, mlp: bool, l1: float) -> dict[str
         reasons.append(f"momentum 0.9: the condition number is {kappa:.3g}; flat directions get ten times the step")
     else:
         reasons.append(f"plain sgd: the condition number is {kappa:.3g}, momentum would gain little")
-    rate = _rate(found, batch, mlp, reasons)
+    rate: float | str | None = None
     if optimizer == "adam":
-        rate = 0.001
-        reasons.append("learning_rate 0.001: adam's step is relative; its own default")
-    elif momentum is not None and rate is not None:
+        rate = "auto"
+        reasons.append("learning_rate auto: adam's steps are relative, curvature does not tell them; short trials do")
+    else:
+        rate = _rate(found, batch, reasons)
+    if isinstance(rate, float) and momentum is not None:
         rate *= 1.0 - momentum
         reasons.append(f"times 1 - momentum: momentum multiplies the step by {1.0 / (1.0 - momentum):.0f}")
-    if rate is not None and math.isinf(rate):
+    if isinstance(rate, float) and math.isinf(rate):
         rate = None
     if saddle:
         reasons.append("w_0 is near a saddle: small batches leave it by their noise, full batches stall")
@@ -95,9 +104,7 @@ def _batch(found: dict[str, Any], reasons: list[str]) -> int:
     return int(b)
 
 
-def _rate(found: dict[str, Any], batch: int, mlp: bool, reasons: list[str]) -> float | None:
-    if mlp:
-        return None
+def _rate(found: dict[str, Any], batch: int, reasons: list[str]) -> float:
     full = 2.0 / found["L"] if found["L"] > 0.0 else math.inf
     steps = [s for s in found["stable_steps"] if s["batch"] != "full" and s["batch"] <= batch]
     if batch >= found["rows"] or not steps:

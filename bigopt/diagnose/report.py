@@ -22,6 +22,7 @@ _FIGURES = (
     "b_noise",
     "full_batch_step",
     "L",
+    "tau",
     "gamma_crit",
     "correlation",
     "phase",
@@ -33,6 +34,9 @@ def tables(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     formulas = found["formulas"]
     rows = [[name, found[name], formulas[name]] for name in _FIGURES]
     rows.append(["knee", found["knee"]["rows"], formulas["knee"]])
+    curved = found["curved"]
+    if found["r2_least"] < found["r2"]:
+        rows.insert(_FIGURES.index("r2") + 1, ["r2_least", found["r2_least"], formulas["r2_least"]])
     result = [
         {"title": f"at the current w ({found['how']})", "columns": ["figure", "value", "formula"], "rows": rows},
         {
@@ -49,6 +53,13 @@ def tables(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             "rows": [[k, v] for part in ("optimum", "hessian_at_optimum") for k, v in found[part].items()],
         },
     ]
+    if curved["mean_square"] != found["mean_square_x"]:
+        rows = [["E||x||^2", curved["mean_square"]], ["lambda_max(Sigma)", curved["largest"]]]
+        rows += [["R2, which eta_b takes", curved["r2"]]]
+        if curved["r2_least"] < curved["r2"]:
+            rows += [["R2 is at least", curved["r2_least"]]]
+        what = "tr G_i / 2 for ||x||^2" if found["mlp"] else "sqrt(h_i/2) x for x"
+        result.insert(1, {"title": f"curved rows: {what}", "columns": ["figure", "value"], "rows": rows})
     if found["saddle"] is not None:
         saddle = found["saddle"]
         title = f"a saddle: f falls along this direction (eigenvalue {saddle['eigenvalue']:.4g}, largest entries)"

@@ -29,7 +29,6 @@ from bigopt.diagnose.recorded import Recorded, recorded
 from bigopt.facts import Datasets, open_data, profile
 from bigopt.models.linear import LinearModel
 from bigopt.models.losses import BinaryCrossEntropy
-from bigopt.models.mlp import MLP
 from bigopt.models.rows import has_curvature
 from bigopt.problem import Problem, build
 from bigopt.warmstart import initial_params
@@ -115,7 +114,7 @@ def diagnose(
             found["knee"] = measure_knee(measure)
         found["rounds"] = ledger.rounds
         found["slots"] = session.slots
-    found["recommendation"] = advise(found, measure.exact, isinstance(problem.model, MLP), conf.model.l1)
+    found["recommendation"] = advise(found, measure.exact, conf.model.l1)
     return found
 
 
@@ -195,6 +194,7 @@ def _figures(measure: Measure, first: Any, past: Recorded | None, delay: tuple[f
     result = {
         "rows": measure.rows,
         "parameters": size,
+        "mlp": not linear,
         "batch": b,
         "loss": here.value,
         **_ends(ends),

@@ -8,7 +8,7 @@ import array_api_strict as strict
 import numpy as np
 import pytest
 
-from bigopt.models.curvature import mlp_hessian_vector_sum
+from bigopt.models.curvature import gauss_newton_traces, mlp_hessian_vector_sum
 from bigopt.models.linear import LinearModel
 from bigopt.models.losses import LOSSES, Loss, SignedSquaredLoss
 from bigopt.models.mlp import MLP
@@ -105,3 +105,59 @@ def test_array_api_strict_gives_numpys_numbers(loss: Loss) -> None:
             pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
             for a, b in pairs:
                 np.testing.assert_allclose(np.asarray(a), b, rtol=1e-14, atol=1e-300)
+
+
+GAUSS_NEWTON = {
+    "squared": {"activation": "tanh"},
+    "huber": {"activation": "tanh"},
+    "binary_cross_entropy": {"activation": "sigmoid"},
+    "squared_hinge": {"activation": "tanh", "groups": (2, 2, 2, 1)},
+    "categorical_cross_entropy": {"activation": "tanh", "shortcut": True},
+    "center": {"activation": "tanh", "batchnorm": True},
+    "squared_softmax": {"activation": "tanh", "output_activation": "softmax"},
+}
+
+
+@pytest.mark.parametrize("kind", GAUSS_NEWTON)
+def test_gauss_newton_traces_against_jacobians(kind: str) -> None:
+    """tr(J^T h J) with the Jacobian of the outputs by central differences, and h written out by hand."""
+    rng = np.random.default_rng(0)
+    name = kind if kind in LOSSES else "squared"
+    loss = LOSSES[name]()
+    q = 1 if loss.task in ("binary", "sign") else 3
+    keys = dict(GAUSS_NEWTON[kind])
+    if kind == "squared_hinge":
+        keys["groups"] = (2, 2, 1)
+    model = MLP(4, (6, 6), q, loss, **keys)  # type: ignore[arg-type]
+    X, y = rng.normal(size=(5, 4)), targets(loss, 5, q, rng)
+    w = model.init("glorot_normal", 0) + 0.1 * rng.normal(size=model.layout.size)
+    free = [
+        i
+        for b, s in model.layout.slices()
+        if not b.name.endswith((".mean", ".scale"))
+        for i in range(*s.indices(len(w)))
+    ]
+
+    def out(at: np.ndarray) -> np.ndarray:
+        v = model.scores(at, X)
+        if keys.get("output_activation") == "softmax":
+            v = np.exp(v) / np.exp(v).sum(axis=1, keepdims=True)
+        return v
+
+    e = 1e-6
+    J = np.stack([(out(w + e * u) - out(w - e * u)) / (2 * e) for u in np.eye(len(w))[free]], axis=2)  # (n, q, p)
+    z = out(w)
+    for i, trace in enumerate(gauss_newton_traces(model, w, X, y)):
+        if name == "categorical_cross_entropy":
+            p = np.exp(z[i]) / np.exp(z[i]).sum()
+            h = np.diag(p) - np.outer(p, p)
+        elif name == "binary_cross_entropy":
+            p = 1 / (1 + np.exp(-z[i]))
+            h = np.diag(p * (1 - p))
+        elif name == "squared_hinge":
+            h = np.diag(2.0 * (1 - y[i] * z[i] > 0))
+        elif name == "huber":
+            h = np.diag(2.0 * (np.abs(z[i] - y[i]) <= 1.0))
+        else:
+            h = 2.0 * np.eye(q)
+        assert trace == pytest.approx(np.trace(J[i].T @ h @ J[i]), rel=1e-6, abs=1e-9)
