@@ -7,25 +7,19 @@ are asked for, so that steps can be timed in turn with a peer's, and nothing is 
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections import Counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.looking import Looks
 from benchmarks.player import SideError, Skip
 
 Array = npt.NDArray[Any]
-
-
-def _short(path: str) -> str:
-    """Return the path of a module within its package's folder."""
-    return path.rpartition("/site-packages/")[2].rpartition("/bigopt/")[2]
 
 
 class _Enough(Exception):
@@ -114,40 +108,10 @@ class GatedRun:
         return self._end - self._begin
 
     def profile(self, steps: int) -> dict[str, Any]:
-        """Let the run make some steps while its threads are looked at every 2 ms; return where they were.
-
-        Returns
-        -------
-        dict
-            ``seconds`` of a step, and for each group of threads the share of looks at which it was in a line of code,
-            the most frequent first. A thread inside NumPy or a compiled kernel is seen at the line that called it.
-        """
-        seen: dict[str, Counter[str]] = {}
-        done = threading.Event()
-        mine = threading.get_ident()
-
-        def look() -> None:
-            while not done.wait(0.002):
-                names = {t.ident: t.name for t in threading.enumerate()}
-                for ident, frame in sys._current_frames().items():
-                    name = names.get(ident, "?").rstrip("0123456789")
-                    if ident not in (mine, threading.get_ident()) and name.startswith("bigopt"):
-                        place = f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
-                        caller = frame.f_back
-                        if caller is not None:
-                            place += f" {frame.f_code.co_name} < {caller.f_code.co_name}:{caller.f_lineno}"
-                        seen.setdefault(name, Counter())[place] += 1
-
-        looker = threading.Thread(target=look, daemon=True)
-        looker.start()
-        seconds = self.advance(steps)
-        done.set()
-        looker.join()
-        threads = {
-            name: {place: round(n / counts.total(), 3) for place, n in counts.most_common(12)}
-            for name, counts in seen.items()
-        }
-        return {"seconds": seconds / steps, "threads": threads}
+        """Let the run make some steps while its threads are looked at; return where they were (`Looks.found`)."""
+        with Looks({threading.get_ident()}) as looks:
+            self.advance(steps)
+        return looks.found()
 
     def close(self) -> None:
         """End the run and its workers."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.machine import Peak, Watch
+from benchmarks.machine import Peak, Watch, cpu_seconds, tree
 from benchmarks.player import Player, SideError, Skip
 from benchmarks.statistics import Bar, Load, Spread, agree, disagreement, pairs_for, spread
 
@@ -216,8 +216,13 @@ class _Cast:
             self.guard(name, lambda player: player.call("aim", self.losses[side.follows]))
             if name not in self.players:
                 return None
-        with Peak(self.players[name].pid) if side.peak else nullcontext() as peak:
+        pid = self.players[name].pid
+        cpu, begin = cpu_seconds(tree(pid)), time.perf_counter()
+        with Peak(pid) if side.peak else nullcontext() as peak:
             sample: Sample | None = self.guard(name, lambda player: player.call("run"))
+        if sample is not None:
+            wall, cpu = time.perf_counter() - begin, cpu_seconds(tree(pid)) - cpu
+            sample = {**sample, "run_cpu_seconds": cpu, "run_cores": cpu / wall}
         if sample is not None and "loss" in sample:
             self.losses[name] = sample["loss"]
         if sample is not None and peak is not None:

@@ -79,7 +79,7 @@ def markdown(results: Sequence[RowResult], about: dict[str, Any]) -> str:
 
 
 def _profile(profile: dict[str, Any]) -> list[str]:
-    lines = [f"A step of {1e3 * profile['seconds']:.3g} ms; shares of looks at each kind of thread, every 2 ms:", ""]
+    lines = [f"One run of {profile['seconds']:.3g} s; shares of the looks at each kind of thread, every 2 ms:"]
     for thread, places in profile["threads"].items():
         lines += ["", f"`{thread}`", "", "| share | where |", "|---|---|"]
         lines += [f"| {share:.0%} | `{place}` |" for place, share in places.items()]

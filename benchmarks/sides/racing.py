@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.evaluate import Referee
+from benchmarks.looking import Looks
 from benchmarks.sides import Base
 from benchmarks.sides.ours import in_memory
 
@@ -63,8 +65,6 @@ class Race(Base):
 
     def run(self) -> dict[str, Any]:
         """Return seconds until the target, of the first step, and the loss reached."""
-        from bigopt.fit import train
-
         kept: list[tuple[int, float, Any]] = []
         assert self._referee is not None
 
@@ -73,7 +73,7 @@ class Race(Base):
                 kept.append((step, time.perf_counter(), params))
 
         begin = time.perf_counter()
-        train(self._conf, data=self._data, on_step=on_step)
+        self._train(on_step)
         first = next((at for step, at, _ in kept if step), begin)
         low, high, loss = 0, len(kept), float("nan")
         while low < high:  # the loss falls: the first that is low enough, by bisection
@@ -87,6 +87,17 @@ class Race(Base):
             raise RuntimeError(f"{len(kept)} kept steps did not reach the loss {self._target}")
         step, at, _ = kept[low]
         return {"seconds": at - begin, "first_step": first - begin, "steps": step, "loss": loss}
+
+    def profile(self) -> dict[str, Any]:
+        """Return where the threads of this process are during a whole training."""
+        with Looks() as looks:
+            self._train(lambda *_: None)
+        return looks.found()
+
+    def _train(self, on_step: Callable[..., None]) -> None:
+        from bigopt.fit import train
+
+        train(self._conf, data=self._data, on_step=on_step)
 
     def close(self) -> None:
         """End the context."""
@@ -103,9 +114,7 @@ class FirstStep(Race):
 
     def run(self) -> dict[str, Any]:
         """Return seconds until the first step is done."""
-        from bigopt.fit import train
-
         ends: list[float] = []
         begin = time.perf_counter()
-        train(self._conf, data=self._data, on_step=lambda *_: ends.append(time.perf_counter()))
+        self._train(lambda *_: ends.append(time.perf_counter()))
         return {"seconds": ends[1] - begin, "facts": ends[0] - begin}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.looking import Looks
 from benchmarks.sides import Base
 
 
@@ -77,6 +78,12 @@ class AdamSteps(Base):
         found = {case["name"]: self._update(case) for case in self._cases}
         found |= {f"tell {case['name']}": self._tell(case) for case in self._cases}
         return {**found, "seconds": sum(found.values())}
+
+    def profile(self) -> dict[str, Any]:
+        """Return where this process is during its steps."""
+        with Looks() as looks:
+            self.run()
+        return looks.found()
 
     def check(self) -> dict[str, float]:
         """Return the mean squares of the parameters, added up: as the peer's where all made the same steps."""

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import data, evaluate, harness, machine, report
 from benchmarks.harness import Figure, Outcome, Row, RowResult, Scale, Side, run_row
+from benchmarks.looking import Looks
 from benchmarks.player import Skip
 from benchmarks.statistics import Bar, Load, Spread, agree, disagreement, pairs_for, spread
 
@@ -99,6 +100,16 @@ def test_data_are_the_same_bits_every_time(tmp_path: Path) -> None:
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
     assert first[0].dtype == np.float32
     assert set(first[1]) == {0, 1, 2}
+
+
+def test_looks_find_the_line_that_takes_the_time() -> None:
+    with Looks() as looks:
+        time.sleep(0.1)
+    found = looks.found()
+    assert found["seconds"] >= 0.1
+    place, share = next(iter(found["threads"]["MainThread"].items()))
+    assert "test_looks_find_the_line_that_takes_the_time" in place
+    assert share > 0.5
 
 
 class Counter:
