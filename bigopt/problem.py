@@ -132,6 +132,7 @@ class Problem:
             l1=conf.model.l1,
             quadratic=is_quadratic(self.model),
             shifted=shifted_classes(self.model),
+            kernels=self.kernels,
             penalty=lambda grad, params: self.penalty.add_gradient(grad, params, layout),
         )
 

@@ -137,10 +137,7 @@ class NAdam:
     ) -> tuple[Vector, NAdamState]:
         """Return NAdam's delta; see `Transform.update`."""
         m, v, eta = owned(state.m), owned(state.v), float(learning_rate)
-        mu, ahead = self._momentum(step), self._momentum(step + 1)
-        product = state.product * mu
-        of_g = -eta * (1.0 - mu) / (1.0 - product)
-        of_m = -eta * ahead / (1.0 - product * ahead)
+        of_g, of_m, product = self.weights(state.product, step, eta)
         unbias = 1.0 / math.sqrt(1.0 - self.beta2**step)
         work, other = scratch(grad), scratch(grad)
         for s in tiles(grad.size):
@@ -155,6 +152,12 @@ class NAdam:
             np.add(h, self.eps, out=h)
             np.divide(g, h, out=g)
         return grad, NAdamState(m, v, product)
+
+    def weights(self, product: float, step: int, eta: float) -> tuple[float, float, float]:
+        """Return what g and m are multiplied by in this step, and P_t, from P_{t-1}."""
+        mu, ahead = self._momentum(step), self._momentum(step + 1)
+        product = product * mu
+        return -eta * (1.0 - mu) / (1.0 - product), -eta * ahead / (1.0 - product * ahead), product
 
     def _momentum(self, t: int) -> float:
         return self.beta1 * (1.0 - 0.5 * math.pow(0.96, _DECAY * t))

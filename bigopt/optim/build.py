@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+from bigopt.core import compiled
 from bigopt.core.errors import ConfError
 from bigopt.core.layout import Layout
 from bigopt.core.names import lookup, nearest
 from bigopt.optim.clip import ClipNorm, ClipValue
+from bigopt.optim.fused import fused
 from bigopt.optim.lbfgs import LBFGS
 from bigopt.optim.method import FirstOrder, Method, Penalty, Unit
 from bigopt.optim.newton import Newton
@@ -139,6 +141,7 @@ def build_method(
     l1: float = 0.0,
     quadratic: bool = False,
     shifted: int = 0,
+    kernels: str = compiled.NUMPY,
 ) -> Method[Any]:
     """Return the method of an optimizer's and a schedule's name.
 
@@ -169,6 +172,8 @@ def build_method(
         Whether the loss is a quadratic function of the parameters (an exact line search is then in closed form).
     shifted : int
         C where adding a constant to the weights of all C classes changes no loss (softmax), else 0.
+    kernels : str
+        The kernel set; unless it is ``numpy``, first-order steps are compiled (with the same bits).
 
     Raises
     ------
@@ -202,6 +207,8 @@ def build_method(
     rule = build_schedule(
         schedule, schedule_keys, default_rate=entry.learning_rate, default_period=default_period, tick=tick
     )
+    if kernels != compiled.NUMPY:
+        transform = fused(transform)
     average = keys.get("average")
     return FirstOrder(transform, rule, layout, counted, penalty, False if average is None else _plain(average))
 

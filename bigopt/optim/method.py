@@ -35,6 +35,7 @@ from bigopt.core.codec import wire
 from bigopt.core.errors import DivergedError
 from bigopt.core.layout import Layout
 from bigopt.core.sums import Sums
+from bigopt.optim.fused import Fused
 from bigopt.optim.ranges import check_range
 from bigopt.optim.schedules import Schedule
 from bigopt.optim.transform import Transform, Vector, norm, owned, scratch, tiles
@@ -235,8 +236,12 @@ class FirstOrder:
         eta = float(self.schedule(float(state.step if self.unit == "step" else epoch)))
         # Overflow here gives parameters whose next gradient is refused above.
         with np.errstate(over="ignore", invalid="ignore"):
-            delta, inner = self.transform.update(grad, state.inner, params, step, eta)
-            new = snapshot(np.add(params, delta, out=delta))
+            if isinstance(self.transform, Fused):
+                new, inner = self.transform.moved(grad, state.inner, params, step, eta)
+            else:
+                delta, inner = self.transform.update(grad, state.inner, params, step, eta)
+                new = np.add(params, delta, out=delta)
+            new = snapshot(new)
             average = self._averaged(state.average, new, step)
         return FirstOrderState(new, inner, step, average), Step(new, eta, grad_norm)
 

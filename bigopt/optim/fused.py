@@ -1,0 +1,244 @@
+"""Optimizers whose whole step is one compiled loop: the state, the change and the new params in one pass over memory.
+
+`Fused` wraps a transform, or a chain of clipping and a transform, and is one itself: its state is the wrapped one's,
+so a checkpoint does not know whether a step was fused. Nor do the bits (`bigopt.optim.fused_updates`). What it adds is
+`moved`, which writes params + delta over the gradient.
+
+Long vectors are cut into pieces for several threads. Every entry is computed alone, so the number of threads does not
+appear in the bits either.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from bigopt.core import compiled
+from bigopt.core.layout import Layout
+from bigopt.optim.adam import Adam, AdamState, AdamW, AdamWState, AMSGrad, AMSGradState
+from bigopt.optim.adam_kin import AdaMax, AdaMaxState, NAdam, NAdamState, Yogi
+from bigopt.optim.adaptive import Adadelta, Adagrad, RMSProp, Squares, SquaresAndSteps
+from bigopt.optim.clip import ClipNorm, ClipValue
+from bigopt.optim.descent import SGD, Momentum, Nesterov, Velocity
+from bigopt.optim.fused_updates import SCALARS, make_update, signature
+from bigopt.optim.transform import Chain, ChainState, Transform, Vector, norm, owned
+
+PIECE: Final = 1 << 19
+"""Entries that are worth a thread of their own."""
+
+
+class Update(NamedTuple):
+    """One step of an optimizer, ready for the kernel.
+
+    Parameters
+    ----------
+    rule : str
+        A name of `bigopt.optim.fused_updates.RULES`.
+    scalars : tuple of float
+        k0, k1, ... in that rule's order.
+    vectors : tuple of ndarray
+        Of the state, writable; each is advanced in place.
+    state : State
+        What follows: the same vectors.
+    decaying : Layout or None
+        Of AdamW: entries of blocks that are not penalised take the rule ``adam``.
+    """
+
+    rule: str
+    scalars: tuple[float, ...]
+    vectors: tuple[Vector, ...]
+    state: Any
+    decaying: Layout | None = None
+
+
+def _sgd(_t: SGD, state: Any, _step: int, eta: float) -> Update:
+    return Update("sgd", (-eta,), (), state)
+
+
+def _momentum(t: Momentum | Nesterov, state: Velocity, _step: int, eta: float) -> Update:
+    D = owned(state.D)
+    return Update("momentum" if isinstance(t, Momentum) else "nesterov", (t.momentum, eta), (D,), Velocity(D))
+
+
+def _adagrad(t: Adagrad, state: Squares, _step: int, eta: float) -> Update:
+    G = owned(state.G)
+    return Update("adagrad", (t.eps, -eta), (G,), Squares(G))
+
+
+def _rmsprop(t: RMSProp, state: Squares, _step: int, eta: float) -> Update:
+    G = owned(state.G)
+    return Update("rmsprop", (t.eps, -eta, t.decay, 1.0 - t.decay), (G,), Squares(G))
+
+
+def _adadelta(t: Adadelta, state: SquaresAndSteps, _step: int, eta: float) -> Update:
+    E, U = owned(state.E), owned(state.U)
+    return Update("adadelta", (t.eps, -eta, t.rho, 1.0 - t.rho), (E, U), SquaresAndSteps(E, U))
+
+
+def _means(t: Any) -> tuple[float, float, float, float]:
+    return t.beta1, 1.0 - t.beta1, t.beta2, 1.0 - t.beta2
+
+
+def _unbiased(t: Any, step: int, eta: float) -> tuple[float, ...]:
+    return t.eps, -eta / (1.0 - t.beta1**step), *_means(t), 1.0 / math.sqrt(1.0 - t.beta2**step)
+
+
+def _adam(t: Adam, state: AdamState, step: int, eta: float) -> Update:
+    m, v = owned(state.m), owned(state.v)
+    return Update("adam", _unbiased(t, step, eta), (m, v), AdamState(m, v))
+
+
+def _adamw(t: AdamW, state: AdamWState, step: int, eta: float) -> Update:
+    m, v = owned(state.m), owned(state.v)
+    scalars = (*_unbiased(t, step, eta), -eta * t.weight_decay)
+    return Update("adamw", scalars, (m, v), AdamWState(m, v, state.layout), state.layout)
+
+
+def _amsgrad(t: AMSGrad, state: AMSGradState, step: int, eta: float) -> Update:
+    m, v, x = owned(state.m), owned(state.v), owned(state.x)
+    return Update("amsgrad", _unbiased(t, step, eta), (m, v, x), AMSGradState(m, v, x))
+
+
+def _adamax(t: AdaMax, state: AdaMaxState, step: int, eta: float) -> Update:
+    m, u = owned(state.m), owned(state.u)
+    return Update("adamax", (t.eps, -eta / (1.0 - t.beta1**step), *_means(t)), (m, u), AdaMaxState(m, u))
+
+
+def _nadam(t: NAdam, state: NAdamState, step: int, eta: float) -> Update:
+    m, v = owned(state.m), owned(state.v)
+    of_g, of_m, product = t.weights(state.product, step, eta)
+    unbias = 1.0 / math.sqrt(1.0 - t.beta2**step)
+    return Update("nadam", (t.eps, of_g, *_means(t), unbias, of_m), (m, v), NAdamState(m, v, product))
+
+
+def _yogi(t: Yogi, state: AdamState, _step: int, eta: float) -> Update:
+    m, v = owned(state.m), owned(state.v)
+    return Update("yogi", (t.eps, -eta, *_means(t)), (m, v), AdamState(m, v))
+
+
+UPDATES: Final[Mapping[type, Callable[[Any, Any, int, float], Update]]] = MappingProxyType(
+    {
+        SGD: _sgd,
+        Momentum: _momentum,
+        Nesterov: _momentum,
+        Adagrad: _adagrad,
+        RMSProp: _rmsprop,
+        Adadelta: _adadelta,
+        Adam: _adam,
+        AdamW: _adamw,
+        AMSGrad: _amsgrad,
+        AdaMax: _adamax,
+        NAdam: _nadam,
+        Yogi: _yogi,
+    }
+)
+"""``(transform, state, step, learning rate) -> Update`` of each class that has a kernel."""
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A transform with compiled steps.
+
+    Parameters
+    ----------
+    inner : Transform
+        One of `UPDATES`, or a `Chain` of clipping and one of them.
+    threads : int
+        Most threads of a step; 0 for the cores this process may use.
+    """
+
+    inner: Transform[Any]
+    threads: int = 0
+
+    def init(self, params: Vector, layout: Layout) -> Any:
+        """Return the state of the wrapped transform."""
+        return self.inner.init(params, layout)
+
+    def update(self, grad: Vector, state: Any, params: Vector, step: int, learning_rate: float) -> tuple[Vector, Any]:
+        """Do what the wrapped transform does; see `Transform.update`."""
+        return self.inner.update(grad, state, params, step, learning_rate)
+
+    def moved(self, grad: Vector, state: Any, params: Vector, step: int, learning_rate: float) -> tuple[Vector, Any]:
+        """Return (params + delta, next state), with the bits of `update` and an addition.
+
+        Parameters
+        ----------
+        grad, state, params, step, learning_rate
+            As in `Transform.update`; the result lies in the gradient's buffer.
+        """
+        if not isinstance(self.inner, Chain):
+            update = UPDATES[type(self.inner)](self.inner, state, step, float(learning_rate))
+            self._run(update, grad, params, 1.0)
+            return grad, update.state
+        *clips, last = self.inner.links
+        *clipped, own = state.links
+        factor = 1.0
+        for clip, nothing in zip(clips, clipped, strict=True):
+            if isinstance(clip, ClipNorm) and clip is clips[-1]:
+                factor = min(1.0, clip.clip_norm / (norm(grad) + 1e-6))
+            else:
+                grad, _ = clip.update(grad, nothing, params, step, learning_rate)
+        update = UPDATES[type(last)](last, own, step, float(learning_rate))
+        self._run(update, grad, params, factor)
+        return grad, ChainState((*clipped, update.state))
+
+    def _run(self, update: Update, grad: Vector, params: Vector, factor: float) -> None:
+        dtype = grad.dtype.name
+        scalars = np.zeros(SCALARS, dtype=grad.dtype)
+        scalars[: len(update.scalars)] = update.scalars
+        scale = np.array([factor], dtype=grad.dtype)
+        kernels: dict[str, compiled.Kernel] = {}
+        jobs: list[tuple[compiled.Kernel, slice]] = []
+        for rule, s in _spans(update, grad.size):
+            if rule not in kernels:
+                kernels[rule] = compiled.kernel(make_update, (rule, dtype), signature(rule, dtype))
+            jobs.append((kernels[rule], s))
+
+        def work(start: int, stop: int) -> None:
+            for kernel, s in jobs:
+                a, b = max(start, s.start), min(stop, s.stop)
+                if a < b:
+                    kernel(grad[a:b], params[a:b], scalars, scale, *(v[a:b] for v in update.vectors))
+
+        pieces = min(self.threads or _cores(), grad.size // PIECE)
+        cuts = [grad.size * k // max(1, pieces) for k in range(max(1, pieces) + 1)]
+        others = [threading.Thread(target=work, args=cuts[k : k + 2]) for k in range(1, len(cuts) - 1)]
+        for other in others:
+            other.start()
+        work(*cuts[:2])
+        for other in others:
+            other.join()
+
+
+def fused(transform: Transform[Any]) -> Transform[Any]:
+    """Return the transform with compiled steps where it has them, else as it is.
+
+    Examples
+    --------
+    >>> from bigopt.optim.lion import Lion
+    >>> fused(Adam()), fused(Lion()) == Lion()
+    (Fused(inner=Adam(beta1=0.9, beta2=0.999, eps=1e-08), threads=0), True)
+    """
+    links = transform.links if isinstance(transform, Chain) else (transform,)
+    clips = all(isinstance(link, ClipNorm | ClipValue) for link in links[:-1])
+    return Fused(transform) if clips and type(links[-1]) in UPDATES else transform
+
+
+def _spans(update: Update, size: int) -> Iterator[tuple[str, slice]]:
+    """Yield the rule of each run of entries."""
+    if update.decaying is None:
+        yield update.rule, slice(0, size)
+        return
+    for block, s in update.decaying.slices():
+        yield update.rule if block.penalized else "adam", s
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
