@@ -1,4 +1,4 @@
-"""Open a dataset whatever it is stored as: Zarr group, Parquet file or folder, NPZ or NPY, local or behind a URL.
+"""Open a dataset whatever it is stored as: Zarr group, Parquet, NPZ or NPY, svmlight text, local or behind a URL.
 
 What a folder is, is seen from what lies in it; what a file is, from its first bytes. The modules that know a format are
 imported when it is met.
@@ -15,8 +15,10 @@ from bigopt.data.files import Files, open_files, shown
 from bigopt.data.manifest import NAME, read_manifest
 from bigopt.data.select import Wanted
 from bigopt.data.source import BadRows, Dataset
+from bigopt.data.svmparse import COMPRESSED, SUFFIXES, looks_like
 
-_RAW: Final = (".csv", ".csv.gz", ".csv.zip", ".zip", ".tsv", ".txt", ".svm", ".svmlight", ".libsvm")
+_RAW: Final = (".csv", ".csv.gz", ".csv.zip", ".zip", ".tsv", ".txt", *(s + z for s in SUFFIXES for z in COMPRESSED))
+_SNIFFED: Final = 64 << 10
 
 
 def open_dataset(
@@ -28,8 +30,11 @@ def open_dataset(
     on_bad_rows: BadRows = "error",
     storage_options: Mapping[str, Any] | None = None,
     need_target: bool = True,
+    index_base: int | None = None,
 ) -> Dataset:
-    """Open a dataset: read and check its metadata, resolve columns by name, cut it into partitions. Reads no rows.
+    """Open a dataset: read and check its metadata, resolve columns by name, cut it into partitions.
+
+    Reads no rows; but text is scanned once, and of foreign sparse rows how many values they store.
 
     Parameters
     ----------
@@ -47,6 +52,8 @@ def open_dataset(
         For fsspec or obstore.
     need_target : bool
         False to open without a target where there is none.
+    index_base : {0, 1}, optional
+        The first column's index in an svmlight file; None: seen from the file.
 
     Returns
     -------
@@ -77,13 +84,17 @@ def open_dataset(
         from bigopt.data.parquetopen import open_parquet
 
         return open_parquet(files, uri, options, wanted)
+    if kind == "svmlight":
+        from bigopt.data.svmstore import open_svm
+
+        return open_svm(files, uri, options, wanted, index_base)
     from bigopt.data.npyopen import open_npy
 
     return open_npy(files, uri, options, wanted, kind)
 
 
 def detect(files: Files) -> str:
-    """Return ``zarr``, ``parquet``, ``npz`` or ``npy``.
+    """Return ``zarr``, ``parquet``, ``npz``, ``npy`` or ``svmlight``.
 
     Raises
     ------
@@ -92,7 +103,7 @@ def detect(files: Files) -> str:
     ConfError
         For raw text files, which are ingested first.
     """
-    hint = "a Zarr group, a Parquet file or folder, an NPZ or an NPY"
+    hint = "a Zarr group, a Parquet file or folder, an NPZ or an NPY, svmlight text"
     try:
         if not files.is_folder():
             return _file_kind(files, hint)
@@ -126,7 +137,9 @@ def _file_kind(files: Files, hint: str) -> str:
     if files.uri.endswith((".parquet", ".pq")):
         found = "an empty file" if not start else "no Parquet file: it does not start with PAR1"
         raise DataError(found, where=files.uri, hint="truncated, unfinished or of another format")
-    if files.uri.endswith(_RAW):
+    if files.uri.lower().endswith(SUFFIXES) or (start and looks_like(files.read("", 0, _SNIFFED))):
+        return "svmlight"
+    if files.uri.lower().endswith(_RAW):
         raise ConfError(
             f"'{files.uri}' is raw data", where="data.uri", hint="set ingest.source to it and run bigopt ingest first"
         )
