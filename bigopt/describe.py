@@ -22,6 +22,7 @@ import numpy as np
 
 from bigopt.core.sums import Moments
 from bigopt.core.tree import height
+from bigopt.costs import FITTED, Round, best_slots, parts
 from bigopt.data.source import Dataset
 from bigopt.data.view import DataView
 from bigopt.facts import Datasets, Facts, Side, is_classification, open_data, side_view
@@ -79,6 +80,7 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
         f"batch: {rows:,} rows a step, {steps:,} steps an epoch, sampling {problem.plan.sampling}",
         *_schedule(conf, problem),
         *_places(conf, slots),
+        _predicted(conf, problem, cost, slots, steps),
         *_encoding(conf, problem, rows),
         *_bottlenecks(layers),
         *(line for line in (*data.train.warnings, *problem.notes, *conf.notices) if line),
@@ -281,6 +283,29 @@ def _cost_part(cost: dict[str, int], slots: int) -> dict[str, Any]:
 def _memory_part(memory: list[tuple[str, str, int]]) -> dict[str, Any]:
     rows = [[name, f"{si(size)}B", meaning] for name, meaning, size in memory]
     return {"title": "memory of a process", "columns": ["part", "bytes", "meaning"], "rows": rows}
+
+
+def _predicted(conf: Conf, problem: Problem, cost: dict[str, int], slots: int, steps: int) -> str:
+    """Seconds of a round by the cost model, and where they go."""
+    vector = problem.model.layout.size * np.dtype(conf.run.dtype).itemsize
+    rows = problem.plan.batch_rows(0)
+    work = Round(
+        multiply_adds=float(cost["multiply_adds"]),
+        row_bytes=float(rows * _row_values(problem.view) * np.dtype(problem.view.dtype).itemsize),
+        stored_bytes=0.0,
+        vector_bytes=float(vector),
+        slots=slots,
+        units=cost["units"],
+        state=3 + state_vectors(conf.optimizer.name, problem.model.layout.size, conf.optimizer.history),
+        shared=conf.backend.address is None,
+    )
+    found = parts(work, FITTED)
+    total = sum(found.values())
+    shares = ", ".join(f"{name} {value / total:.0%}" for name, value in found.items() if value > 0.005 * total)
+    return (
+        f"prediction: {1e3 * total:.3g} ms a round with the rows in memory ({shares}), {steps * total:.3g} s an epoch; "
+        f"at most {best_slots(work, FITTED):,} slots pay off (rates of docs/scaling.md)"
+    )
 
 
 def _schedule(conf: Conf, problem: Problem) -> list[str]:
