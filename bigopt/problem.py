@@ -293,7 +293,16 @@ def _scaling(conf: Conf, dataset: Dataset, moments: Moments, notes: list[str]) -
     if how == "center":
         return Scaling(moments.mean, np.ones_like(moments.mean))
     variance = moments.spread / moments.weight
-    constant = variance <= (16 * np.finfo(np.float64).eps * np.abs(moments.mean)) ** 2
+    if not np.isfinite(variance).all():
+        at = np.flatnonzero(~np.isfinite(variance)).tolist()
+        raise DataError(
+            f"the variance of column {dataset.columns[at[0]]} overflows"
+            + (f" (and of {len(at) - 1} more)" if len(at) > 1 else ""),
+            where="model.standardize",
+            hint="leave it out (data.features), or write it in other units",
+        )
+    with np.errstate(over="ignore"):  # then the variance is below it
+        constant = variance <= (16 * np.finfo(np.float64).eps * np.abs(moments.mean)) ** 2
     if constant.any():
         at = np.flatnonzero(constant).tolist()
         shown = ", ".join(dataset.columns[i] for i in at[:10]) + (f" and {len(at) - 10} more" if len(at) > 10 else "")
@@ -307,6 +316,12 @@ def _scaling(conf: Conf, dataset: Dataset, moments: Moments, notes: list[str]) -
 def whitening(found: Scatter, notes: list[str]) -> Whitening:
     """Return x' = (x - mean) D^-1 V L^-1/2 V^T, with D the deviations and V L V^T the correlation of the features."""
     covariance = found.scatter / found.weight
+    if not np.isfinite(covariance).all():
+        raise DataError(
+            "the covariance of the features overflows",
+            where="model.whiten",
+            hint="leave the largest out (data.features), or write them in other units",
+        )
     deviation = np.sqrt(np.diag(covariance))
     scale = np.where(deviation > 1e-12 * np.abs(found.mean), deviation, np.inf)
     values, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
@@ -325,7 +340,7 @@ def _plan(conf: Conf, view: DataView, facts: Facts, notes: list[str]) -> Plan:
         notes.append(f"warning: batch.size {size} is more than the {n} rows; every step uses all rows")
         size = None
     sampling: Any = conf.batch.sampling  # checked by the conf: a name of `Sampling`, or auto
-    row_bytes = len(view.source.columns) * np.dtype(view.dtype).itemsize
+    row_bytes = view.row_bytes
     if sampling == "auto":
         sampling = "permuted" if n * row_bytes <= conf.data.memory else "block"
         if size is not None:

@@ -165,6 +165,7 @@ class LBFGS:
             return ask_line(state.line, state.params)
         return Ask("gradient", moved(state.params, state.line, state.trial), trial=True)
 
+    @np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused or passed over by name
     def tell(
         self, state: LBFGSState, sums: Sums | LineSums, divisor: float, epoch: float
     ) -> tuple[LBFGSState, Step | Ask]:
@@ -207,8 +208,9 @@ class LBFGS:
         if not slope < 0.0:
             state, direction, slope = state._replace(pairs=()), np.negative(grad), -size * size
         if state.pairs:
-            return state._replace(line=open_line(direction, size, slope, ()), trial=first)
-        return state._replace(line=open_line(direction, size, slope, tuple(first * a / size for a in FAR)), trial=None)
+            return state._replace(line=open_line(direction, size, slope, (), state.step + 1), trial=first)
+        lengths = tuple(first * a / size for a in FAR)
+        return state._replace(line=open_line(direction, size, slope, lengths, state.step + 1), trial=None)
 
     def _tried(self, state: LBFGSState, point: Vector, value: float, grad: Vector) -> tuple[LBFGSState, Step | Ask]:
         """Accept the point where its gradient was taken, or look for a better length."""
@@ -217,8 +219,7 @@ class LBFGS:
         assert eta is not None
         assert state.value is not None
         if not line.rounds:
-            with np.errstate(over="ignore", invalid="ignore"):
-                t = tried(line.trials, (0.0, state.value, line.slope), (eta, value, dot(grad, line.direction)))
+            t = tried(line.trials, (0.0, state.value, line.slope), (eta, value, dot(grad, line.direction)))
             if wolfe(t, C1, _C2) is None:
                 state = self._other_length(state, line, t)
                 return state, self.ask(state)

@@ -245,8 +245,31 @@ class Line(NamedTuple):
     rounds: int
 
 
-def open_line(direction: Vector, grad_norm: float, slope: float, candidates: tuple[float, ...]) -> Line:
-    """Return a search along a direction that begins with eta = 0 and these candidates."""
+def finite_slope(slope: float, grad_norm: float, step: int) -> None:
+    """Refuse to search along a direction whose slope is not finite.
+
+    Raises
+    ------
+    DivergedError
+        With the norm of the gradient.
+    """
+    if not math.isfinite(slope):
+        raise DivergedError(
+            f"the gradient is too large to search along (its norm is {grad_norm:g})",
+            where=f"step {step}",
+            hint="model.standardize=true",
+        )
+
+
+def open_line(direction: Vector, grad_norm: float, slope: float, candidates: tuple[float, ...], step: int) -> Line:
+    """Return the search of a step along a direction: it begins with eta = 0 and these candidates.
+
+    Raises
+    ------
+    DivergedError
+        Where the slope overflows.
+    """
+    finite_slope(slope, grad_norm, step)
     return Line(snapshot(direction), grad_norm, slope, NO_TRIALS, (0.0, *candidates), 0)
 
 

@@ -102,6 +102,7 @@ class Newton:
             return Ask("hessian", snapshot(state.params))
         return ask_line(state.line, state.params)
 
+    @np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused or passed over by name
     def tell(
         self, state: NewtonState, sums: HessianSums | LineSums, divisor: float, epoch: float
     ) -> tuple[NewtonState, Step | Ask]:
@@ -121,7 +122,7 @@ class Newton:
             direction = -solve(self._hessian(sums.hessian, divisor), grad, self.layout, f"step {state.step + 1}")
             first = float(self.schedule(float(state.step if self.unit == "step" else epoch)))
             candidates = tuple(first * 0.5**j for j in range(_HALVINGS))
-            line = open_line(direction, size, dot(grad, direction), candidates)
+            line = open_line(direction, size, dot(grad, direction), candidates, state.step + 1)
         else:
             assert state.line is not None, "a line that nobody asked for"
             line = tell_line(state.line, params, sums, divisor, self.penalty)

@@ -36,7 +36,17 @@ from bigopt.core.codec import wire
 from bigopt.core.layout import Layout
 from bigopt.core.sums import LineSums, Sums
 from bigopt.optim.lbfgs import C1, FAR, LBFGSKeys, Pair, finite_value, remembered, two_loops
-from bigopt.optim.linesearch import NO_TRIALS, Trials, decreased, dot, interpolated, mean_value, projected, tried
+from bigopt.optim.linesearch import (
+    NO_TRIALS,
+    Trials,
+    decreased,
+    dot,
+    finite_slope,
+    interpolated,
+    mean_value,
+    projected,
+    tried,
+)
 from bigopt.optim.method import Ask, Penalty, Signs, Step, Unit, finite_norm, mean_gradient, snapshot
 from bigopt.optim.ranges import check_range
 from bigopt.optim.schedules import Schedule
@@ -150,6 +160,7 @@ class OWLQN:
             return Ask("gradient", snapshot(_point(state.params, path, path.candidates[0])), trial=True)
         return Ask("values", state.params, path.candidates, path.direction, path.orthant)
 
+    @np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused or passed over by name
     def tell(
         self, state: OWLQNState, sums: Sums | LineSums, divisor: float, epoch: float
     ) -> tuple[OWLQNState, Step | Ask]:
@@ -196,6 +207,7 @@ class OWLQN:
         if not dot(pseudo, direction) < 0.0:
             state = state._replace(pairs=())
             direction = self._aligned(state, pseudo)
+        finite_slope(dot(pseudo, direction), size, state.step + 1)
         at, down = np.sign(state.params), np.sign(pseudo)
         orthant = np.where(self.layout.penalized, np.where(at == 0, -down, at), 0).astype(np.int8)
         lengths = (first,) if state.pairs else (0.0, *(first * a / size for a in FAR))
@@ -216,9 +228,8 @@ class OWLQN:
         eta, move = path.candidates[0], point - state.params
         if not path.rounds:
             pseudo = self._pseudo_gradient(state)
-            with np.errstate(over="ignore", invalid="ignore"):
-                end = dot(grad, move) + self.rule.l1 * dot(path.orthant, move)
-                t = tried(NO_TRIALS, (0.0, state.value, dot(pseudo, move)), (1.0, value, end))
+            end = dot(grad, move) + self.rule.l1 * dot(path.orthant, move)
+            t = tried(NO_TRIALS, (0.0, state.value, dot(pseudo, move)), (1.0, value, end))
             if not decreased(t, C1, float(t.slopes[0]))[1]:
                 state = state._replace(path=self._other_length(path, t, first=float(self.schedule(float(state.step)))))
                 return state, self.ask(state)

@@ -148,6 +148,7 @@ class SearchedDescent:
             return Ask("gradient", snapshot(state.params))
         return ask_line(state.line, state.params, slopes=isinstance(self.rule, ExactLineSearch))
 
+    @np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused or passed over by name
     def tell(
         self, state: SearchState, sums: Sums | LineSums, divisor: float, epoch: float
     ) -> tuple[SearchState, Step | Ask]:
@@ -164,7 +165,7 @@ class SearchedDescent:
             size = finite_norm(grad, state.step + 1)
             if size == 0.0:
                 return self._step(state, params, 0.0, 0.0)
-            line = open_line(np.negative(grad, out=grad), size, -dot(grad, grad), self._first())
+            line = open_line(np.negative(grad, out=grad), size, -dot(grad, grad), self._first(), state.step + 1)
         else:
             assert state.line is not None, "a line that nobody asked for"
             line = tell_line(state.line, params, sums, divisor, self.penalty)

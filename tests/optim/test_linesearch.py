@@ -125,11 +125,16 @@ def test_exact_search_by_bracketing_finds_the_same_minimum_as_the_closed_form(fl
         assert len(asks) <= 8
 
 
-@pytest.mark.parametrize("schedule", ["exact_line_search", "backtracking"])
-def test_worked_number_9(flat, schedule):
-    f = transcendental()
-    _, steps, _ = walk(build_method("gd", flat(1), schedule=schedule), f, np.zeros(1), 60)
-    assert steps[-1].params[0] == pytest.approx(0.3517337, abs=1e-6)
+@pytest.mark.parametrize("start", [0.0, 1.0, -2.0])
+@pytest.mark.parametrize(("name", "schedule", "l1"), [s for s in SEARCHING if not s[2]])
+def test_worked_number_9(flat, name, schedule, l1, start):
+    """3 + (w-4)^2: w = 4; e^-w + w^2: w = 0.3517337, f = 0.8271840."""
+    parabola = Smooth(lambda w: float(3 + (w[0] - 4) ** 2), lambda w: 2 * (w - 4), lambda w: np.array([[2.0]]))
+    for f, optimum, least in ((parabola, 4.0, 3.0), (transcendental(), 0.3517337112, 0.8271840261)):
+        method = build_method(name, flat(1), schedule=schedule, quadratic=f is parabola, l1=l1)
+        _, steps, _ = walk(method, f, np.array([start]), 60)
+        assert steps[-1].params[0] == pytest.approx(optimum, abs=1e-6)
+        assert f.value(steps[-1].params) == pytest.approx(least, abs=1e-10)
 
 
 @pytest.mark.parametrize("schedule", ["exact_line_search", "backtracking"])
