@@ -163,3 +163,9 @@ def places(wanted: Sequence[str], columns: Sequence[str]) -> tuple[tuple[int, in
         else:
             ranges.append((j, j + 1))
     return tuple(ranges)
+
+
+def listed(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names for a report: a run of numbered columns as one entry."""
+    parts: Sequence[str | Run] = names.parts if isinstance(names, Names) else tuple(names)
+    return tuple(p if isinstance(p, str) else f"{p.prefix}0 to {p.prefix}{p.size - 1}" for p in parts)

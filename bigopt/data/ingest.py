@@ -1,5 +1,7 @@
 """Ingest: raw files in, a partitioned dataset with its manifest out, in bounded memory.
 
+Rows that are sparse already are copied (`bigopt.data.ingest_sparse`). Tables are turned into numbers by a recipe:
+
 Two passes: the first fits the recipe (`bigopt.data.recipe_fit`), the second applies it block by block and hands the
 rows to the `DatasetWriter`, which checks them, takes their moments and commits them at once. `bigopt.data.apply` is the
 same second pass for raw data that come later.
@@ -12,6 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, cast
 
 from bigopt.core.errors import ConfError, DataError
+from bigopt.data import ingest_sparse
+from bigopt.data.columns import listed
 from bigopt.data.files import local_path, shown
 from bigopt.data.publish import Publication
 from bigopt.data.rawread import open_raw
@@ -19,6 +23,7 @@ from bigopt.data.recipe import recipe_to_json
 from bigopt.data.recipe_apply import dropping, encode, null_rows, steps_of
 from bigopt.data.recipe_fit import fit
 from bigopt.data.recipe_spec import IngestSpec, make_spec
+from bigopt.data.source import common_dtype
 from bigopt.data.writer import DatasetWriter
 
 Format = Literal["zarr", "parquet"]
@@ -43,7 +48,7 @@ class IngestResult:
     filled : dict of str to int
         Nulls that were replaced, by column.
     columns : tuple of str
-        Features.
+        Features; a run of numbered columns is one entry.
     target : tuple of str
     dtype : str
         Of X as stored.
@@ -123,6 +128,8 @@ def ingest_files(
     chosen = choose_format(out, format)
     _apart((*spec.source, *(join.source for join in spec.joins)), out)
     _free(out, force, storage_options)
+    if ingest_sparse.is_sparse(spec.source, storage_options):
+        return _copied(spec, out, chosen, partition_rows, force, storage_options, progress)
     source = open_raw(spec.source, storage_options)
     recipe = fit(spec, source, storage_options)
     target = recipe.target
@@ -172,9 +179,56 @@ def ingest_files(
         left_out_where=counts["read"] - counts["kept"],
         left_out_nulls=counts["kept"] - counts["full"],
         filled=filled,
-        columns=recipe.columns,
+        columns=listed(recipe.columns),
         target=target.columns if target else (),
         dtype=recipe.dtype,
+        partitions=len(manifest.partitions),
+        fingerprint=manifest.fingerprint,
+    )
+
+
+def _copied(
+    spec: IngestSpec,
+    out: str,
+    form: Format,
+    partition_rows: int | Sequence[int] | None,
+    force: bool,
+    options: Mapping[str, Any] | None,
+    progress: Progress | None,
+) -> IngestResult:
+    """Write sparse rows as they are."""
+    asked = ingest_sparse.dtype_of(spec)
+    with ingest_sparse.opened(spec, options) as found:
+        first = found.datasets[0]
+        target = spec.target or first.target
+        dtype = asked or common_dtype([data.stored for data in found.datasets])
+        writer = DatasetWriter(
+            out,
+            format=form,
+            columns=found.columns,
+            target=target,
+            weight=first.weight,
+            dtype=dtype,
+            classes=spec.classes,
+            partition_rows=partition_rows,
+            layout="sparse",
+            force=force,
+            storage_options=options,
+        )
+        with writer:
+            rows = ingest_sparse.copy(found, writer, progress)
+    manifest = writer.manifest
+    return IngestResult(
+        out=shown(out),
+        format=form,
+        rows_read=rows,
+        rows=rows,
+        left_out_where=0,
+        left_out_nulls=0,
+        filled={},
+        columns=listed(found.columns),
+        target=tuple(target),
+        dtype=dtype,
         partitions=len(manifest.partitions),
         fingerprint=manifest.fingerprint,
     )

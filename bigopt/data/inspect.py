@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bigopt.core.errors import BigoptError
-from bigopt.data.columns import Names, Run
+from bigopt.data.columns import Names, Run, listed
 from bigopt.data.files import open_files
 from bigopt.data.manifest import NAME
 from bigopt.data.open import detect, open_dataset
@@ -105,23 +105,18 @@ def verify_dataset(dataset: Dataset, *, most: int = 100) -> dict[str, Any]:
 def _columns(dataset: Dataset) -> list[dict[str, Any]]:
     names = dataset.columns
     if dataset.manifest is None:
-        parts = names.parts if isinstance(names, Names) else tuple(names)
-        return [{"name": _name(part), "dtype": dataset.stored} for part in parts]
-    listed: list[dict[str, Any]] = []
+        return [{"name": name, "dtype": dataset.stored} for name in listed(names)]
+    described: list[dict[str, Any]] = []
     wanted = frozenset() if isinstance(names, Names) else frozenset(names)
     for column in dataset.manifest.columns:
         if column.run:
-            run = Run(column.name, column.run)
-            listed.append({"name": _name(run), "dtype": column.dtype, "kind": column.kind})
+            (name,) = listed(Names((Run(column.name, column.run),)))
+            described.append({"name": name, "dtype": column.dtype, "kind": column.kind})
         elif column.name in wanted or (not wanted and column.name in names):
             values = column.moments._asdict() if column.moments else {}
             finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-            listed.append({"name": column.name, "dtype": column.dtype, "kind": column.kind, **finite})
-    return listed
-
-
-def _name(part: str | Run) -> str:
-    return part if isinstance(part, str) else f"{part.prefix}0 to {part.prefix}{part.size - 1}"
+            described.append({"name": column.name, "dtype": column.dtype, "kind": column.kind, **finite})
+    return described
 
 
 def _chunks(source: Source) -> tuple[list[int], str]:

@@ -133,6 +133,13 @@ def _plain(files: Files, uri: str, options: Mapping[str, Any]) -> tuple[dict[str
     return members, {}
 
 
+def holds_vectors(files: Files) -> bool:
+    """Whether an NPZ holds sparse rows instead of X."""
+    with files.open("") as handle, zipfile.ZipFile(handle) as archive:
+        names = {info.filename.removesuffix(".npy") for info in archive.infolist()}
+    return "X" not in names and ({"shape", "format"} <= names or {"shape", *VECTORS} <= names)
+
+
 def _zip(files: Files, uri: str) -> tuple[dict[str, Member], dict[str, tuple[str, ...]], tuple[int, int] | None]:
     """Return the arrays, the names that texts give, and of sparse rows their shape."""
     members: dict[str, Member] = {}
