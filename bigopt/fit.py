@@ -333,6 +333,6 @@ class _Run:
         }
         if loop.audit:
             result["audit_sha256"] = loop.audit
-        self.run.write_json("result.json", {**result, "ledger": vars(self.ledger)})
+        self.run.write_json("result.json", {**result, "ledger": vars(self.ledger), **keeping.delays(self.run.path)})
         self.say(keeping.picture(self.run.path))
         return result

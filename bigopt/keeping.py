@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,30 @@ def chained(before: str, state: Any) -> str:
     for part in codec.dumps(state):
         digest.update(part)
     return digest.hexdigest()
+
+
+def delays(run: Path) -> dict[str, Any]:
+    """Summarise updates.csv of an asynchronous run: staleness (mean, max, histogram) and updates by worker.
+
+    Returns
+    -------
+    dict
+        Empty where the run keeps no such log.
+    """
+    path = run / "updates.csv"
+    if not path.exists():
+        return {}
+    lines = [line.split(",") for line in path.read_text(encoding="ascii").splitlines()[1:]]
+    counts = Counter(number - int(version) for number, (_, version, _) in enumerate(lines))
+    workers = Counter(int(worker) for _, _, worker in lines)
+    return {
+        "staleness": {
+            "mean": sum(k * n for k, n in counts.items()) / max(1, len(lines)),
+            "max": max(counts, default=0),
+            "histogram": {str(k): counts[k] for k in sorted(counts)},
+        },
+        "updates_by_worker": {str(k): workers[k] for k in sorted(workers)},
+    }
 
 
 def picture(run: Path) -> str:

@@ -132,14 +132,14 @@ class RunDir:
             kept = [line for line in lines if _step_of(line) is not None and (_step_of(line) or 0) <= steps]
             self.write_text("metrics.jsonl", "".join(line + "\n" for line in kept))
 
-    def update(self, ticket: int, version: int) -> None:
-        """Append one line to updates.csv: which ticket was applied, and the version its gradient was read from."""
-        self._append("updates.csv", f"{ticket},{version}\n")
+    def update(self, ticket: int, version: int, worker: int) -> None:
+        """Append one line to updates.csv: ticket applied, version its gradient was read from, worker."""
+        self._append("updates.csv", f"{ticket},{version},{worker}\n")
 
     def cut_updates(self, updates: int) -> None:
         """Begin updates.csv, or forget the lines after so many updates."""
         path = self.path / "updates.csv"
-        lines = path.read_text(encoding="ascii").splitlines() if path.exists() else ["ticket,version"]
+        lines = path.read_text(encoding="ascii").splitlines() if path.exists() else ["ticket,version,worker"]
         self.write_text("updates.csv", "".join(line + "\n" for line in lines[: updates + 1]))
 
     def log(self, text: str) -> None:

@@ -147,5 +147,5 @@ def read_updates(path: Path) -> Sequence[Update]:
         raise ConfError("no such file", where=str(path), hint="strategy.replay is the updates.csv of a run") from None
     except (ValueError, TypeError):
         where = f"{path}, line {len(found) + 1 + bool(found)}"
-        raise ConfError("not a line of an updates.csv", where=where, hint="ticket,version") from None
+        raise ConfError("not a line of an updates.csv", where=where, hint="ticket,version,worker") from None
     return found

@@ -209,7 +209,7 @@ class Async:
         self._inner, step = self._method.tell(self._inner, told, divisor, self.epochs)
         assert not isinstance(step, Ask), "methods that ask again are refused"
         staleness = self._steps - ticket.version
-        self._log(Update(ticket.number, ticket.version))
+        self._log(Update(ticket.number, ticket.version, ticket.slot))
         self._steps += 1
         return StepRecord(
             step=self._steps,

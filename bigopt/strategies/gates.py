@@ -28,10 +28,14 @@ class Out(NamedTuple):
 
 
 class Update(NamedTuple):
-    """A line of a run's log: which ticket was applied, and the version of the params it was computed from."""
+    """A line of a run's log: which ticket was applied, the version of the params it was computed from, and who did it.
+
+    The number of the line is the version it was applied to; the worker is told for people, nothing depends on it.
+    """
 
     ticket: int
     version: int
+    worker: int = 0
 
 
 def no_log(update: Update) -> None:

@@ -318,7 +318,7 @@ class Replicas:
         last = self._limit is not None and self._given >= self._limit
         replica = Replica(turn.params, before.pushed + turn.pushed, before.steps + turn.steps, before.version)
         server, replica, version = self._exchange.meet(state.server, replica, state.version, local / p, last)
-        self._log(Update(number, before.version))
+        self._log(Update(number, before.version, number))
         replicas = tuple(replica if r == number else other for r, other in enumerate(state.replicas))
         self._state = ReplicasState(server, replicas, version, local, state.updates + 1)
         self._turn(number)

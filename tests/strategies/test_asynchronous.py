@@ -79,7 +79,7 @@ def test_a_replay_has_the_bits_of_the_run(slots: int) -> None:
     assert len({r.staleness for r in records}) > 1
     for seed in (1, 2):
         again, _, second = run_async(Case(optimizer="momentum"), slots + 1, seed, gate=Scripted(log))
-        assert second == log
+        assert [u[:2] for u in second] == [u[:2] for u in log]
         assert again.params.tobytes() == machine.params.tobytes()
 
 
