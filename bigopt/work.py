@@ -19,7 +19,7 @@ from bigopt.core import arrays, compiled, tree
 from bigopt.core.codec import wire
 from bigopt.core.csr import CSR
 from bigopt.core.errors import BigoptError, ConfError, DataError
-from bigopt.core.sums import Mergeable, Sums, merge
+from bigopt.core.sums import Mergeable, Sums, merge, packed
 from bigopt.data.cache import BlockCache, Entry, Meter
 from bigopt.data.plan import ALL, DISTINCT, REPEATED, Ints, redraw
 from bigopt.data.view import DataView
@@ -136,6 +136,8 @@ def execute(
     with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges is told so by its sums
         ready = work.prepare(inputs)
         nodes = tree.fold((work(ready, unit, meter) for unit in units), leaves, merge, start=start)
+    if isinstance(work, GradientSum) and work.view.source.sparse:
+        nodes = {node: packed(value, work.model.outputs) for node, value in nodes.items()}
     return nodes, Stats(time.perf_counter() - begin, meter.bytes_read, meter.rows)
 
 

@@ -1,8 +1,8 @@
 """What crosses the wire: named tuples of sums, each with a stated merge.
 
 A gradient over big data is a sum over rows. `Sums` is that sum for one unit; means are taken once, on the driver. The
-left operand of a merge owns its buffers and may reuse them. On its way a gradient is encoded as it is shortest
-(`bigopt.core.vectors`), with the same bits; `whole` gives the dense one to whoever asked for the sum.
+left operand of a merge owns its buffers and may reuse them. Gradients of sparse rows are encoded on their way, with the
+same bits (`bigopt.core.vectors`); `whole` gives the dense one to whoever asked for the sum.
 """
 
 from __future__ import annotations
@@ -60,6 +60,11 @@ class Sums(NamedTuple):
         """Add two sums."""
         grad = vectors.added(self.grad, other.grad)
         return Sums(grad, self.loss + other.loss, self.weight + other.weight, self.rows + other.rows)
+
+
+def packed(value: Any, width: int) -> Any:
+    """Return what leaves a slot: gradient sums in the shorter encoding, by rows of `width`."""
+    return value._replace(grad=vectors.packed(value.grad, width)) if isinstance(value, Sums) else value
 
 
 def whole(root: Any) -> Any:

@@ -3,7 +3,7 @@
 A gradient of rows with few nonzeros is zero wherever none of them has a value. `SparseVector` holds the rest; what it
 stands for is the dense vector with +0.0 everywhere else. `added` gives, for any mix of the two, the encoding of exactly
 the bits that adding the dense vectors gives, down to the sign of a zero (-0.0 + 0.0 is 0.0). So every node of a tree
-may choose the shorter encoding, and only the numbers of nonzeros decide.
+may choose the encoding that is cheaper to add, and every message the shorter one; only the vector itself decides.
 
 A flat vector of a linear model with q outputs is a matrix of rows of q, one for each column of X and one for the
 intercepts: a row is what a position names.
@@ -20,8 +20,8 @@ from bigopt.core.codec import wire
 
 Array = npt.NDArray[Any]
 
-_CROWDED = 2
-"""Rows a stored one up to which adding dense vectors is cheaper than sorting positions."""
+_CROWDED = 16
+"""Rows a stored one up to which adding dense vectors is cheaper than merging positions."""
 
 
 @wire
@@ -63,9 +63,27 @@ def dense(vector: Any) -> Array:
 
 
 def encoded(positions: Array, values: Array, size: int) -> Vector:
-    """Return the shorter encoding of a vector with these rows; see `SparseVector`."""
+    """Return a vector with these rows (see `SparseVector`) in the encoding that is cheaper to add to others."""
     sparse = SparseVector(positions.astype(_integers(size, values.shape[1]), copy=False), values, size)
-    return sparse if _shorter(len(positions), sparse) else dense(sparse)
+    return dense(sparse) if _crowded(len(positions), sparse) else sparse
+
+
+def packed(vector: Vector, width: int) -> Vector:
+    """Return the shorter encoding of a vector with rows of `width`, for the wire: rows of +0.0 alone are left out."""
+    if isinstance(vector, SparseVector):
+        return vector
+    table = vector.reshape(-1, width)
+    kept = table.view(f"i{vector.itemsize}") != 0  # -0.0 is not 0 here
+    rows = kept[:, 0] if width == 1 else kept.any(axis=1)
+    integers = _integers(len(vector), width)
+    if np.count_nonzero(rows) * (integers.itemsize + width * vector.itemsize) >= vector.nbytes:
+        return vector
+    positions = np.flatnonzero(rows)
+    return SparseVector(positions.astype(integers), table[positions], len(vector))
+
+
+def _crowded(stored: int, like: SparseVector) -> bool:
+    return bool(_CROWDED * stored * like.values.shape[1] > like.size)
 
 
 def _integers(size: int, width: int) -> np.dtype[Any]:
@@ -73,21 +91,13 @@ def _integers(size: int, width: int) -> np.dtype[Any]:
     return np.dtype(np.int32 if size < width << 31 else np.int64)
 
 
-def _shorter(stored: int, like: SparseVector) -> bool:
-    """Return whether so many stored rows take fewer bytes than the dense vector."""
-    width, item = like.values.shape[1], like.values.itemsize
-    return bool(stored * (_integers(like.size, width).itemsize + width * item) < like.size * item)
-
-
 def added(left: Vector, right: Vector) -> Vector:
     """Return left + right, in left's buffer where that is dense and may be written."""
     if isinstance(left, SparseVector):
-        if isinstance(right, SparseVector):
+        if isinstance(right, SparseVector) and not _crowded(len(left.positions) + len(right.positions), left):
             return _union(left, right)
-        return _spread(dense(left), right)
-    if isinstance(right, SparseVector):
-        return _scattered(left, right)
-    return _spread(left, right)
+        left = dense(left)
+    return _scattered(left, right) if isinstance(right, SparseVector) else _spread(left, right)
 
 
 def _spread(left: Array, right: Array | float) -> Array:
@@ -104,11 +114,8 @@ def _scattered(left: Array, right: SparseVector) -> Array:
     return total
 
 
-def _union(left: SparseVector, right: SparseVector) -> Vector:
+def _union(left: SparseVector, right: SparseVector) -> SparseVector:
     """Add on the positions of either; a row that one of them lacks is +0.0 there."""
-    rows, width = left.size // left.values.shape[1], left.values.shape[1]
-    if _CROWDED * (len(left.positions) + len(right.positions)) > rows:
-        return _marked(left, right, rows)
     both = np.concatenate([left.positions, right.positions])
     order = np.argsort(both, kind="stable")  # finds the two runs and merges them
     ordered = both[order]
@@ -117,18 +124,7 @@ def _union(left: SparseVector, right: SparseVector) -> Vector:
     place = np.empty(len(both), dtype=np.intp)
     place[order] = np.cumsum(first) - 1
     positions, cut = ordered[first], len(left.positions)
-    total, other = (np.zeros((len(positions), width), dtype=left.values.dtype) for _ in range(2))
+    total, other = (np.zeros((len(positions), left.values.shape[1]), dtype=left.values.dtype) for _ in range(2))
     total[place[:cut]], other[place[cut:]] = left.values, right.values
     total += other
-    return encoded(positions, total, left.size)
-
-
-def _marked(left: SparseVector, right: SparseVector, rows: int) -> Vector:
-    """Do the same by way of the dense vector."""
-    marks = np.zeros(rows, dtype=np.bool_)
-    marks[left.positions] = marks[right.positions] = True
-    total = _scattered(dense(left), right)
-    if not _shorter(int(np.count_nonzero(marks)), left):
-        return total
-    positions = np.flatnonzero(marks)
-    return encoded(positions, total.reshape(rows, -1)[positions], left.size)
+    return SparseVector(positions, total, left.size)

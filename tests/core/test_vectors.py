@@ -1,17 +1,18 @@
 """Sparse or dense is an encoding of the same bits: any mix of encodings along a tree, against dense addition."""
 
 import itertools
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigopt.core import codec
+from bigopt.core import codec, vectors
 from bigopt.core.csr import CSR
 from bigopt.core.sums import Sums, merge, whole
 from bigopt.core.tree import fold, height
-from bigopt.core.vectors import SparseVector, added, dense, encoded
+from bigopt.core.vectors import SparseVector, added, dense, encoded, packed
 
 ROWS = 9
 VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-320, 1e16, 0.1, -0.1, np.inf])
@@ -43,14 +44,16 @@ def copied(vector):
     return SparseVector(vector.positions, vector.values.copy(), vector.size) if isinstance(vector, tuple) else +vector
 
 
-@given(leaves())
-def test_any_mix_of_encodings_adds_to_the_same_bits(found):
-    n = len(found)
-    right = np.add
-    with np.errstate(invalid="ignore"):
-        expected = fold([flat.copy() for flat, _ in found], n, right)[(height(n), 0)]
+@pytest.mark.parametrize("crowded", [0.5, 16])  # merging positions, and by way of dense vectors
+@given(found=leaves())
+def test_any_mix_of_encodings_adds_to_the_same_bits(crowded, found):
+    n, width = len(found), found[0][0].size // ROWS
+    with np.errstate(invalid="ignore"), mock.patch.object(vectors, "_CROWDED", crowded):
+        expected = fold([flat.copy() for flat, _ in found], n, np.add)[(height(n), 0)]
         got = fold([copied(vector) for _, vector in found], n, added)[(height(n), 0)]
+        sent = fold([copied(vector) for _, vector in found], n, lambda a, b: packed(added(a, b), width))[(height(n), 0)]
     assert bits(dense(got)) == bits(expected)
+    assert bits(dense(sent)) == bits(expected)
 
 
 @given(leaves())
@@ -66,23 +69,40 @@ def test_a_vector_given_to_the_right_is_not_changed_and_a_read_only_left_one_nei
             assert (bits(dense(fixed)), bits(dense(right))) == before
 
 
-@pytest.mark.parametrize(("rows", "width", "kind"), [(13, 1, SparseVector), (14, 1, np.ndarray), (16, 3, SparseVector)])
-def test_the_shorter_encoding_is_chosen_by_the_number_of_rows(rows, width, kind):
-    size = 20 * width
-    vector = encoded(np.arange(rows, dtype=np.int32), np.ones((rows, width)), size)
+@pytest.mark.parametrize(("rows", "width", "kind"), [(13, 1, SparseVector), (14, 1, np.ndarray), (17, 3, SparseVector)])
+def test_what_travels_is_the_shorter_encoding(rows, width, kind):
+    flat = np.zeros(20 * width)
+    flat[: rows * width] = 1.0
+    vector = packed(flat, width)
     assert type(vector) is kind  # 4 bytes a position and 8 a value, against 8 a value of 20 rows
-    assert dense(vector).sum() == rows * width
+    assert dense(vector).tolist() == flat.tolist()
+    assert packed(vector, width) is vector
+
+
+def test_a_negative_zero_travels():
+    flat = np.zeros(40)
+    flat[[3, 8]] = -0.0, 1.0
+    vector = packed(flat, 2)
+    assert vector.positions.tolist() == [1, 4]
+    assert bits(dense(vector)) == bits(flat)
+
+
+def test_what_is_added_is_sparse_up_to_a_sixteenth():
+    for rows, kind in ((5, SparseVector), (6, np.ndarray)):
+        vector = encoded(np.arange(rows), np.ones((rows, 2)), 160)
+        assert type(vector) is kind
+        assert dense(vector).sum() == 2 * rows
 
 
 def test_a_root_is_dense_and_every_node_travels():
-    part = Sums(SparseVector(np.array([1, 5], dtype=np.int32), np.ones((2, 2)), 40), 1.0, 2.0, 3)
-    other = Sums(SparseVector(np.array([5, 7], dtype=np.int32), np.full((2, 2), 2.0), 40), 1.0, 2.0, 3)
+    part = Sums(SparseVector(np.array([1, 5], dtype=np.int32), np.ones((2, 2)), 140), 1.0, 2.0, 3)
+    other = Sums(SparseVector(np.array([5, 7], dtype=np.int32), np.full((2, 2), 2.0), 140), 1.0, 2.0, 3)
     arrived = codec.loads([bytes(piece) for piece in codec.dumps(merge(part, other))])
     assert isinstance(arrived.grad, SparseVector)
     assert arrived.grad.positions.tolist() == [1, 5, 7]
     root = whole(arrived)
     assert (root.loss, root.weight, root.rows) == (2.0, 4.0, 6)
-    assert root.grad.reshape(20, 2)[[1, 5, 7]].tolist() == [[1, 1], [3, 3], [2, 2]]
+    assert root.grad.reshape(70, 2)[[1, 5, 7]].tolist() == [[1, 1], [3, 3], [2, 2]]
     assert root.grad.sum() == 12
     assert root.grad.flags.writeable
 
