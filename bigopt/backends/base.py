@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -132,3 +133,18 @@ def rss_bytes() -> int:
         return sum(int(line.split()[1]) for line in lines) * 1024
     except OSError:
         return 0
+
+
+class Watched:
+    """The memory of this process, looked at four times a second at most: asking the system costs a tenth of a round."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._due = 0.0
+
+    def rss(self) -> int:
+        """Return `rss_bytes` of at most a quarter of a second ago."""
+        now = time.monotonic()
+        if now >= self._due:
+            self._bytes, self._due = rss_bytes(), now + 0.25
+        return self._bytes

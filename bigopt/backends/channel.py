@@ -33,6 +33,7 @@ from bigopt.backends.resident import (
     Stop,
     Task,
     serve,
+    untravelled,
 )
 from bigopt.backends.segments import Pool
 from bigopt.backends.wire import Wire
@@ -40,7 +41,11 @@ from bigopt.core import codec
 from bigopt.core.errors import ERRORS, ClusterError, ConfError
 from bigopt.work import Arrival, Order, Stats, Work
 
-__all__ = ["Address", "Hub", "Link", "check_slots", "serve"]
+__all__ = ["Address", "Hub", "Link", "Unreachable", "check_slots", "serve"]
+
+
+class Unreachable(ClusterError):
+    """No worker can connect to the driver."""
 
 
 @dataclass(eq=False)
@@ -73,12 +78,22 @@ class Hub:
         Address to listen on for workers of other machines; None for the Unix socket alone.
     bits : str
         ``strict`` refuses workers with another fingerprint, ``any`` warns.
+
+    Attributes
+    ----------
+    key : bytes
+        What workers prove to have.
+    warnings : list of str
+        About workers with other fingerprints.
+    met : bool
+        Whether any worker was ever connected.
     """
 
     def __init__(self, slots: int, *, timeout: float, host: str | None = None, bits: str = "strict") -> None:
         self.slots = slots
         self.key = secrets.token_bytes(32)
         self.warnings: list[str] = []
+        self.met = False
         self._timeout = timeout
         self._bits = bits
         self._mine = fingerprint()
@@ -190,6 +205,7 @@ class Hub:
                 return
             link = Link(wire, free[0], hello)
             self._links[link.slot] = link
+            self.met = True
             homeless, self._homeless = self._homeless, []
         if homeless:  # by another thread: this one must read, or two full pipes would wait for each other
             threading.Thread(target=self._resubmit, args=(homeless,), name="bigopt-resubmit", daemon=True).start()
@@ -263,12 +279,8 @@ class Hub:
                     link.installed.add(number)
                 task = Task(serial, number, order.leaves, order.start, order.units, order.inputs)
                 sent = link.wire.send(task, order.inputs)
-        except TypeError as error:  # a type without @wire, such as the arrays of a MemorySource
-            raise ConfError(
-                f"this cannot be sent to other processes: {error}",
-                where="backend.name",
-                hint="write the data as Zarr or Parquet, or use backend.name=local",
-            ) from None
+        except TypeError as error:
+            raise untravelled(error) from None
         except OSError as error:
             self._drop(link, f"worker pid {link.hello.pid} on {link.hello.host} is gone ({type(error).__name__})")
             return
@@ -303,7 +315,7 @@ class Hub:
                 break
             time.sleep(0.01)
         if found == 0:
-            raise ClusterError(
+            raise Unreachable(
                 f"no worker connected within {self._timeout:g} seconds",
                 where="backend.timeout",
                 hint=f"are they free, and can they reach the driver at {self.where}?",

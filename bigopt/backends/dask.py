@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from bigopt.backends import dask_report
 from bigopt.backends.base import one_blas_thread
-from bigopt.backends.channel import Address, Hub, check_slots, serve
+from bigopt.backends.channel import Address, Hub, Unreachable, check_slots, serve
+from bigopt.backends.dask_tasks import DaskTaskSession
 from bigopt.core.errors import BigoptError, ClusterError, ConfError
 from bigopt.work import Arrival, Order
 
@@ -38,6 +39,7 @@ _TICK = 0.25
 _OTHERS_SECONDS = 10.0  # patience with further workers of a cluster that others use too
 _HUNG_SECONDS = "20s"  # a worker of our own cluster that is silent for so long is restarted
 _TRIES = 3
+_CLOSE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ def dask_setup(worker: Any) -> None:  # noqa: ARG001
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def open_session(backend: BackendConf, *, memory: int, bits: str, run: str) -> DaskSession:
-    """Start or join a Dask cluster and put residents on its workers.
+def open_session(backend: BackendConf, *, memory: int, bits: str, run: str) -> DaskSession | DaskTaskSession:
+    """Start or join a Dask cluster and put residents on its workers; where they cannot connect back, use tasks.
 
     Parameters
     ----------
@@ -91,14 +93,25 @@ def open_session(backend: BackendConf, *, memory: int, bits: str, run: str) -> D
         else:
             client, link = _given_cluster(backend.address, backend.timeout, stack)
             slots = 1
-        hub = Hub(slots, timeout=backend.timeout, host=link, bits=bits)
         most = slots if backend.address is None else backend.workers
-        session = DaskSession(client, hub, most, memory=memory, run=run, stack=stack.pop_all())
-    try:
-        session.begin(own=backend.address is None)
-    except BaseException:
-        session.close()
-        raise
+
+        def tasks(*notes: str) -> DaskTaskSession:
+            return DaskTaskSession(client, most, memory=memory, bits=bits, run=run, notes=notes, stack=stack.pop_all())
+
+        if backend.channel == "off":
+            return tasks()
+        session = DaskSession(client, Hub(slots, timeout=backend.timeout, host=link, bits=bits), most, memory, run)
+        try:
+            session.begin(own=backend.address is None)
+        except Unreachable as error:
+            session.close()
+            if not client.scheduler_info(n_workers=-1)["workers"]:
+                raise
+            return tasks(f"warning: {error.message}; every round runs as tasks of Dask, which takes longer")
+        except BaseException:
+            session.close()
+            raise
+        session.take(stack.pop_all())
     return session
 
 
@@ -132,10 +145,16 @@ def _own_cluster(workers: int, stack: contextlib.ExitStack) -> Any:
             where="backend.name",
             hint="a script that trains on Dask needs: if __name__ == '__main__':",
         ) from error
-    stack.callback(cluster.close, timeout=5)
+    stack.callback(_close, cluster)
     client = Client(cluster, set_as_default=False)
-    stack.callback(client.close, timeout=5)
+    stack.callback(_close, client)
     return client
+
+
+def _close(part: Any) -> None:
+    """Close a cluster or a client of ours; what does not answer in time ends with this process."""
+    with contextlib.suppress(Exception):
+        part.close(timeout=_CLOSE_SECONDS)
 
 
 def _given_cluster(address: str, timeout: float, stack: contextlib.ExitStack) -> tuple[Any, str | None]:
@@ -154,7 +173,7 @@ def _given_cluster(address: str, timeout: float, stack: contextlib.ExitStack) ->
             where="backend.address",
             hint="is it running, is the address right, and for tls:// are the certificates in Dask's configuration?",
         ) from error
-    stack.callback(client.close, timeout=5)
+    stack.callback(_close, client)
     return client, get_address_host(client.scheduler_comm.comm.local_address)
 
 
@@ -189,19 +208,15 @@ class DaskSession:
         Most workers to use; None for all.
     memory : int
     run : str
-    stack : contextlib.ExitStack
-        What to close after the residents.
     """
 
-    def __init__(
-        self, client: Any, hub: Hub, most: int | None, *, memory: int, run: str, stack: contextlib.ExitStack
-    ) -> None:
+    def __init__(self, client: Any, hub: Hub, most: int | None, memory: int, run: str) -> None:
         self._client = client
         self._hub = hub
         self._most = most
         self._memory = memory
         self._run = run
-        self._stack = stack
+        self._stack = contextlib.ExitStack()
         self._placed: dict[str, Any] = {}
         self._failures: dict[str, int] = {}
         self._count = 0
@@ -224,6 +239,10 @@ class DaskSession:
     def pids(self) -> tuple[int, ...]:
         """Process ids of the workers connected now, by slot."""
         return tuple(link.hello.pid for link in self._hub.links)
+
+    def take(self, stack: contextlib.ExitStack) -> None:
+        """Take over what is to be closed after the residents."""
+        self._stack = stack
 
     def begin(self, *, own: bool) -> None:
         """Place residents and wait for them; `own` for a cluster that nobody else uses."""
@@ -340,7 +359,8 @@ class DaskSession:
         passing = isinstance(error, OSError | EOFError)
         if passing and self._failures[name] < _TRIES:
             return
-        raise ClusterError(
+        kind = Unreachable if passing else ClusterError
+        raise kind(
             f"Dask worker {name} cannot work for bigopt: {type(error).__name__}: {error}",
             where=name,
             hint=f"it must reach the driver at {self._hub.where}"

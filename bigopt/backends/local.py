@@ -7,7 +7,7 @@ import queue
 import threading
 from typing import Any
 
-from bigopt.backends.base import one_blas_thread, rss_bytes
+from bigopt.backends.base import Watched, one_blas_thread
 from bigopt.core.errors import BigoptError
 from bigopt.data.cache import BlockCache
 from bigopt.work import Arrival, Order, execute
@@ -40,10 +40,11 @@ class LocalSession:
             thread.start()
 
     def _serve(self, orders: queue.SimpleQueue[Order | None]) -> None:
+        watched = Watched()
         while (order := orders.get()) is not None:
             try:
                 nodes, stats = execute(self._blocks, order.work, order.inputs, order.leaves, order.start, order.units)
-                self._arrivals.put(Arrival(order, nodes, stats._replace(rss=rss_bytes())))
+                self._arrivals.put(Arrival(order, nodes, stats._replace(rss=watched.rss())))
             except BigoptError as error:
                 self._arrivals.put(Arrival(order, error=error))
             except BaseException as error:  # handed to the driver's thread, which raises it

@@ -12,20 +12,21 @@ import os
 import socket
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Client, Connection
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from bigopt.backends.base import fingerprint, one_blas_thread, rss_bytes
+from bigopt.backends.base import Watched, fingerprint, one_blas_thread
 from bigopt.backends.segments import Pool
 from bigopt.backends.wire import Wire
 from bigopt.core.codec import wire
-from bigopt.core.errors import BigoptError, DataError
+from bigopt.core.errors import BigoptError, ConfError, DataError
 from bigopt.core.tree import Node
 from bigopt.data.cache import BlockCache
 from bigopt.work import Stats, Work, execute
 
 Address = str | tuple[str, int]
+_PATIENCE: Final = 10.0
 
 
 @wire
@@ -113,7 +114,7 @@ def serve(addresses: Sequence[Address], key: bytes, memory: int, name: str = "")
         one_blas_thread(),
     ):
         wire.send(Hello(os.getpid(), socket.gethostname(), name, fingerprint()))
-        resident = _Resident(BlockCache(memory), {})
+        resident = _Resident(BlockCache(memory))
         with contextlib.suppress(EOFError, OSError):  # the driver is gone; who placed this worker learns it from there
             while resident.turn(wire):
                 pass
@@ -121,10 +122,13 @@ def serve(addresses: Sequence[Address], key: bytes, memory: int, name: str = "")
 
 def _connect(addresses: Sequence[Address], key: bytes) -> Connection:
     """Connect to the first address that answers: a Unix socket that is there is the driver's machine."""
-    for address in addresses[:-1]:
+    *near, last = addresses
+    for address in near:
         with contextlib.suppress(OSError):
             return Client(address, authkey=key)
-    return Client(addresses[-1], authkey=key)
+    if not isinstance(last, str):  # behind a firewall that swallows packets connecting would take minutes to fail
+        socket.create_connection(last, timeout=_PATIENCE).close()
+    return Client(last, authkey=key)
 
 
 @dataclass
@@ -132,7 +136,8 @@ class _Resident:
     """A resident's state: caches and the works it was sent."""
 
     blocks: BlockCache
-    works: dict[int, Work | BigoptError]
+    works: dict[int, Work | BigoptError] = field(default_factory=dict)
+    watched: Watched = field(default_factory=Watched)
 
     def turn(self, wire: Wire) -> bool:
         """Answer one message; return whether another may come.
@@ -154,12 +159,12 @@ class _Resident:
                 importlib.import_module(name)
             return None
         if isinstance(message, Install):
-            self.works[message.number] = _checked(message)
+            self.works[message.number] = checked(message)
             return None
-        return answer(self.blocks, self.works[message.work], message)
+        return answer(self.blocks, self.works[message.work], message, self.watched)
 
 
-def answer(blocks: BlockCache, work: Work | BigoptError, task: Task) -> Done | Failed:
+def answer(blocks: BlockCache, work: Work | BigoptError, task: Task, watched: Watched) -> Done | Failed:
     """Execute an order; whatever goes wrong is the answer."""
     try:
         if isinstance(work, BigoptError):
@@ -172,14 +177,14 @@ def answer(blocks: BlockCache, work: Work | BigoptError, task: Task) -> Done | F
         text = f"{type(error).__name__}: {error} ({os.path.basename(last.filename)}:{last.lineno}, {last.name})"
         hint = "lower data.memory" if isinstance(error, MemoryError) else "please report it"
         return Failed(task.serial, "ClusterError", text, _me(), hint)
-    return Done(task.serial, tuple(nodes), tuple(nodes.values()), stats._replace(rss=rss_bytes(), pid=os.getpid()))
+    return Done(task.serial, tuple(nodes), tuple(nodes.values()), stats._replace(rss=watched.rss(), pid=os.getpid()))
 
 
 def _me() -> str:
     return f"worker pid {os.getpid()} on {socket.gethostname()}"
 
 
-def _checked(message: Install) -> Work | BigoptError:
+def checked(message: Install) -> Work | BigoptError:
     """Return the work, or why this worker cannot read what the driver reads."""
     me = _me()
     try:
@@ -192,3 +197,12 @@ def _checked(message: Install) -> Work | BigoptError:
         return work
     text = f"this worker reads another dataset ({found[:12]}) than the driver ({message.identity[:12]})"
     return DataError(text, where=me, hint="every worker needs the same data under the same path")
+
+
+def untravelled(error: TypeError) -> ConfError:
+    """Say that a work holds what cannot be sent: a type without @wire, such as the arrays of a MemorySource."""
+    return ConfError(
+        f"this cannot be sent to other processes: {error}",
+        where="backend.name",
+        hint="write the data as Zarr or Parquet, or use backend.name=local",
+    )

@@ -136,10 +136,10 @@ MODELS: Mapping[str, Name] = {
 _ENGINE = dict.fromkeys(("workers", "device", "retries", "timeout"))
 
 BACKENDS: Mapping[str, Name] = {
-    "auto": Name({**_ENGINE, "address": None}),
+    "auto": Name({**_ENGINE, "address": None, "channel": None}),
     "local": Name(_ENGINE),
-    "dask": Name({**_ENGINE, "address": None}),
-    "spark": Name({**_ENGINE, "address": None}),
+    "dask": Name({**_ENGINE, "address": None, "channel": None}),
+    "spark": Name({**_ENGINE, "address": None, "channel": None}),
 }
 
 COMPRESSIONS: Mapping[str, Name] = {

@@ -302,6 +302,10 @@ class BackendConf(Group, frozen=True):
     ] = None
     retries: Annotated[Natural, key("times a lost unit is ordered again")] = 3
     timeout: Annotated[Positive, key("seconds to wait for workers")] = 60.0
+    channel: Annotated[
+        Literal["auto", "off"],
+        key("auto | off: workers that connect to the driver; off, or where none can: one engine task a slot and round"),
+    ] = "auto"
 
 
 class StopConf(Group, frozen=True):

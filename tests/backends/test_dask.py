@@ -20,6 +20,7 @@ import pytest
 from probes import MEMORY, alive, closing, conf, direct, run_round, same, started, vector, view, wait_until
 
 from bigopt.backends import channel, dask, dask_report
+from bigopt.backends.dask_tasks import DaskTaskSession
 from bigopt.backends.ledger import Ledger, Rounds
 from bigopt.backends.testing import Probe
 from bigopt.core.errors import ClusterError
@@ -76,19 +77,22 @@ def test_a_hung_worker_is_given_up(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"key": b"wrong"}, "AuthenticationError"),
-        ({"addresses": ("/nowhere/hub",)}, "FileNotFoundError.*must reach the driver"),
-    ],
-)
-def test_a_resident_that_cannot_run_ends_the_run_with_the_reason(monkeypatch, change, text):
+def test_a_resident_that_cannot_run_ends_the_run_with_the_reason(monkeypatch):
     ticket = dask.Ticket
-    monkeypatch.setattr(dask, "Ticket", lambda *args: ticket(**{**vars(ticket(*args)), **change}))
-    with pytest.raises(ClusterError, match=f"cannot work for bigopt: {text}"):
+    monkeypatch.setattr(dask, "Ticket", lambda *args: ticket(**{**vars(ticket(*args)), "key": b"wrong"}))
+    with pytest.raises(ClusterError, match="cannot work for bigopt: AuthenticationError"):
         open_session(workers=1)
     assert wait_until(lambda: not any("spawn_main" in " ".join(cmdline(p)) for p in psutil.Process().children()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("addresses", [("/nowhere/hub",), ("/nowhere/hub", ("127.0.0.1", 9))], ids=["unix", "tcp"])
+def test_workers_that_cannot_connect_compute_in_tasks(monkeypatch, addresses):
+    monkeypatch.setattr(channel.Hub, "addresses", addresses)
+    with closing(open_session(workers=1)) as session:
+        assert isinstance(session, DaskTaskSession)
+        assert any("must reach the driver" in note or "as tasks of Dask" in note for note in session.notes)
+        assert same(run_round(session, Probe(view()), vector())[0], direct(vector()))
 
 
 def cmdline(process: psutil.Process) -> list[str]:

@@ -24,7 +24,8 @@ from bigopt.backends.channel import Hub
 from bigopt.backends.ledger import Ledger, Rounds
 from bigopt.backends.local import LocalSession
 from bigopt.backends.spark import context
-from bigopt.backends.spark.session import FAILURES, ResidentSparkSession, _whereabouts
+from bigopt.backends.spark.jobs import SparkJobSession
+from bigopt.backends.spark.session import ResidentSparkSession, _whereabouts
 from bigopt.backends.testing import Probe
 from bigopt.config import BackendConf
 from bigopt.core.errors import ClusterError, ConfError, DataError
@@ -300,10 +301,14 @@ class TestLocal2:
         session.close()
         wait_until(lambda: not local2.sc.statusTracker().getActiveJobsIds())
 
-    def test_workers_that_cannot_start_end_the_run_with_their_reason(self, opened, monkeypatch, tmp_path):
-        monkeypatch.setattr(Hub, "address", property(lambda _: str(tmp_path / "nowhere")))
-        with pytest.raises(ClusterError, match=f"ended {FAILURES} times without any result: FileNotFoundError"):
-            opened()
+    def test_workers_that_cannot_connect_compute_in_jobs(self, opened, monkeypatch, tmp_path):
+        monkeypatch.setattr(Hub, "addresses", (str(tmp_path / "nowhere"),))
+        session = opened()
+        assert isinstance(session, SparkJobSession)
+        assert any("a job of Spark" in note for note in session.notes)
+        work = Probe(spark_job.problem()[1])
+        for length in (1000, 100_000):  # in the closure, and by broadcast
+            assert spark_job.run_rounds(session, work, 2, length)[0] == expected(2, length)
 
     def test_a_context_that_is_stopped_ends_the_run(self, opened, local2, monkeypatch):
         session = opened()

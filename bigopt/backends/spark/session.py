@@ -15,11 +15,12 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from bigopt.backends.channel import Address, Hub, serve
+from bigopt.backends.channel import Address, Hub, Unreachable, serve
 from bigopt.backends.spark.context import Started, capacity, first_line, start
+from bigopt.backends.spark.jobs import SparkJobSession
 from bigopt.core.errors import ClusterError
 from bigopt.work import Arrival, Order
 
@@ -35,8 +36,8 @@ _CLOSE_SECONDS: Final = 2.0
 _SHOWN_SLOTS: Final = 8
 
 
-def open_session(backend: BackendConf, *, memory: int, bits: str, run: str) -> ResidentSparkSession:
-    """Start resident workers in a classic Spark.
+def open_session(backend: BackendConf, *, memory: int, bits: str, run: str) -> ResidentSparkSession | SparkJobSession:
+    """Start resident workers in a classic Spark; where they cannot connect back, make a job of each round.
 
     Parameters
     ----------
@@ -57,20 +58,38 @@ def open_session(backend: BackendConf, *, memory: int, bits: str, run: str) -> R
         No worker within ``timeout`` seconds, or workers that compute other bits.
     """
     started = start(backend.address, backend.workers, run)
-    try:
-        slots = capacity(started, backend.workers, backend.timeout)
-        session = ResidentSparkSession(started, slots, memory=memory, bits=bits, run=run, timeout=backend.timeout)
-    except BaseException:
+    with contextlib.ExitStack() as stack:
         if started.owned:
-            started.sc.stop()
-        raise
+            stack.callback(started.sc.stop)
+        slots = capacity(started, backend.workers, backend.timeout)
+        session: ResidentSparkSession | SparkJobSession
+        jobs = functools.partial(SparkJobSession, started, slots, memory=memory, bits=bits, run=run)
+        session = jobs() if backend.channel == "off" else _residents(started, slots, backend, memory, bits, run, jobs)
+        stack.pop_all()
+    if backend.workers and slots < backend.workers:
+        session.note(f"backend.workers={backend.workers}, but {started.sc.master} runs {slots} tasks at a time")
+    return session
+
+
+def _residents(
+    started: Started,
+    slots: int,
+    backend: BackendConf,
+    memory: int,
+    bits: str,
+    run: str,
+    jobs: Callable[..., SparkJobSession],
+) -> ResidentSparkSession | SparkJobSession:
+    """Wait for residents; give `jobs` a notice where none can connect."""
+    session = ResidentSparkSession(started, slots, memory=memory, bits=bits, run=run, timeout=backend.timeout)
     try:
         session.wait_for_workers()
+    except Unreachable as error:
+        session.end()
+        return jobs(notes=(f"warning: {error.message}; every round runs as a job of Spark, which takes longer",))
     except BaseException:
-        session.close()
+        session.end()
         raise
-    if backend.workers and slots < backend.workers:
-        session.notes += (f"backend.workers={backend.workers}, but {started.sc.master} runs {slots} tasks at a time",)
     return session
 
 
@@ -144,23 +163,31 @@ class ResidentSparkSession:
         self._text = f"{self._name}: {text}{', ' + where if where else ''}"
         self._news.set()
 
+    def note(self, text: str) -> None:
+        """Add a note."""
+        self.notes += (text,)
+
     def close(self) -> None:
         """Stop the residents, cancel what is left of their jobs, and stop a context of our own."""
-        if self._closing.is_set():
-            return
+        if not self._closing.is_set():
+            self.end()
+            if self._started.owned:
+                with contextlib.suppress(Exception):  # a JVM that is gone has nothing left to stop
+                    self._sc.stop()
+
+    def end(self) -> None:
+        """Stop the residents and cancel what is left of their jobs."""
         self._closing.set()
         self._news.set()
         self._hub.close()
         self._reporter.join(_CLOSE_SECONDS)
         for keeper in self._keepers:
             keeper.join(_CLOSE_SECONDS / len(self._keepers))
-        with contextlib.suppress(Exception):  # a JVM that is gone has nothing left to cancel or stop
+        with contextlib.suppress(Exception):  # a JVM that is gone has nothing left to cancel
             if any(keeper.is_alive() for keeper in self._keepers):
                 self._sc.cancelJobGroup(self._name)
                 for keeper in self._keepers:
                     keeper.join(_CLOSE_SECONDS)
-            if self._started.owned:
-                self._sc.stop()
 
     def _keep(self, slot: int) -> None:
         """Run the slot's job, and again whenever it ends before the session does."""
@@ -174,9 +201,8 @@ class ResidentSparkSession:
             gone = not self._started.alive
             if gone or failures >= FAILURES:
                 text = "Spark is gone" if gone else f"slot {slot}'s worker ended {failures} times without any result"
-                self._hub.fail(
-                    ClusterError(f"{text}: {reason}", where="spark", hint="resume goes on from the last checkpoint")
-                )
+                kind = ClusterError if gone or self._hub.met else Unreachable
+                self._hub.fail(kind(f"{text}: {reason}", where="spark", hint="resume goes on from the last checkpoint"))
                 return
             self._closing.wait(min(_PAUSE * 2 ** (failures - 1), _LONGEST_PAUSE))
 
