@@ -132,7 +132,7 @@ def execute(
     stats : Stats
     """
     begin = time.perf_counter()
-    meter = Meter(blocks)
+    meter = Meter(blocks, order=tuple(units[:, 0].tolist()))
     with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges is told so by its sums
         ready = work.prepare(inputs)
         nodes = tree.fold((work(ready, unit, meter) for unit in units), leaves, merge, start=start)

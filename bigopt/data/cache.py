@@ -4,6 +4,9 @@ A process decodes a partition once and keeps it as long as the budget allows. Fu
 recently used" would evict exactly what is needed next; so the most recently used block goes first, except blocks that a
 lane is still walking through (*open*), which go last. Losing an entry is never an error: caches are not state.
 
+Decoding overlaps with computing: while somebody computes on a block, the one that its order needs next is decoded by a
+thread of its own (`prefetch`), where that fits the budget without taking away what is in use. It changes no bits.
+
 Beside the blocks lie *notes*: what a round computed from the rows of a unit and another may ask for again (the margins
 of a line search). They are charged like blocks, take half of the budget at most, and are valid for one digest of what
 they were computed from.
@@ -15,7 +18,9 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from bigopt.core.errors import ConfError
 from bigopt.data.plan import Ints, draw
@@ -24,18 +29,23 @@ from bigopt.data.view import Block, DataView
 Key = tuple[str, int]
 NoteKey = tuple[str, tuple[int, ...]]
 
+_NOTHING: Final = Block(np.empty((0, 0)), None, None, 0, 0)
+
 
 @dataclass
 class Entry:
     """A decoded block in the cache, pinned while somebody computes on it.
 
-    `open` says that the epoch has more of its rows to give.
+    `open` says that the epoch has more of its rows to give; `awaited` that it was decoded ahead and nobody has used it,
+    `unpaid` how many bytes were read for it then.
     """
 
     block: Block
     charge: int
     pins: int = 0
     open: bool = False
+    awaited: bool = False
+    unpaid: int = 0
     last_use: int = 0
     _order: tuple[int, int, Ints] | None = field(default=None, repr=False)
 
@@ -156,7 +166,8 @@ class BlockCache:
             if found is not None:
                 found.pins += 1
                 found.last_use = self._clock
-                return found, 0
+                bytes_read, found.unpaid, found.awaited = found.unpaid, 0, False
+                return found, bytes_read
             raw = self._take_raw((view.raw.key, index)) if view.raw.key != view.key else None
             room = size if raw is not None else 2 * size  # what the store decodes, and what we keep
             if room > self.budget:
@@ -171,6 +182,12 @@ class BlockCache:
                     self._changed.wait()
             self._held += room
             self._loading.add(key)
+        entry = self._load(key, view, index, room, raw, Entry(_NOTHING, 0, pins=1, last_use=self._clock))
+        bytes_read, entry.unpaid = entry.unpaid, 0
+        return entry, bytes_read
+
+    def _load(self, key: Key, view: DataView, index: int, room: int, raw: Entry | None, entry: Entry) -> Entry:
+        """Fill an entry whose room is taken and whose key is being loaded, and put it among the others."""
         try:
             block = view.prepare(raw.block) if raw is not None else view.load(index)
         except BaseException:
@@ -180,13 +197,36 @@ class BlockCache:
                 self._changed.notify_all()
             raise
         with self._changed:
-            charge = max(size, block.nbytes)
-            self._held += charge - room
+            entry.block, entry.charge = block, max(view.decoded_bytes(index), block.nbytes)
+            entry.unpaid = 0 if raw is not None else block.bytes_read
+            self._held += entry.charge - room
             self._loading.discard(key)
-            entry = Entry(block, charge, pins=1, last_use=self._clock)
             self._entries[key] = entry
             self._changed.notify_all()
-        return entry, 0 if raw is not None else block.bytes_read
+        return entry
+
+    def prefetch(self, view: DataView, index: int) -> None:
+        """Decode a partition in the background, unless it is there or there is no room beside what is in use."""
+        key, room = (view.key, index), 2 * view.decoded_bytes(index)
+        with self._changed:
+            if key in self._entries or key in self._loading or (view.raw.key, index) in self._entries:
+                return
+            free = sum(e.charge for e in self._entries.values() if not (e.pins or e.awaited or e.open))
+            if self._held - free + room > self.budget:
+                return
+            while self._held + room > self.budget:
+                self._evict_block()
+            self._held += room
+            self._loading.add(key)
+            entry = Entry(_NOTHING, 0, awaited=True, last_use=self._clock)
+        threading.Thread(
+            target=self._load_ahead, args=(key, view, index, room, entry), name="bigopt-prefetch", daemon=False
+        ).start()
+
+    def _load_ahead(self, key: Key, view: DataView, index: int, room: int, entry: Entry) -> None:
+        # What is wrong with it is said to whoever asks for it and meets it again.
+        with contextlib.suppress(Exception), np.errstate(over="ignore", invalid="ignore"):
+            self._load(key, view, index, room, None, entry)
 
     def _take_raw(self, key: Key) -> Entry | None:
         """Give up an unpinned raw block so that it can be scaled in place."""
@@ -209,7 +249,7 @@ class BlockCache:
         free = [(key, e) for key, e in self._entries.items() if not e.pins]
         if not free:
             return False
-        key, entry = min(free, key=lambda item: (item[1].open, -item[1].last_use))
+        key, entry = min(free, key=lambda item: (item[1].open or item[1].awaited, -item[1].last_use))
         self._held -= entry.charge
         del self._entries[key]
         return True
@@ -230,15 +270,30 @@ class Meter:
         Bytes read from the store.
     rows : int
         Rows that entered a sum.
+    order : tuple of int
+        Partitions in the order in which they will be asked for: while one is used, the next one is decoded.
     """
 
     blocks: BlockCache
     bytes_read: int = 0
     rows: int = 0
+    order: tuple[int, ...] = ()
+    _at: int = field(default=0, repr=False)
 
     @contextlib.contextmanager
     def block(self, view: DataView, index: int) -> Iterator[Entry]:
         """Pin a partition's block for the length of a with statement, and count what it read."""
         with self.blocks.block(view, index) as (entry, bytes_read):
             self.bytes_read += bytes_read
+            self._ahead(view, index)
             yield entry
+
+    def _ahead(self, view: DataView, index: int) -> None:
+        order, at = self.order, self._at
+        while at < len(order) and order[at] != index:
+            at += 1
+        while at < len(order) and order[at] == index:
+            at += 1
+        self._at = at
+        if at < len(order):
+            self.blocks.prefetch(view, order[at])
