@@ -65,6 +65,8 @@ FAR: Final = tuple(4.0**j for j in range(-4, 5))
 _C2: Final = 0.9
 _AT_ONCE: Final = 5
 _ANGLE: Final = 1e-10
+_TINY: Final = float(np.finfo(np.float64).tiny)
+"""Products below it have lost their digits: all rows far out on the flat side of a loss."""
 
 
 @wire
@@ -279,9 +281,9 @@ def finite_value(value: float, step: int) -> None:
 
 
 def remembered(pairs: tuple[Pair, ...], s: Vector, y: Vector, history: int) -> tuple[Pair, ...]:
-    """Return the pairs with a new one, where its curvature is positive, and without the oldest beyond `history`."""
+    """Return the pairs with a new one, where it tells a positive curvature, and without the oldest beyond `history`."""
     product = dot(s, y)
-    if not product > _ANGLE * norm(s) * norm(y):
+    if not product > _ANGLE * norm(s) * norm(y) or min(product, dot(y, y)) < _TINY:
         return pairs
     return (*pairs, Pair(snapshot(s), snapshot(y), product))[-int(history) :]
 

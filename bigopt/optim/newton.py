@@ -26,7 +26,7 @@ from bigopt.core.codec import wire
 from bigopt.core.errors import DivergedError
 from bigopt.core.layout import Layout
 from bigopt.core.sums import HessianSums, LineSums
-from bigopt.optim.linesearch import MOST_ROUNDS, Line, ask_line, decreased, dot, moved, open_line, tell_line
+from bigopt.optim.linesearch import Line, ask_line, decreased, dot, moved, open_line, tell_line
 from bigopt.optim.method import Ask, Penalty, Step, Unit, finite_norm, mean_gradient, snapshot
 from bigopt.optim.ranges import check_range
 from bigopt.optim.schedules import Schedule
@@ -127,7 +127,8 @@ class Newton:
             assert state.line is not None, "a line that nobody asked for"
             line = tell_line(state.line, params, sums, divisor, self.penalty)
             good = np.flatnonzero(decreased(line.trials, _SHARE, float(line.trials.slopes[0])))
-            if len(good) or line.rounds * _HALVINGS >= 50 or line.rounds >= MOST_ROUNDS:
+            flat = -line.slope <= 4.0 * np.finfo(np.float64).eps * abs(float(line.trials.values[0]))
+            if len(good) or flat or line.rounds * _HALVINGS >= 50:
                 # no decrease however short the step: the optimum, to the last bit that values can tell
                 eta = float(line.trials.steps[good[-1]]) if len(good) else 0.0
                 new = moved(params, line, eta)

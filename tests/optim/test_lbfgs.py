@@ -7,7 +7,7 @@ import pytest
 from lines import Smooth, quadratic, rosenbrock, transcendental, walk
 
 from bigopt.optim.build import build_method
-from bigopt.optim.lbfgs import Pair, two_loops
+from bigopt.optim.lbfgs import Pair, remembered, two_loops
 
 
 @pytest.mark.parametrize("m", [0, 1, 4])
@@ -80,3 +80,14 @@ def test_pairs_without_positive_curvature_are_not_kept(flat):
     state, steps, _ = walk(build_method("lbfgs", flat(2)), f, np.array([0.01, -0.02]), 15)
     np.testing.assert_allclose(np.abs(steps[-1].params), 1.0, atol=1e-7)
     assert all(pair.product > 0 for pair in state.pairs)
+
+
+def test_pairs_whose_products_underflow_are_not_kept():
+    """Far out on the flat side of a logistic loss gradients are 1e-170, and y.y is 0."""
+    s, y = np.ones(2), np.full(2, 1e-170)
+    assert remembered((), s, y, 5) == ()
+    assert remembered((), 1e-170 * s, np.ones(2), 5)[0].product == pytest.approx(2e-170)
+    pairs: tuple[Pair, ...] = ()
+    for k in range(1, 4):
+        pairs = remembered(pairs, k * s, s, 2)
+    assert [pair.product for pair in pairs] == [4.0, 6.0]
