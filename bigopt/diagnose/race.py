@@ -84,11 +84,11 @@ def stages(length: int, batch: int, rows: int) -> list[Stage]:
     Returns
     -------
     list of Stage
-        The last trials have T steps where six of them, each with an evaluation of f, stay within `rows_budget`. Full
-        batches of big data get some sixty steps in all.
+        The last trials have T steps where six of them stay within `rows_budget`. Full batches of big data get some
+        sixty steps in all.
     """
     affordable = max(rows_budget(rows) // batch, _FULL_BATCHES) // _LAST_TRIALS
-    last = length if affordable >= length + -(-rows // batch) else max(1, min(affordable, length - 1))
+    last = max(1, min(affordable, length))
     steps = [last]
     while steps[0] // 4 >= _FEWEST_STEPS:
         steps.insert(0, steps[0] // 4)
