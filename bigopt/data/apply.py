@@ -13,10 +13,12 @@ import numpy as np
 
 from bigopt.core.errors import ConfError, DataError
 from bigopt.core.names import nearest
+from bigopt.data.columns import places, same
 from bigopt.data.rawread import RawKind, RawSource, Table, open_raw
 from bigopt.data.recipe import Mode, Recipe, recipe_from_json
 from bigopt.data.recipe_apply import Steps, Unknown, dropping, encode, null_rows, steps_of
 from bigopt.data.source import Rows
+from bigopt.data.sparse import picked
 
 
 def raw_batches(
@@ -62,13 +64,16 @@ def raw_batches(
     batches = apply_recipe(
         fitted, uri, mode="predict" if predict else "evaluate", unknown=unknown, storage_options=storage_options
     )
-    if columns is None or tuple(columns) == fitted.columns:
+    if columns is None or same(columns, fitted.columns):
         return batches
-    absent = [name for name in columns if name not in fitted.columns]
-    if absent:
-        raise DataError(f"the recipe does not make '{absent[0]}'", where=uri, hint=nearest(absent[0], fitted.columns))
-    places = np.array([fitted.columns.index(name) for name in columns])
-    return (rows._replace(X=np.ascontiguousarray(rows.X[:, places])) for rows in batches)
+    absent = next((name for name in columns if name not in fitted.columns), None)
+    if absent is not None:
+        raise DataError(f"the recipe does not make '{absent}'", where=uri, hint=nearest(absent, fitted.columns[:2000]))
+    picks = places(columns, fitted.columns)
+    if fitted.sparse:
+        return (rows._replace(X=picked(rows.X, picks)) for rows in batches)
+    order = np.concatenate([np.arange(start, stop) for start, stop in picks or ()])
+    return (rows._replace(X=np.ascontiguousarray(rows.X[:, order])) for rows in batches)
 
 
 def _kinds(recipe: Recipe, mode: Mode) -> dict[str, RawKind]:

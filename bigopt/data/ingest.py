@@ -146,7 +146,7 @@ def ingest_files(
         kinds=recipe.kinds,
         classes=target.classes if target else None,
         partition_rows=partition_rows,
-        layout="list" if len(recipe.columns) > _LIST_COLUMNS else "columns",
+        layout="sparse" if recipe.sparse else "list" if len(recipe.columns) > _LIST_COLUMNS else "columns",
         recipe=recipe_to_json(recipe),
         force=force,
         storage_options=storage_options,

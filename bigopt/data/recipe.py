@@ -12,7 +12,7 @@ that only the target uses are left out, and one row comes out for every row that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -20,16 +20,19 @@ from typing import Any, Final, Literal
 from bigopt.core import codec
 from bigopt.core.codec import wire
 from bigopt.core.errors import DataError
+from bigopt.data.columns import Names, Run, ambiguous
 from bigopt.data.expression import parse
 from bigopt.data.rawread import KINDS, RawKind
 from bigopt.data.source import NUMERIC, common_dtype
+from bigopt.data.words import Words
 
 Mode = Literal["ingest", "evaluate", "predict"]
-Encoding = Literal["number", "onehot", "top", "ordinal"]
+Encoding = Literal["number", "onehot", "top", "ordinal", "words"]
 NullRule = Literal["error", "drop", "fill"]
 Value = str | int | float | bool
 
 VERSION: Final = 1
+ENCODINGS: Final = ("number", "onehot", "top", "ordinal", "words")
 OTHER: Final = "(other)"
 """Name of the column of all categories outside the most frequent ones."""
 
@@ -106,15 +109,17 @@ class Feature:
         Of the column, as `RawColumn.kind`.
     encode : str
         ``number``: itself. ``onehot``: a 0/1 column a category. ``top``: the same, and one for all others.
-        ``ordinal``: the category's number, from 0.
+        ``ordinal``: the category's number, from 0. ``words``: the hashed words of a text; it makes X sparse.
     dtype : str
         NumPy dtype name of the feature.
     categories : tuple
-        In order; empty for ``number``.
+        In order; empty for ``number`` and ``words``.
     null : str
         ``error``, ``drop`` or ``fill``.
     fill : str, int, float, bool or None
         What replaces a null.
+    words : Words or None
+        For ``words``.
     """
 
     column: str
@@ -124,29 +129,43 @@ class Feature:
     categories: tuple[Value, ...] = ()
     null: NullRule = "error"
     fill: Value | None = None
+    words: Words | None = None
 
     def __post_init__(self) -> None:
         _must(isinstance(self.column, str), f"feature {self.column!r}")
         where = f"feature {self.column}"
-        _must(self.kind in KINDS and self.encode in ("number", "onehot", "top", "ordinal"), f"{where}: {self.encode!r}")
+        _must(self.kind in KINDS and self.encode in ENCODINGS, f"{where}: {self.encode!r}")
         _must(self.dtype in NUMERIC, f"{where}: dtype {self.dtype!r}")
         _must(self.null in ("error", "drop", "fill"), f"{where}: null {self.null!r}")
         wanted = {"integer": int, "number": int, "boolean": bool, "text": str}[self.kind]
         _must(isinstance(self.categories, tuple), f"{where}: categories")
         _must(all(type(c) is wanted for c in self.categories), f"{where}: categories that are not {self.kind}")
         _must(len(set(self.categories)) == len(self.categories), f"{where}: a category stands twice")
-        _must((self.encode == "number") == (not self.categories), f"{where}: {len(self.categories)} categories")
+        _must(
+            (self.encode in ("number", "words")) == (not self.categories), f"{where}: {len(self.categories)} categories"
+        )
         _must(self.kind != "text" or self.encode != "number", f"{where}: text")
+        _must((self.encode == "words") == isinstance(self.words, Words), f"{where}: words {self.words!r}")
+        _must(
+            self.encode != "words" or (self.kind, self.dtype) == ("text", "float32"), f"{where}: words of {self.kind}"
+        )
         _must((self.null == "fill") == (self.fill is not None), f"{where}: fill {self.fill!r}")
         _must(self.fill is None or type(self.fill) in _FILLS[self.kind], f"{where}: fill {self.fill!r}")
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str | Run, ...]:
         """Names of the features it becomes."""
+        if self.words is not None:
+            return (Run(f"{self.column}#", self.words.bins),)
         if self.encode in ("number", "ordinal"):
             return (self.column,)
         last = (f"{self.column}={OTHER}",) if self.encode == "top" else ()
         return (*(f"{self.column}={shown(c)}" for c in self.categories), *last)
+
+    @property
+    def width(self) -> int:
+        """Number of features it becomes."""
+        return self.words.bins if self.words is not None else len(self.names)
 
 
 @wire
@@ -225,12 +244,21 @@ class Recipe:
         _must(self.weight is None or isinstance(self.weight, str), f"weight {self.weight!r}")
         _must(self.version == VERSION, f"version {self.version!r}, this bigopt reads {VERSION}")
         _must(len(self.features) > 0, "no features")
-        _must(len(set(self.columns)) == len(self.columns), "two features of one name")
+        _must(ambiguous(self._names) is None, "two features of one name")
 
     @cached_property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the features, in the order of X's columns."""
+    def _names(self) -> tuple[str | Run, ...]:
         return tuple(name for feature in self.features for name in feature.names)
+
+    @cached_property
+    def columns(self) -> Sequence[str]:
+        """Names of the features, in the order of X's columns."""
+        return Names(self._names) if self.sparse else tuple(name for name in self._names if isinstance(name, str))
+
+    @property
+    def sparse(self) -> bool:
+        """Whether X is CSR: where any feature is made of words."""
+        return any(feature.words is not None for feature in self.features)
 
     @cached_property
     def dtype(self) -> str:
@@ -243,7 +271,8 @@ class Recipe:
         kinds: dict[str, str] = {}
         for feature in self.features:
             plain = "boolean" if feature.kind == "boolean" else "number"
-            kinds.update(dict.fromkeys(feature.names, plain if feature.encode == "number" else "category"))
+            names = (name for name in feature.names if isinstance(name, str))
+            kinds.update(dict.fromkeys(names, plain if feature.encode == "number" else "category"))
         if self.target is not None:
             for name, kind in zip(self.target.columns, self.target.kinds):
                 declared = self.target.classes is not None

@@ -11,15 +11,18 @@ from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
+from bigopt.core.csr import CSR
 from bigopt.core.errors import DataError
 from bigopt.data.expression import Expression, parse
 from bigopt.data.expression_values import Array, Column, Mask
-from bigopt.data.rawread import Table, open_raw
-from bigopt.data.recipe import Feature, Join, Mode, Recipe, Target
+from bigopt.data.rawread import Table
+from bigopt.data.recipe import Feature, Mode, Recipe, Target
+from bigopt.data.recipe_join import Lookup, load_join
+from bigopt.data.rooms import index_dtype
+from bigopt.data.words import hashed
 
 Unknown = Literal["error", "zero"]
 
-_JOIN_ROWS: Final = 4_000_000
 _LONGEST_LABEL: Final = 256
 
 
@@ -28,8 +31,8 @@ class Encoded(NamedTuple):
 
     Parameters
     ----------
-    X : ndarray, shape (k, d)
-        In the recipe's dtype, finite.
+    X : ndarray or CSR, shape (k, d)
+        In the recipe's dtype, finite; CSR where the recipe is sparse.
     y : ndarray, shape (k,) or (k, q), or None
         Labels: numbers, booleans or text (NumPy ``U``).
     weight : ndarray, shape (k,), float64, or None
@@ -37,107 +40,10 @@ class Encoded(NamedTuple):
         Rows (zeros) whose nulls the recipe drops; only for predict.
     """
 
-    X: Array
+    X: Any
     y: Array | None
     weight: Array | None
     bad: Mask
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """The joined table in memory.
-
-    Parameters
-    ----------
-    join : Join
-    rows : dict of tuple to int
-        Row number by key; -2 - r where the key stands more than once, first in row r.
-    columns : dict of str to Column
-        What it brings.
-    table : Table
-        The whole table, for messages.
-    """
-
-    join: Join
-    rows: dict[tuple[Any, ...], int]
-    columns: dict[str, Column]
-    table: Table
-
-    def add(self, table: Table) -> Table:
-        """Return the table with the joined columns.
-
-        Raises
-        ------
-        DataError
-            Where a row's key stands more than once in the joined table.
-        """
-        keys = _keys(table, self.join)
-        index = np.fromiter((self.rows.get(key, -1) for key in keys), dtype=np.int64, count=table.rows)
-        if (index < -1).any():
-            row = int(np.argmax(index < -1))
-            key = ", ".join(f"{column.name} {value}" for column, value in zip(self.join.on, keys[row]))
-            first = self.table.place(int(-2 - index[row]))
-            raise DataError(f"more than one row of {first} and below has {key}", where=table.place(row))
-        missing = index < 0
-        columns = dict(table.columns)
-        for name, column in self.columns.items():
-            null = missing if column.null is None else missing | column.null[index]
-            columns[name] = Column(column.values[index], null if null.any() else None)
-        return table._replace(columns=columns)
-
-
-def _keys(table: Table, join: Join) -> list[tuple[Any, ...]]:
-    parts = []
-    for key in join.on:
-        column = table.columns[key.name]
-        values = column.values.tolist()
-        if column.null is not None:
-            values = [None if gone else value for value, gone in zip(values, column.null.tolist())]
-        parts.append(values)
-    return list(zip(*parts))
-
-
-def load_join(join: Join, storage_options: Mapping[str, Any] | None = None) -> Lookup:
-    """Read a joined table into memory.
-
-    Raises
-    ------
-    DataError
-        For a file that cannot be read, that lacks a column, or that is no small table.
-    """
-    source = open_raw(join.source, storage_options)
-    kinds = {column.name: column.kind for column in (*join.on, *join.columns)}
-    source.require(kinds, where="ingest.join")
-    tables: list[Table] = []
-    for table in source.tables(kinds):
-        tables.append(table)
-        if sum(t.rows for t in tables) > _JOIN_ROWS:
-            raise DataError(
-                f"more than {_JOIN_ROWS} rows, too large to join from memory",
-                where=table.file,
-                hint="join it beforehand",
-            )
-    if not tables:
-        raise DataError("no rows", where=source.uris[0])
-    columns = {name: _concatenated([table.columns[name] for table in tables]) for name in kinds}
-    numbers = np.concatenate([table.numbers for table in tables])
-    whole = Table(columns, numbers, tables[0].file, tables[0].unit)
-    rows: dict[tuple[Any, ...], int] = {}
-    for row, key in enumerate(_keys(whole, join)):
-        if None in key:
-            continue
-        first = rows.setdefault(key, row)
-        if first >= 0 and first != row:
-            rows[key] = -2 - first
-    return Lookup(join, rows, {column.name: columns[column.name] for column in join.columns}, whole)
-
-
-def _concatenated(columns: list[Column]) -> Column:
-    values = np.concatenate([column.values for column in columns])
-    if all(column.null is None for column in columns):
-        return Column(values)
-    nulls = [np.zeros(len(c.values), dtype=bool) if c.null is None else c.null for c in columns]
-    return Column(values, np.concatenate(nulls))
 
 
 @dataclass(frozen=True)
@@ -213,24 +119,60 @@ def encode(recipe: Recipe, table: Table, *, mode: Mode, unknown: Unknown = "erro
     DataError
         Naming file, line or row, column and value: a null, an unknown category, a number that the dtype cannot hold.
     """
-    X = np.zeros((table.rows, len(recipe.columns)), dtype=recipe.dtype)
     bad = null_rows(table, dropping(recipe, mode)) if mode == "predict" else np.zeros(table.rows, dtype=bool)
-    at = 0
-    for feature in recipe.features:
-        width = len(feature.names)
-        column = filled(feature, table, bad)
-        if feature.encode == "number":
-            X[:, at] = _numbers(column, feature.dtype, feature.column, table)
-        else:
-            _categories(X[:, at : at + width], feature, column, table, bad, unknown)
-        at += width
-    X[bad] = 0
+    X = _sparse(recipe, table, bad, unknown) if recipe.sparse else _dense(recipe, table, bad, unknown)
     if mode == "predict":
         return Encoded(X, None, None, bad)
     weight = None
     if recipe.weight is not None:
         weight = _numbers(_complete(table, recipe.weight, "weight"), "float64", recipe.weight, table)
     return Encoded(X, None if recipe.target is None else _labels(recipe.target, table), weight, bad)
+
+
+def _dense(recipe: Recipe, table: Table, bad: Mask, unknown: Unknown) -> Array:
+    X = np.zeros((table.rows, len(recipe.columns)), dtype=recipe.dtype)
+    at = 0
+    for feature in recipe.features:
+        column = filled(feature, table, bad)
+        if feature.encode == "number":
+            X[:, at] = _numbers(column, feature.dtype, feature.column, table)
+        else:
+            index = _categories(feature, column, table, bad, unknown)
+            rows = np.flatnonzero(index >= 0)
+            if feature.encode == "ordinal":
+                X[rows, at] = index[rows]
+            else:
+                X[rows, at + index[rows]] = 1
+        at += feature.width
+    X[bad] = 0
+    return X
+
+
+def _sparse(recipe: Recipe, table: Table, bad: Mask, unknown: Unknown) -> CSR:
+    """Gather what is not zero, feature by feature, and put it in the order of rows."""
+    parts: list[tuple[Array, Array, Array]] = []
+    at = 0
+    for feature in recipe.features:
+        column = filled(feature, table, bad)
+        if feature.words is not None:
+            words = hashed(["" if gone else text for text, gone in zip(column.values, bad)], feature.words)
+            rows, columns, values = np.repeat(np.arange(len(words)), np.diff(words.indptr)), words.indices, words.data
+        elif feature.encode == "number":
+            number = _numbers(column, feature.dtype, feature.column, table)
+            rows = np.flatnonzero((number != 0) & ~bad)
+            columns, values = np.zeros(len(rows), dtype=np.int64), number[rows]
+        else:
+            index = _categories(feature, column, table, bad, unknown)
+            ordinal = feature.encode == "ordinal"
+            rows = np.flatnonzero(index > 0 if ordinal else index >= 0)
+            columns = np.zeros(len(rows), dtype=np.int64) if ordinal else index[rows]
+            values = index[rows] if ordinal else np.ones(len(rows))
+        parts.append((rows, columns.astype(np.int64) + at, values.astype(recipe.dtype)))
+        at += feature.width
+    rows, columns, values = (np.concatenate([part[k] for part in parts]) for k in range(3))
+    order = np.argsort(rows, kind="stable")  # columns rise within each part, and from part to part
+    indptr = np.searchsorted(rows[order], np.arange(table.rows + 1)).astype(np.int64)
+    return CSR(values[order], columns[order].astype(index_dtype(at)), indptr, at)
 
 
 def filled(feature: Feature, table: Table, bad: Mask) -> Column:
@@ -304,8 +246,8 @@ def category_values(column: Column, name: str, table: Table) -> Array:
     return _numbers(column, "int64", name, table)
 
 
-def _categories(X: Array, feature: Feature, column: Column, table: Table, bad: Mask, unknown: Unknown) -> None:
-    """Write the features of a column of categories into X, which holds zeros."""
+def _categories(feature: Feature, column: Column, table: Table, bad: Mask, unknown: Unknown) -> Array:
+    """Return the number of each row's category, -1 for none of them and for bad rows."""
     values = category_values(column, feature.column, table)
     number = {category: i for i, category in enumerate(feature.categories)}
     if values.dtype.kind == "O":
@@ -324,11 +266,7 @@ def _categories(X: Array, feature: Feature, column: Column, table: Table, bad: M
             where=table.place(row),
             hint=hint,
         )
-    rows = np.flatnonzero((index >= 0) & ~bad)
-    if feature.encode == "ordinal":
-        X[rows, 0] = index[rows]
-    else:
-        X[rows, index[rows]] = 1
+    return np.where(bad, -1, index)
 
 
 def _labels(target: Target, table: Table) -> Array:

@@ -15,10 +15,12 @@ from typing import Any, Final, cast
 import numpy as np
 
 from bigopt.core.errors import ConfError, DataError
+from bigopt.data.columns import Names, ambiguous
 from bigopt.data.expression_values import Kind
 from bigopt.data.rawread import RawKind, RawSource, Table, Unfit, expression_kind
 from bigopt.data.recipe import Feature, RawColumn, Recipe, Target, Value
-from bigopt.data.recipe_apply import Steps, category_values, load_join, null_rows
+from bigopt.data.recipe_apply import Steps, category_values, null_rows
+from bigopt.data.recipe_join import load_join
 from bigopt.data.recipe_plan import Plan, make_plan
 from bigopt.data.recipe_spec import Encode, IngestSpec, NullSpec
 from bigopt.data.source import SMALL
@@ -102,7 +104,8 @@ class _Draft:
     @property
     def open(self) -> bool:
         """Whether the pass must find something."""
-        return self.null.rule == "mean" or (self.encode is not None and self.encode.categories is None)
+        counted = self.encode is not None and self.encode.categories is None and self.encode.words is None
+        return self.null.rule == "mean" or counted
 
     def finished(self, found: _Found | None, uri: str) -> Feature:
         """Return the feature."""
@@ -115,6 +118,9 @@ class _Draft:
         if self.encode is None:
             return Feature(self.column, self.kind, "number", self.dtype, (), cast(Any, rule), fill)
         encoding, categories = self.encode.encoding, self.encode.categories
+        if self.encode.words is not None:
+            words = self.encode.words
+            return Feature(self.column, self.kind, encoding, "float32", (), cast(Any, rule), fill, words)
         if categories is None:
             assert found is not None
             if not found.counts:
@@ -193,8 +199,10 @@ def _draft(name: str, kind: RawKind, encode: Encode | None, plan: Plan, uri: str
         raise DataError(
             f"column '{name}' holds text, a feature is a number",
             where=uri,
-            hint=f"encode it (ingest.encode.{name}=onehot), or leave it out by ingest.columns",
+            hint=f"encode it (ingest.encode.{name}=onehot, or words), or leave it out by ingest.columns",
         )
+    if encode is not None and encode.words is not None and kind != "text":
+        raise ConfError(f"'{name}' is {kind}, words are found in text", where=f"ingest.encode.{name}")
     if encode is not None and encode.categories is not None:
         _agrees(encode.categories, kind, f"ingest.encode.{name}")
     if null.rule == "mean" and (encode is not None or kind not in ("integer", "number")):
@@ -247,11 +255,7 @@ def _target(plan: Plan, kinds: Mapping[str, RawKind]) -> Target | None:
 
 
 def _distinct_names(features: tuple[Feature, ...]) -> None:
-    owner: dict[str, str] = {}
-    for feature in features:
-        for name in feature.names:
-            if name in owner:
-                raise ConfError(
-                    f"'{owner[name]}' and '{feature.column}' both make a feature '{name}'", where="ingest.encode"
-                )
-            owner[name] = feature.column
+    double = ambiguous([name for feature in features for name in feature.names])
+    if double is not None:
+        owners = [f.column for f in features if double in Names(f.names)]
+        raise ConfError(f"{' and '.join(map(repr, owners))} both make a feature '{double}'", where="ingest.encode")

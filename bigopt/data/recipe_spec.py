@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final, cast
 
 from bigopt.core.codec import wire
@@ -16,6 +16,7 @@ from bigopt.core.names import nearest
 from bigopt.data.expression import parse
 from bigopt.data.recipe import Encoding, Value
 from bigopt.data.source import NUMERIC
+from bigopt.data.words import Words
 
 DTYPES: Final = NUMERIC | {"text"}
 """Types that `ingest.columns` can declare."""
@@ -25,6 +26,7 @@ _ENCODINGS: Final[dict[str, Encoding]] = {
     "one-hot": "onehot",
     "ordinal": "ordinal",
     "top": "top",
+    "words": "words",
 }
 
 
@@ -37,17 +39,20 @@ class Encode:
     ----------
     column : str
     encoding : str
-        ``onehot``, ``ordinal`` or ``top``.
+        ``onehot``, ``ordinal``, ``top`` or ``words``.
     categories : tuple or None
         Declared categories; None: those found in the data.
     top : int
         For ``top``: how many of the most frequent categories.
+    words : Words or None
+        For ``words``.
     """
 
     column: str
     encoding: Encoding
     categories: tuple[Value, ...] | None = None
     top: int = 0
+    words: Words | None = None
 
 
 @wire
@@ -140,7 +145,7 @@ def make_spec(
     where : str or sequence of str
         Several must all hold.
     encode : mapping
-        ``{carrier: onehot, size: {ordinal: [s, m, l]}, dest: {top: 20}}``.
+        ``{carrier: onehot, size: {ordinal: [s, m, l]}, dest: {top: 20}, remark: {words: {bins: 65536, ngrams: 2}}}``.
     nulls : None, str or mapping
         ``error`` or ``drop`` for all, or by column: error, drop, mean, a value, ``{value: ...}``; ``*`` is all others.
     join : mapping or sequence of mappings
@@ -243,16 +248,32 @@ def _encode(name: str, value: object) -> Encode:
         ((form, argument),) = value.items()
     if not isinstance(form, str) or form not in _ENCODINGS:
         raise ConfError(
-            f"unknown encoding {form!r}", where=where, hint=nearest(str(form), ("onehot", "ordinal", "top"))
+            f"unknown encoding {form!r}", where=where, hint=nearest(str(form), ("onehot", "ordinal", "top", "words"))
         )
     encoding = _ENCODINGS[form]
     if encoding == "top":
         if isinstance(argument, bool) or not isinstance(argument, int) or argument < 1:
             raise ConfError("top takes a number of categories", where=where, hint="such as {top: 10}")
         return Encode(name, encoding, top=argument)
+    if encoding == "words":
+        return Encode(name, encoding, words=_words(argument, where))
     if argument is None:
         return Encode(name, encoding)
     return Encode(name, encoding, _values(argument, where))
+
+
+def _words(value: object, where: str) -> Words:
+    """Return how words are hashed: words, {words: BINS} or {words: {bins, ngrams, signed, norm}}."""
+    given: dict[str, Any] = {} if value is None else {"bins": value} if not isinstance(value, Mapping) else dict(value)
+    known = [f.name for f in fields(Words)]
+    for key in given:
+        if key not in known:
+            raise ConfError(f"unknown key {key!r}", where=where, hint=nearest(str(key), known))
+    try:
+        return Words(**given)
+    except ValueError as error:
+        hint = "such as {words: {bins: 262144, ngrams: 1, signed: true, norm: l2}}"
+        raise ConfError(str(error), where=where, hint=hint) from error
 
 
 def _null(name: str, value: object) -> NullSpec:
