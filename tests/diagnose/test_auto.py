@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from problems import MODELS, datasets, run
+from problems import MODELS, datasets, files, run
 
 from bigopt.callbacks import Silent
 from bigopt.config import load_conf, load_text
 from bigopt.core.errors import ConfError, DivergedError, InterruptedRun
+from bigopt.describe import describe
 from bigopt.diagnose import diagnose
 from bigopt.diagnose.race import PARTS, ROWS, Stage, race, rounded, stages
 from bigopt.facts import Datasets
@@ -112,6 +113,34 @@ def test_a_run_with_auto_is_the_run_with_its_number(tmp_path: Path, kind: str, k
     plain = run(tmp_path, problem, *model, *keys, f"schedule.learning_rate={said.rate}")
     assert (said.rate, plain["params_sha256"], plain["steps"], plain["epochs"]) in seen
     assert found["rounds"] > plain["rounds"]
+
+
+@pytest.mark.slow
+def test_the_same_rate_on_dask(tmp_path: Path) -> None:
+    uri = files(tmp_path, "two", "zarr")
+    seen = []
+    for backend in ("local", "dask"):
+        keys = [f"data.uri={uri}", f"run.dir={tmp_path}", f"backend.name={backend}", "backend.workers=2"]
+        keys += ["model.name=logistic", "optimizer.name=sgd", "batch.size=50", "stop.epochs=2"]
+        found = train(load_conf([], [*keys, "schedule.learning_rate=auto"]), progress=(said := Lines()))
+        seen.append((said.rate, found["params_sha256"], found["loss"]))
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("name", ["local_sgd", "easgd", "downpour"])
+def test_local_steps_take_the_rate_of_synchronous_trials(tmp_path: Path, name: str) -> None:
+    keys = ["model.name=ridge", "batch.size=40", f"strategy.name={name}", "strategy.replicas=2", "stop.epochs=2"]
+    said = Lines()
+    found = run(tmp_path, "numbers", *keys, "schedule.learning_rate=auto", progress=said)
+    assert math.isfinite(found["loss"])
+    assert said.rate > 0.0
+
+
+def test_describe_says_that_the_rate_is_found_later(tmp_path: Path) -> None:
+    uri = files(tmp_path, "numbers", "zarr")
+    keys = [f"data.uri={uri}", "model.name=ridge", "optimizer.name=adam", "schedule.name=cosine"]
+    lines = describe(load_conf([], [*keys, "schedule.learning_rate=auto"]))["lines"]
+    assert any("found by short trials" in line for line in lines)
 
 
 @pytest.mark.all
