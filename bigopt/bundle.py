@@ -21,7 +21,7 @@ from bigopt.core.codec import wire
 from bigopt.core.errors import CheckpointError
 from bigopt.data.view import Preparation, Targets
 from bigopt.models.base import Model
-from bigopt.models.linear import Coefficients, LinearModel
+from bigopt.models.linear import LinearModel
 from bigopt.models.linear import coefficients as linear_coefficients
 from bigopt.models.penalties import Penalty
 from bigopt.rundir import RunDir
@@ -70,9 +70,6 @@ def save(run: RunDir, bundle: Bundle) -> None:
     (run.path / "model").mkdir(mode=0o700, exist_ok=True)
     codec.save(run.path / "model" / "model.npz", bundle)
     many = len(bundle.columns) > _LISTED
-    if many and isinstance(bundle.model, LinearModel):
-        with codec.atomic_file(run.path / "model" / _MANY) as handle:
-            np.save(handle, original(bundle.model, bundle).weight)
     blocks = [
         {"name": block.name, "shape": block.shape, "start": part.start, "penalized": block.penalized}
         for block, part in bundle.model.layout.slices()
@@ -86,7 +83,7 @@ def save(run: RunDir, bundle: Bundle) -> None:
         "parameters": bundle.model.layout.size,
         "layout": blocks,
         "params_sha256": params_sha256(bundle.params),
-        "original_scale": coefficients(bundle, named=not many),
+        "original_scale": coefficients(bundle, run.path / "model" / _MANY if many else None),
     }
     run.write_json("model/model.json", summary)
 
@@ -119,35 +116,37 @@ def listed(columns: Sequence[str]) -> Any:
     return {"count": len(columns), "first": columns[0], "last": columns[-1]}
 
 
-def original(model: LinearModel, bundle: Bundle) -> Coefficients:
-    """Return coefficients and intercepts on the original scale of the features.
+def coefficients(bundle: Bundle, file: Path | None = None) -> dict[str, Any] | None:
+    """Return coefficients and intercepts on the original scale of the features; None where the model has hidden layers.
 
     With x' = (x - mean) / scale:  v = w.x' + b = (w/scale).x + (b - mean.(w/scale)).
-    """
-    found = linear_coefficients(model, bundle.params)
-    return found if bundle.scaling is None else Coefficients(*bundle.scaling.undo(*found))
-
-
-def coefficients(bundle: Bundle, *, named: bool = True) -> dict[str, Any] | None:
-    """Return the coefficients of `original` by name; None where the model has hidden layers.
 
     Parameters
     ----------
     bundle : Bundle
-    named : bool
-        False for too many columns to name: ``coefficients`` is then the file that holds them.
+    file : Path or None
+        Where the coefficients of too many columns to name are written, shape (d, q).
 
     Returns
     -------
     dict or None
-        ``outputs`` names, ``coefficients`` {column: [one an output]}, ``intercept`` [one an output].
+        ``outputs`` names, ``coefficients`` {column: [one an output]} or the name of `file`, ``intercept`` [one an
+        output].
     """
     if not isinstance(bundle.model, LinearModel):
         return None
-    weight, shift = original(bundle.model, bundle)
+    weight, shift = linear_coefficients(bundle.model, bundle.params)
+    if bundle.scaling is not None:
+        weight, shift = bundle.scaling.undo(weight, shift)
     classes = bundle.targets.classes
     outputs = list(bundle.target) if not classes else [str(c) for c in (classes[1:] if len(classes) == 2 else classes)]
     if len(outputs) != weight.shape[1]:
         outputs = [f"output {i}" for i in range(weight.shape[1])]
-    table = {column: row.tolist() for column, row in zip(bundle.columns, weight, strict=True)} if named else _MANY
+    table: Any
+    if file is None:
+        table = {column: row.tolist() for column, row in zip(bundle.columns, weight, strict=True)}
+    else:
+        with codec.atomic_file(file) as handle:
+            np.save(handle, weight)
+        table = file.name
     return {"outputs": outputs, "coefficients": table, "intercept": shift.tolist()}

@@ -167,9 +167,10 @@ class Moments(NamedTuple):
         total = self.weight + other.weight
         delta = other.mean - self.mean
         share = other.weight / total
-        return Moments(
-            total, self.mean + delta * share, self.spread + other.spread + delta * delta * (self.weight * share)
-        )
+        mean = added(self.mean, delta * share)
+        np.square(delta, out=delta)
+        delta *= self.weight * share
+        return Moments(total, mean, added(added(self.spread, other.spread), delta))
 
 
 @wire
