@@ -24,6 +24,16 @@ def logistic(X: Array, y: Array, weight: Array, intercept: float) -> float:
     return total / len(X)
 
 
+def squared(X: Array, y: Array, weight: Array, intercept: float) -> float:
+    """Return the mean squared error of X w + b."""
+    total = 0.0
+    for start in range(0, len(X), _ROWS):
+        part = slice(start, start + _ROWS)
+        error = X[part].astype(np.float64) @ weight + intercept - y[part]
+        total += float(error @ error)
+    return total / len(X)
+
+
 def logistic_gradient(X: Array, y: Array, weight: Array, intercept: float) -> Array:
     """Return the gradient sum of the cross-entropy, shape (d + 1,), intercept last, in float64."""
     total = np.zeros(X.shape[1] + 1)
@@ -66,10 +76,10 @@ class Referee:
 
     Parameters
     ----------
-    kind : {"logistic", "network"}
+    kind : {"logistic", "squared", "network"}
     folder : str
     l2 : float
-        Of a penalty l2 ||w||^2 on the weights of ``logistic``.
+        Of a penalty l2 ||w||^2 on the weights of ``logistic`` and ``squared``.
     activation : str
     widths : list of int
         Of a ``network``.
@@ -82,9 +92,11 @@ class Referee:
         self._X = np.load(Path(folder) / "X.npy", mmap_mode="r")
         self._y = np.load(Path(folder) / "y.npy")
 
-    def loss(self, params: Array) -> float:
+    def loss(self, params: npt.ArrayLike) -> float:
         """Return the loss, penalty included."""
+        flat = np.asarray(params, dtype=np.float64)
         if self._kind == "network":
-            return network(self._X, self._y, layers_of(params, self._widths), self._activation)
-        w = np.asarray(params[:-1], dtype=np.float64)
-        return logistic(self._X, self._y, w, float(params[-1])) + self._l2 * float(w @ w)
+            return network(self._X, self._y, layers_of(flat, self._widths), self._activation)
+        w, b = flat[:-1], float(flat[-1])
+        of_rows = logistic if self._kind == "logistic" else squared
+        return of_rows(self._X, self._y, w, b) + self._l2 * float(w @ w)

@@ -63,6 +63,8 @@ class Side:
         Whether the memory of its processes is followed (as ``peak_bytes`` of its samples).
     once : bool
         Whether it is run in the first round only, because its figure has no spread.
+    slow : bool
+        Whether ``--quick`` measures it in the first round only (after its warm-up), and takes that for all rounds.
     follows : str
         A side or group whose ``loss`` is this one's target: told by ``aim`` before each run.
     """
@@ -73,6 +75,7 @@ class Side:
     python: str | None = None
     peak: bool = False
     once: bool = False
+    slow: bool = False
     follows: str = ""
 
 
@@ -160,8 +163,12 @@ class RowResult:
     @property
     def reached(self) -> bool:
         """Whether every bar of the row is reached."""
-        barred = [o for o in self.outcomes if o.bar is not None]
-        return bool(barred) and all(o.verdict == "reached" for o in barred)
+        return self.barred and all(o.verdict == "reached" for o in self.outcomes if o.bar is not None)
+
+    @property
+    def barred(self) -> bool:
+        """Whether the row has a bar, or failed before it could have one; else it is for information."""
+        return not self.outcomes or any(o.bar is not None for o in self.outcomes)
 
 
 class _Present(dict[str, Sample]):
@@ -178,8 +185,11 @@ class _Present(dict[str, Sample]):
 class _Cast:
     """The players of a row."""
 
-    def __init__(self, sides: Mapping[str, Side], folder: Path, stack: ExitStack, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, sides: Mapping[str, Side], folder: Path, stack: ExitStack, say: Callable[[str], None], quick: bool
+    ) -> None:
         self.sides = dict(sides)
+        self.quick, self.warm = quick, False
         self.players: dict[str, Player] = {}
         self.gone: dict[str, str] = {}
         self.losses: dict[str, float] = {}
@@ -227,7 +237,7 @@ class _Cast:
             self.losses[name] = sample["loss"]
         if sample is not None and peak is not None:
             sample = {**sample, "peak_bytes": peak.bytes}
-        if sample is not None and side.once:
+        if sample is not None and (side.once or (side.slow and self.quick and self.warm)):
             self.fixed[name] = sample
         return sample
 
@@ -277,7 +287,7 @@ def run_row(row: Row, scale: Scale, folder: Path, root: int, *, anyway: bool, sa
     say(f"{row.name}: {row.title}")
     with ExitStack() as stack:
         sides = row.sides(scale)
-        cast = _Cast(sides, folder, stack, note)
+        cast = _Cast(sides, folder, stack, note, scale.quick or scale.tiny)
         first = [name for name, side in sides.items() if not side.follows]
         timed, losses = _warm_up(cast, first)
         cast.choose(timed)
@@ -285,6 +295,7 @@ def run_row(row: Row, scale: Scale, folder: Path, root: int, *, anyway: bool, sa
             those.update(more)
         for names, tolerance in row.same_loss:
             _compare(names, tolerance, losses, cast, note)
+        cast.warm = True
         longest = max((s.get("run_seconds", s["seconds"]) for s in timed.values()), default=0.0)
         wanted = pairs_for(longest, quick=scale.quick or scale.tiny)
         rounds, loads, discarded = _rounds(cast, wanted, root, anyway, note)

@@ -47,9 +47,10 @@ def terminal(results: Sequence[RowResult]) -> str:
 
 def verdict_line(results: Sequence[RowResult]) -> str:
     """Say how many rows reach every bar."""
-    reached = [r.name for r in results if r.reached]
-    rest = [r.name for r in results if not r.reached]
-    return f"{len(reached)} of {len(results)} rows reach every bar" + (f"; not: {', '.join(rest)}" if rest else "")
+    barred = [r for r in results if r.barred]
+    reached = [r.name for r in barred if r.reached]
+    rest = [r.name for r in barred if not r.reached]
+    return f"{len(reached)} of {len(barred)} rows reach every bar" + (f"; not: {', '.join(rest)}" if rest else "")
 
 
 def markdown(results: Sequence[RowResult], about: dict[str, Any]) -> str:

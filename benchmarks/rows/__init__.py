@@ -20,6 +20,7 @@ NAMES: Final = (
     "out_of_core_mlp",
     "race_sklearn",
     "race_mllib",
+    "ridge",
 )
 
 

@@ -15,7 +15,7 @@ LEARNING_RATE: Final = 0.5
 
 def linear_table(scale: Scale) -> Table:
     """Return the table of the full-batch rows: 2M x 100."""
-    return Table("linear", scale.pick(2_000_000, 300_000, 20_000), 100)
+    return Table("linear", scale.pick(2_000_000, 200_000, 20_000), 100)
 
 
 def descent(backend: str = "local", **more: Any) -> list[str]:

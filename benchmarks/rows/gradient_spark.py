@@ -29,7 +29,7 @@ def sides(scale: Scale) -> Mapping[str, Side]:
         "local": ours("local"),
         "bigopt": ours("spark", peak=True),
         "one job": ours("spark", backend__channel="off"),
-        "mllib": Side(f"{SIDES}.spark_cpu:Logistic", mllib, peak=True),
+        "mllib": Side(f"{SIDES}.spark_cpu:Logistic", mllib, peak=True, slow=True),
         "rdd": Side(f"{SIDES}.spark_cpu:ByHand", {"folder": folder, "learning_rate": LEARNING_RATE, "steps": 2}),
         "empty job": Side(f"{SIDES}.spark_cpu:EmptyJob"),
     }

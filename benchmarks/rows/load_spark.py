@@ -18,7 +18,7 @@ def sides(scale: Scale) -> Mapping[str, Side]:
     keys = descent("spark", data__uri=store, model__standardize="false")
     return {
         "bigopt": Side(f"{SIDES}.racing:FirstStep", {"keys": keys, "spark": True}),
-        "mllib": Side(f"{SIDES}.spark_cpu:Load", {"path": str(store), "heap": heap}),
+        "mllib": Side(f"{SIDES}.spark_cpu:Load", {"path": str(store), "heap": heap}, slow=True),
     }
 
 

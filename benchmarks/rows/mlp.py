@@ -92,6 +92,10 @@ def sides(scale: Scale) -> Mapping[str, Side]:
         "torch foreach": peer("torch slices", fused=False),
         "torch loader": peer("torch DataLoader", loader=0),
         "torch loader, 2 processes": peer("torch DataLoader", loader=2),
+        "sklearn": Side(
+            f"{SIDES}.sklearn_cpu:NetworkEpoch",
+            {"folder": folder, "hidden": WIDTHS[1:-1], "batch": BATCH, "learning_rate": LEARNING_RATE},
+        ),
         "products": Side(f"{SIDES}.limits:MatrixProduct", {"rows": BATCH, "widths": WIDTHS}),
     }
 
@@ -104,6 +108,7 @@ ROW = Row(
         Figure("of PyTorch's slicing loop", ratio("torch slices", "bigopt"), Bar("at least", 1)),
         Figure("of PyTorch's DataLoader", ratio("torch DataLoader", "bigopt"), Bar("at least", 1.5)),
         Figure("of the slicing loop, params in float32 (run.dtype)", ratio("torch slices", "bigopt float32")),
+        Figure("of scikit-learn's MLPClassifier", ratio("sklearn", "bigopt")),
         Figure("a step", lambda r: 1e3 * r["bigopt"]["step"], None, "ms"),
         Figure("of a step, its matrix products", lambda r: r["products"]["seconds"] / r["bigopt"]["step"]),
         Figure("rate of the products", lambda r: r["products"]["gflop_per_s"], None, "GFLOP/s"),

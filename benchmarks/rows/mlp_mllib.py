@@ -21,10 +21,10 @@ WIDTHS: Final = [100, 64, 10]
 
 def sides(scale: Scale) -> Mapping[str, Side]:
     """MLlib first: its loss is our target."""
-    table = Table("digits", scale.pick(60_000, 20_000, 3_000), WIDTHS[0], WIDTHS[-1])
+    table = Table("digits", scale.pick(30_000, 10_000, 3_000), WIDTHS[0], WIDTHS[-1])
     folder = str(data.arrays(table, scale.work))
     store = str(data.stored(table, scale.work, "parquet"))
-    iterations = scale.pick(100, 30, 5)
+    iterations = scale.pick(40, 20, 5)
     batch = 256
     keys = {
         "data.uri": store,
@@ -50,7 +50,7 @@ def sides(scale: Scale) -> Mapping[str, Side]:
     }
     mllib = {"path": store, "folder": folder, "heap": "4g", "widths": WIDTHS, "iterations": iterations}
     return {
-        "mllib": Side(f"{SIDES}.spark_cpu:Perceptron", mllib),
+        "mllib": Side(f"{SIDES}.spark_cpu:Perceptron", mllib, slow=True),
         "bigopt": Side(f"{SIDES}.racing:Race", ours, follows="mllib"),
     }
 

@@ -24,7 +24,7 @@ def sides(scale: Scale) -> Mapping[str, Side]:
         "spark": True,
     }
     return {
-        "mllib": Side(f"{SIDES}.spark_cpu:FromParquet", {"path": store, "folder": folder, "heap": heap}),
+        "mllib": Side(f"{SIDES}.spark_cpu:FromParquet", {"path": store, "folder": folder, "heap": heap}, slow=True),
         "bigopt": Side(f"{SIDES}.racing:Race", ours, follows="mllib"),
     }
 

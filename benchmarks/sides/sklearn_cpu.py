@@ -74,3 +74,48 @@ class Fit(Base):
         """Return the loss with the penalty."""
         w, b = self._model.coef_[0], float(self._model.intercept_[0])
         return {"loss": evaluate.logistic(self._X, self._y, w, b) + self._l2 * float(w @ w)}
+
+
+class NetworkEpoch(Base):
+    """Seconds of an epoch of MLPClassifier with its Adam (``partial_fit`` over all rows is one)."""
+
+    def __init__(self, folder: str, hidden: list[int], batch: int, learning_rate: float) -> None:
+        from sklearn.neural_network import MLPClassifier
+
+        self._X, self._y = data.load(folder)
+        self._model = MLPClassifier(
+            hidden, alpha=0.0, batch_size=batch, learning_rate_init=learning_rate, random_state=0
+        )
+        self._classes = sorted(set(self._y.tolist()))
+
+    def run(self) -> dict[str, float]:
+        """Return seconds of an epoch."""
+        begin = time.perf_counter()
+        self._model.partial_fit(self._X, self._y, self._classes)
+        return {"seconds": time.perf_counter() - begin}
+
+    def check(self) -> dict[str, float]:
+        """Return the loss over all rows."""
+        layers = list(zip(self._model.coefs_, self._model.intercepts_, strict=True))
+        return {"loss": evaluate.network(self._X, self._y, layers, "relu")}
+
+
+class RidgeFit(Base):
+    """Seconds of a fit of Ridge, and its loss: mean squared error plus l2 ||w||^2."""
+
+    def __init__(self, folder: str, l2: float) -> None:
+        import sklearn.linear_model  # noqa: F401
+
+        self._X, self._y = data.load(folder)
+        self._l2 = l2
+        self._referee = evaluate.Referee("squared", folder, l2)
+
+    def run(self) -> dict[str, float]:
+        """Return seconds of a fit."""
+        from sklearn.linear_model import Ridge
+
+        model = Ridge(alpha=self._l2 * len(self._X))
+        begin = time.perf_counter()
+        model.fit(self._X, self._y)
+        seconds = time.perf_counter() - begin
+        return {"seconds": seconds, "loss": self._referee.loss([*model.coef_.ravel(), float(model.intercept_)])}

@@ -187,6 +187,25 @@ class FromParquet(_MLlib):
         return {"seconds": loading + fitting, "load": loading, "fit": fitting, "loss": loss, "iterations": steps}
 
 
+class Ridge(_MLlib):
+    """Seconds from Parquet to MLlib's LinearRegression with an L2 penalty, and its loss."""
+
+    def __init__(self, path: str, folder: str, heap: str, l2: float) -> None:
+        super().__init__(path, heap)
+        self._l2, self._referee = l2, evaluate.Referee("squared", folder, l2)
+
+    def run(self) -> dict[str, float]:
+        """Return seconds of the whole way."""
+        from pyspark.ml.regression import LinearRegression
+
+        loading = self._load()
+        begin = time.perf_counter()
+        model = LinearRegression(regParam=self._l2, standardization=False).fit(self._table)
+        fitting = time.perf_counter() - begin
+        loss = self._referee.loss([*model.coefficients.toArray(), float(model.intercept)])
+        return {"seconds": loading + fitting, "load": loading, "fit": fitting, "loss": loss}
+
+
 def judge_logistic(model: Any, folder: str) -> float:
     """Return the loss of an MLlib model over a folder's rows."""
     X, y = data.load(folder)

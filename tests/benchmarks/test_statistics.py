@@ -144,21 +144,24 @@ def test_a_row_pairs_within_rounds_chooses_once_and_says_who_is_missing(tmp_path
             "slow": Side(target, {"seconds": 3.0}, group="peer"),
             "fast": Side(target, {"seconds": 2.0}, group="peer"),
             "gone": Side(target, {"fail": "not here"}),
+            "steady": Side(target, slow=True),
         },
         (
             # the fast peer ran twice before the rounds, we once; so round k compares 2 (k + 2) with (k + 1)
             Figure("ratio", lambda r: r["peer"]["seconds"] / r["ours"]["seconds"], Bar("at least", 3.0)),
             Figure("target", lambda r: r["ours"]["target"], Bar("at least", 2.0)),
+            Figure("steady", lambda r: r["steady"]["seconds"]),
             Figure("missing", lambda r: r["gone"]["seconds"], Bar("at least", 1.0)),
         ),
         same_loss=((("ours", "peer"), 0.0),),
     )
     said: list[str] = []
     result = run_row(row, Scale(True, True, tmp_path), tmp_path, os.getpid(), anyway=True, say=said.append)
-    ratio, aimed, missing = result.outcomes
+    ratio, aimed, steady, missing = result.outcomes
     assert ratio.values == pytest.approx([2 * (k + 2) / (k + 1) for k in (1, 2, 3)])
     assert ratio.verdict == "not reached"
     assert aimed.values == [2.0] * 3
+    assert steady.values == [2.0] * 3  # the warm-up, then one run for all rounds of the quick scale
     assert (missing.spread, missing.verdict) == (None, "skipped")
     assert "not here" in missing.reason
     assert any("fast of slow 6 s, fast 4 s" in line for line in said)
