@@ -25,8 +25,12 @@ class Mergeable(Protocol):
 
 
 def merge(left: Any, right: Any) -> Any:
-    """Merge two values of the same type (the function the tree is folded with)."""
-    return left.merge(right)
+    """Merge two values of the same type: the function the tree is folded with.
+
+    A sum that overflows is infinite, without a warning: whoever is told it refuses it by name.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return left.merge(right)
 
 
 def added(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[Any]:
