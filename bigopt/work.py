@@ -72,6 +72,8 @@ class Order:
         Leaf of the first unit.
     units : ndarray, shape (k, 4), int64
         Consecutive units of the round.
+    ahead : tuple of int
+        Partitions that the slot will need in later rounds, the next one first: what may be decoded meanwhile.
     """
 
     ticket: int
@@ -82,6 +84,7 @@ class Order:
     leaves: int
     start: int
     units: Ints
+    ahead: tuple[int, ...] = ()
 
     @property
     def stop(self) -> int:
@@ -114,7 +117,13 @@ class Arrival:
 
 
 def execute(
-    blocks: BlockCache, work: Work, inputs: tuple[Array, ...], leaves: int, start: int, units: Ints
+    blocks: BlockCache,
+    work: Work,
+    inputs: tuple[Array, ...],
+    leaves: int,
+    start: int,
+    units: Ints,
+    ahead: tuple[int, ...] = (),
 ) -> tuple[dict[tree.Node, Any], Stats]:
     """Compute consecutive leaves and fold them.
 
@@ -122,7 +131,7 @@ def execute(
     ----------
     blocks : BlockCache
         Of this process.
-    work, inputs, leaves, start, units
+    work, inputs, leaves, start, units, ahead
         As in `Order`.
 
     Returns
@@ -132,7 +141,7 @@ def execute(
     stats : Stats
     """
     begin = time.perf_counter()
-    meter = Meter(blocks, order=tuple(units[:, 0].tolist()))
+    meter = Meter(blocks, order=tuple(units[:, 0].tolist()), ahead=ahead)
     with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges is told so by its sums
         ready = work.prepare(inputs)
         nodes = tree.fold((work(ready, unit, meter) for unit in units), leaves, merge, start=start)

@@ -277,7 +277,7 @@ class Hub:
                     link.wire.send(Prepare(codec.modules(order.work)))
                     link.wire.send(Install(number, order.work, order.work.view.source.identity()))
                     link.installed.add(number)
-                task = Task(serial, number, order.leaves, order.start, order.units, order.inputs)
+                task = Task(serial, number, order.leaves, order.start, order.units, order.ahead, order.inputs)
                 sent = link.wire.send(task, order.inputs)
         except TypeError as error:
             raise untravelled(error) from None

@@ -43,7 +43,9 @@ class LocalSession:
         watched = Watched()
         while (order := orders.get()) is not None:
             try:
-                nodes, stats = execute(self._blocks, order.work, order.inputs, order.leaves, order.start, order.units)
+                nodes, stats = execute(
+                    self._blocks, order.work, order.inputs, order.leaves, order.start, order.units, order.ahead
+                )
                 self._arrivals.put(Arrival(order, nodes, stats._replace(rss=watched.rss())))
             except BigoptError as error:
                 self._arrivals.put(Arrival(order, error=error))

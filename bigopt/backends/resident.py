@@ -64,6 +64,7 @@ class Task(NamedTuple):
     leaves: int
     start: int
     units: Any
+    ahead: tuple[int, ...]
     inputs: tuple[Any, ...]
 
 
@@ -169,7 +170,7 @@ def answer(blocks: BlockCache, work: Work | BigoptError, task: Task, watched: Wa
     try:
         if isinstance(work, BigoptError):
             raise work
-        nodes, stats = execute(blocks, work, task.inputs, task.leaves, task.start, task.units)
+        nodes, stats = execute(blocks, work, task.inputs, task.leaves, task.start, task.units, task.ahead)
     except BigoptError as error:
         return Failed(task.serial, type(error).__name__, error.message, error.where, error.hint)
     except Exception as error:  # a defect: repeating it elsewhere would only hide where it happened

@@ -205,15 +205,15 @@ class BlockCache:
             self._changed.notify_all()
         return entry
 
-    def prefetch(self, view: DataView, index: int) -> None:
-        """Decode a partition in the background, unless it is there or there is no room beside what is in use."""
+    def prefetch(self, view: DataView, index: int) -> bool:
+        """Decode a partition in the background, where there is room beside what is in use; False where it is there."""
         key, room = (view.key, index), 2 * view.decoded_bytes(index)
         with self._changed:
             if key in self._entries or key in self._loading or (view.raw.key, index) in self._entries:
-                return
+                return False
             free = sum(e.charge for e in self._entries.values() if not (e.pins or e.awaited or e.open))
             if self._held - free + room > self.budget:
-                return
+                return True
             while self._held + room > self.budget:
                 self._evict_block()
             self._held += room
@@ -222,6 +222,7 @@ class BlockCache:
         threading.Thread(
             target=self._load_ahead, args=(key, view, index, room, entry), name="bigopt-prefetch", daemon=False
         ).start()
+        return True
 
     def _load_ahead(self, key: Key, view: DataView, index: int, room: int, entry: Entry) -> None:
         # What is wrong with it is said to whoever asks for it and meets it again.
@@ -272,12 +273,15 @@ class Meter:
         Rows that entered a sum.
     order : tuple of int
         Partitions in the order in which they will be asked for: while one is used, the next one is decoded.
+    ahead : tuple of int
+        Partitions that later orders will ask for: the first that is not there is decoded while the last one is used.
     """
 
     blocks: BlockCache
     bytes_read: int = 0
     rows: int = 0
     order: tuple[int, ...] = ()
+    ahead: tuple[int, ...] = ()
     _at: int = field(default=0, repr=False)
 
     @contextlib.contextmanager
@@ -295,5 +299,6 @@ class Meter:
         while at < len(order) and order[at] == index:
             at += 1
         self._at = at
-        if at < len(order):
-            self.blocks.prefetch(view, order[at])
+        for following in order[at : at + 1] or self.ahead:
+            if self.blocks.prefetch(view, following):
+                return

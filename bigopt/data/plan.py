@@ -101,6 +101,7 @@ class Plan:
         default_factory=dict, init=False, repr=False, compare=False
     )
     _shares: dict[int, Ints] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _firsts: dict[int, tuple[int, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
@@ -232,6 +233,31 @@ class Plan:
                     break
                 pieces.append((int(members[k]), epoch, a - int(starts[k]), b - int(starts[k])))
         return np.array(pieces, dtype=np.int64).reshape(-1, 4)
+
+    def coming(self, units: Ints) -> Ints:
+        """Return the partition that each unit's lane goes to next, and the rows left until then, shape (k, 2).
+
+        It is what can be decoded ahead where the lanes do not fit the memory (``block``); elsewhere nothing, shape
+        (0, 2).
+        """
+        if self.sampling != "block" or self.full or len(self.lane_rows) == np.count_nonzero(self.counts):
+            return np.empty((0, 2), dtype=np.int64)
+        found: list[tuple[int, int]] = []
+        for partition, epoch, _, stop in units.tolist():
+            lane = int(self.lane_of[partition])
+            members = self._walk(epoch, lane)[0]
+            at = int(np.flatnonzero(members == partition)[0]) + 1
+            after = int(members[at]) if at < len(members) else self._first(epoch + 1, lane)
+            found.append((after, int(self.counts[partition]) - stop))
+        return np.array(found, dtype=np.int64)
+
+    def _first(self, epoch: int, lane: int) -> int:
+        """Return the partition that a lane begins an epoch with."""
+        if self._firsts.get(lane, (-1, -1))[0] != epoch:
+            members = np.flatnonzero(self.lane_of == lane)
+            order = rng.permutation(rng.stream(self.seed, "order", epoch=epoch, partition=lane), len(members))
+            self._firsts[lane] = epoch, int(members[order[0]])
+        return self._firsts[lane][1]
 
     def _drawn(self, step: int, size: int) -> Ints:
         """Units of a batch that is drawn anew: how many rows each partition gives, by the exact law of the counts.

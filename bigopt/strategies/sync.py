@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -151,8 +152,17 @@ class Sync:
         self._round = self._rounds.new(
             self._evaluation.work, self._ask.inputs, units, homes, where=f"step {state.steps + 1}"
         )
-        orders = self._round.orders()
+        orders = self._announced(self._round.orders(), plan.coming(units))
         return orders if placement is None else placement.copies(orders, slots)
+
+    @staticmethod
+    def _announced(orders: list[Order], coming: Ints) -> list[Order]:
+        """Tell each slot which partitions its lanes go to next, those first that are needed soonest."""
+        if len(coming) == 0:
+            return orders
+        parts = [coming[order.start : order.stop] for order in orders]
+        ahead = [tuple(part[np.argsort(part[:, 1], kind="stable"), 0].tolist()) for part in parts]
+        return [replace(order, ahead=some) for order, some in zip(orders, ahead, strict=True)]
 
     def handle(self, arrival: Arrival) -> list[Order]:
         """Accept an arrival; return the orders to repeat."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ import pytest
 from bigopt.core.errors import DataError
 from bigopt.core.sums import Sums
 from bigopt.data.cache import BlockCache, Meter
-from bigopt.data.plan import whole
+from bigopt.data.plan import Plan, whole
 from bigopt.data.view import Block
-from bigopt.work import execute
+from bigopt.strategies.sync import Sync
+from bigopt.work import Order, execute
 
 SIZE = 800
 """Bytes of a decoded partition of `Rows`."""
@@ -35,6 +36,7 @@ class Rows:
     most: int = 0
     raw: Any = field(init=False)
     source: Any = None
+    scratch: Any = None
 
     def __post_init__(self) -> None:
         self.raw = self
@@ -181,3 +183,45 @@ def test_what_was_decoded_ahead_is_given_up_last():
         assert bytes_read == 102
     with blocks.block(rows, 2) as (_, bytes_read):
         assert bytes_read == 0
+
+
+def test_what_later_orders_need_is_decoded_during_the_last_unit():
+    rows, blocks = Rows(), BlockCache(100 * SIZE)
+    units = whole(np.arange(3), np.full(9, 10))
+    for expected in ([0, 1, 2, 7], [0, 1, 2, 7, 8], [0, 1, 2, 7, 8]):
+        execute(blocks, Adding(rows), (), 3, 0, units, ahead=(7, 8))
+        assert wait_until(idle)
+        assert rows.loads == expected
+
+
+def test_the_plan_announces_every_partition_before_a_lane_enters_it():
+    counts = np.array([30, 50, 20, 0, 40, 60, 35, 45, 10, 25])
+    plan = Plan(counts, 16, 3, 5, "block")
+    entered, announced, steps = set(), {}, 0
+    for epoch in range(3):
+        for step in range(plan.steps_per_epoch):
+            units = plan.units(epoch, step)
+            for partition, when, *_ in units.tolist():
+                if (when, partition) not in entered and steps:
+                    assert partition in announced[int(plan.lane_of[partition])]
+                entered.add((when, partition))
+            coming = plan.coming(units)
+            assert coming.shape == (len(units), 2)
+            for (partition, _, _, stop), (after, left) in zip(units.tolist(), coming.tolist(), strict=True):
+                lane = int(plan.lane_of[partition])
+                assert plan.lane_of[after] == lane
+                assert left == counts[partition] - stop
+                announced.setdefault(lane, set()).add(after)
+            steps += 1
+    assert len(entered) == 3 * 9
+    for sampling in ("permuted", "subset"):
+        other = Plan(counts, 16, 3 if sampling == "permuted" else 0, 5, sampling)
+        assert other.coming(other.units(0, 0)).shape == (0, 2)
+
+
+def test_a_slot_is_told_which_partition_it_needs_soonest():
+    order = Order(1, 0, 0, None, (), 4, 0, np.zeros((2, 4), dtype=np.int64))
+    coming = np.array([[5, 30], [6, 10], [7, 0], [8, 4]])
+    first, second = Sync._announced([order, replace(order, slot=1, start=2)], coming)
+    assert (first.ahead, second.ahead) == ((6, 5), (7, 8))
+    assert Sync._announced([order], coming[:0])[0].ahead == ()
