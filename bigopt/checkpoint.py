@@ -55,6 +55,8 @@ class Checkpoint(NamedTuple):
         Sum of losses times rows, and rows, of this epoch so far.
     audit : str
         Chained hash of all steps so far (``run.audit``), else empty.
+    rewind : Rewind or None
+        What the run goes back to where it diverges (``run.on_divergence: halve_rate``).
     """
 
     format: int
@@ -72,6 +74,7 @@ class Checkpoint(NamedTuple):
     length: int | None
     epoch_mean: tuple[float, int]
     audit: str
+    rewind: Any = None
 
 
 class Checkpoints:
@@ -109,6 +112,15 @@ class Checkpoints:
         codec.save(path, checkpoint)
         for old in self.paths()[: -self._keep]:
             old.unlink(missing_ok=True)
+        return path
+
+    def go_back(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint and drop all later ones: the run went back to it."""
+        path = self.folder / f"step-{checkpoint.steps:012d}.npz"
+        codec.save(path, checkpoint)
+        for later in self.paths():
+            if later > path:
+                later.unlink(missing_ok=True)
         return path
 
     def newest(self) -> tuple[Path, Checkpoint]:

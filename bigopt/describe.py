@@ -32,12 +32,14 @@ from bigopt.optim.build import build_schedule
 from bigopt.optim.schedules import convergence
 from bigopt.optim.search import SEARCHES
 from bigopt.optim.table import keys_of, optimizer, state_vectors
-from bigopt.problem import Problem, build
+from bigopt.problem import Problem, batch_rate, build, schedule_keys, span
+from bigopt.strategies.base import Renewal
 
 if TYPE_CHECKING:
     from bigopt.config import Conf
 
 _HASHED_ROWS = 10**7
+_STAGES = 8
 
 
 def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
@@ -78,8 +80,9 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
         f"{problem.view.partitions} partitions, {data.train.stored} as stored, {problem.view.dtype} in blocks of "
         f"{problem.block_rows} rows",
         f"batch: {rows:,} rows a step, {steps:,} steps an epoch, sampling {problem.plan.sampling}",
+        *_growth(conf, problem),
         *_schedule(conf, problem),
-        *_places(conf, slots),
+        *_places(conf, slots, problem.renewal()),
         _predicted(conf, problem, cost, slots, steps),
         *_encoding(conf, problem, rows),
         *_bottlenecks(layers),
@@ -311,10 +314,8 @@ def _predicted(conf: Conf, problem: Problem, cost: dict[str, int], slots: int, s
 def _schedule(conf: Conf, problem: Problem) -> list[str]:
     """The rule with its numbers, its values along the run and the two conditions."""
     spec, steps = conf.schedule, problem.plan.steps_per_epoch
-    limits = [v for v in (conf.stop.steps, None if conf.stop.epochs is None else conf.stop.epochs * steps) if v]
-    last = float(min(limits)) if limits else None
-    length = last if last is None or spec.unit == "step" else last / steps
-    keys = {k: getattr(spec, k) for k in spec.__struct_fields__ if k not in ("name", "unit", "scaling")}
+    last = _last_step(conf, problem)
+    keys = schedule_keys(conf)
     known = optimizer(conf.optimizer.name)
     if spec.name in SEARCHES:
         search = SEARCHES[spec.name](**{k: keys[k] for k in keys_of(SEARCHES[spec.name])})
@@ -323,13 +324,25 @@ def _schedule(conf: Conf, problem: Problem) -> list[str]:
     if spec.learning_rate == "auto":
         keys["learning_rate"] = None
         notes = [f"learning_rate: auto: found by short trials at the start; shown with {conf.optimizer.name}'s default"]
-    tick = 1.0 if spec.unit == "step" else 1.0 / steps
+    length, tick = span(problem.plan, last, spec.unit)
     rule = build_schedule(spec.name, keys, default_rate=rate, default_period=length, tick=tick)
-    scale = 1.0 if spec.unit == "step" else 1.0 / steps
-    points = {"at the first step": 0.0, "after one epoch": float(steps)}
+    stages = problem.plan.stages
+    points = {"at the first step": 0, "after one epoch": steps}
     if last is not None:
-        points["at the last step"] = max(0.0, last - 1.0)
-    values = ", ".join(f"{rule(k * scale):.4g} {name}" for name, k in points.items())
+        points["at the last step"] = max(0, last - 1)
+
+    def eta(step: int) -> float:
+        epoch = stages.epochs_until(step)
+        rows = problem.plan.at(int(epoch)).batch_rows(0)
+        return rule(step if spec.unit == "step" else epoch) * batch_rate(conf, rows)
+
+    values = ", ".join(f"{eta(k):.4g} {name}" for name, k in points.items())
+    if spec.scaling != "none":
+        factor = batch_rate(conf, problem.plan.batch_rows(0))
+        notes.append(
+            f"scaling: {spec.scaling} from batches of {spec.base_batch:,} rows: {factor:.4g} times the rate for "
+            f"{problem.plan.batch_rows(0):,} rows"
+        )
     return [
         f"optimizer: {conf.optimizer.name}: {known.formula}",
         f"schedule: {spec.name} in {spec.unit}s: {rule.formula}; {values}",
@@ -338,13 +351,42 @@ def _schedule(conf: Conf, problem: Problem) -> list[str]:
     ]
 
 
-def _places(conf: Conf, slots: int) -> list[str]:
+def _last_step(conf: Conf, problem: Problem) -> int | None:
+    """Number of steps of the run, where steps or epochs limit it."""
+    stop, stages = conf.stop, problem.plan.stages
+    limits = [stop.steps, None if stop.epochs is None else stages.steps_until(stop.epochs)]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _growth(conf: Conf, problem: Problem) -> list[str]:
+    """The batch of each stage that the run reaches."""
+    stages = problem.plan.stages
+    if stages.growth is None:
+        return []
+    last = _last_step(conf, problem)
+    reached = stages.last if last is None else stages.stage(int(stages.epochs_until(max(0, last - 1))))
+    told = [
+        f"{stages.batch(k):,} rows from epoch {stages.first(k) + 1} ({stages.steps(k):,} steps an epoch)"
+        for k in range(reached + 1)
+    ]
+    if len(told) > _STAGES:
+        told[_STAGES - 1 : -1] = ["..."]
+    return [f"batch growth: {', '.join(told)}"]
+
+
+def _places(conf: Conf, slots: int, renewal: Renewal | None) -> list[str]:
     where = f"backend {conf.backend.name}, {slots} slots, device {conf.backend.device}"
     if conf.model.backprop == "driver":
         compute = "forward and backward run on the driver, partition by partition; the workers select and decode rows"
     else:
         compute = "forward and backward run in the Map, where the rows are"
-    return [f"{where}: {compute}", f"strategy {conf.strategy.name}: the update runs on the driver, once a step"]
+    lines = [f"{where}: {compute}", f"strategy {conf.strategy.name}: the update runs on the driver, once a step"]
+    if renewal is not None:
+        lines.append(
+            f"batchnorm: one round over all rows at the start of each epoch ({renewal.rounds} before the first) "
+            "takes the moments inside the model"
+        )
+    return lines
 
 
 def _bottlenecks(layers: ModelTable) -> list[str]:

@@ -27,10 +27,11 @@ from bigopt.keeping import Keeper
 from bigopt.loop import Loop, OnStep
 from bigopt.problem import Problem, build
 from bigopt.recording import Recorder
+from bigopt.rewinding import Anchor
 from bigopt.rundir import RunDir
 from bigopt.setting import strategy_setting
 from bigopt.stopping import Checks, Stopper
-from bigopt.strategies.base import Logged, Machine, Replicated
+from bigopt.strategies.base import Logged, Machine, Replicated, Setting
 from bigopt.strategies.table import strategy
 from bigopt.warmstart import initial_params
 
@@ -204,17 +205,10 @@ class _Run:
             loop.save()
         self.progress.start(loop.stopper.max_steps, self.conf.stop.epochs, self.conf.model.name)
         try:
-            why = loop.run()
-        except DivergedError as error:
-            raise DivergedError(
-                error.message,
-                where=error.where,
-                hint=f"{error.hint}; the last finite state is {loop.save()}",
-            ) from error
+            result = self._attempts(problem, loop)
         finally:
             self.progress.close()
-        loop.save()
-        if self.signals.received:
+        if result is None:
             name = signal.Signals(self.signals.received).name
             raise InterruptedRun(
                 f"{name} after step {loop.machine.steps}",
@@ -222,8 +216,36 @@ class _Run:
                 hint=f"go on with: bigopt resume {self.run.path}",
                 signal=self.signals.received,
             )
-        self.say(f"stopped: {why}")
-        return self._result(problem, loop)
+        return result
+
+    def _attempts(self, problem: Problem, loop: Loop) -> dict[str, Any] | None:
+        """Run until the end, from further back with half the rate where it diverges; None where a signal ended it."""
+        while True:
+            try:
+                why = loop.run()
+                loop.save()
+                if self.signals.received:
+                    return None
+                self.say(f"stopped: {why}")
+                return self._result(problem, loop)
+            except DivergedError as error:
+                anchor = loop.anchor
+                if anchor is None or anchor.spent:
+                    tried = "" if anchor is None else f"; the rate was halved {anchor.rewind.halvings} times"
+                    raise DivergedError(
+                        error.message,
+                        where=error.where,
+                        hint=f"{error.hint}; the last finite state is {loop.save()}{tried}",
+                    ) from error
+                state = anchor.go_back()
+                most = loop.stopper.max_steps
+                setting = self._setting(loop.session.slots, problem, loop.keeper.length, most, anchor.rate)
+                loop.go_back(strategy(self.conf.strategy.name).machine(setting, state))
+                self.run.cut_metrics(loop.machine.steps)
+                self.say(
+                    f"diverged at {error.where} ({error.message}): back to step {loop.machine.steps}, "
+                    f"{anchor.rate:g} times the rate"
+                )
 
     def _loop(self, session: Session, problem: Problem, saved: Checkpoint | None) -> Loop:
         conf, plan, facts = self.conf, problem.plan, problem.facts
@@ -235,7 +257,13 @@ class _Run:
             stale=saved.stale if saved else 0,
         )
         length = saved.length if saved else stopper.max_steps
-        machine = self._machine(session, problem, saved, length, stopper.max_steps)
+        rewind = None if saved is None else saved.rewind
+        anchor = None if rewind is None else Anchor(rewind)
+        rate = 1.0 if anchor is None else anchor.rate
+        setting = self._setting(session.slots, problem, length, stopper.max_steps, rate)
+        machine = self._machine(setting, problem, saved)
+        if anchor is None and conf.run.on_divergence == "halve_rate":
+            anchor = Anchor.at(machine.snapshot())
         if saved is not None:
             self.ledger.rounds = saved.rounds
             self.run.cut_metrics(saved.steps)
@@ -271,23 +299,25 @@ class _Run:
             signals=self.signals,
             on_step=self.on_step,
             audit=(saved.audit if saved else "") if conf.run.audit else None,
+            anchor=anchor,
         )
 
-    def _machine(
-        self, session: Session, problem: Problem, saved: Checkpoint | None, length: int | None, steps: int | None
-    ) -> Machine:
-        """Return the strategy's machine, from the saved state or from the first params."""
-        conf = self.conf
-        entry = strategy(conf.strategy.name)
-        setting = strategy_setting(
+    def _setting(self, slots: int, problem: Problem, length: int | None, steps: int | None, rate: float) -> Setting:
+        return strategy_setting(
             problem,
-            conf,
+            self.conf,
             self.rounds,
             length,
             steps=steps,
-            slots=session.slots,
+            slots=slots,
             log=lambda update: self.run.update(*update),
+            rate=rate,
         )
+
+    def _machine(self, setting: Setting, problem: Problem, saved: Checkpoint | None) -> Machine:
+        """Return the strategy's machine, from the saved state or from the first params."""
+        conf = self.conf
+        entry = strategy(conf.strategy.name)
         if saved is not None:
             if saved.data != problem.facts.identity:
                 raise DataError("the checkpoint belongs to other data", where=str(self.run.path))
@@ -316,7 +346,9 @@ class _Run:
         metrics = checks.metrics(problem.view, params)
         loss = metrics["loss"] + problem.penalty.value(params, problem.model.layout)
         if not np.isfinite(loss):
-            raise DivergedError(f"the final loss is {loss}", where=f"step {steps}")
+            raise DivergedError(
+                f"the final loss is {loss}", where=f"step {steps}", hint="a smaller schedule.learning_rate"
+            )
         if problem.validation is not None:
             metrics = checks.metrics(problem.validation, params)
         bundle.save(self.run, keeping.bundle_of(problem, params, self.data.train))
@@ -333,6 +365,8 @@ class _Run:
         }
         if loop.audit:
             result["audit_sha256"] = loop.audit
+        if loop.anchor is not None:
+            result["halvings"] = loop.anchor.rewind.halvings
         self.run.write_json("result.json", {**result, "ledger": vars(self.ledger), **keeping.delays(self.run.path)})
         self.say(keeping.picture(self.run.path))
         return result

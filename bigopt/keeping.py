@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 
 from bigopt.backends.ledger import Ledger
@@ -67,8 +68,17 @@ class Keeper:
     length: int | None
     ledger: Ledger
 
-    def save(self, machine: Machine, **counters: Any) -> Path:
-        """Write a checkpoint of the machine; `counters` are the other fields of `Checkpoint`."""
+    def save(self, machine: Machine, *, back: bool = False, **counters: Any) -> Path:
+        """Write a checkpoint of the machine.
+
+        Parameters
+        ----------
+        machine : Machine
+        back : bool
+            Whether the run went back to this state: later checkpoints are dropped.
+        counters
+            The other fields of `Checkpoint`.
+        """
         checkpoint = Checkpoint(
             format=FORMAT,
             conf=self.conf,
@@ -81,7 +91,7 @@ class Keeper:
             length=self.length,
             **counters,
         )
-        return self.checkpoints.save(checkpoint)
+        return self.checkpoints.go_back(checkpoint) if back else self.checkpoints.save(checkpoint)
 
 
 def bundle_of(problem: Problem, params: npt.NDArray[Any], data: Dataset) -> Bundle:
@@ -137,4 +147,8 @@ def picture(run: Path) -> str:
         from bigopt.studies.curves import learning_curve
     except ImportError:
         return "no picture: matplotlib is not installed (pip install 'bigopt[plots]')"
-    return f"picture: {learning_curve(run)}"
+    try:
+        with np.errstate(over="ignore"):
+            return f"picture: {learning_curve(run)}"
+    except OverflowError:
+        return "no picture: the losses are beyond the scale of a picture"

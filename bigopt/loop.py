@@ -27,6 +27,7 @@ from bigopt.callbacks import Signals
 from bigopt.checkpoint import Cadence
 from bigopt.keeping import Keeper, chained
 from bigopt.recording import Recorder
+from bigopt.rewinding import Anchor
 from bigopt.stopping import Checks, Stopper
 from bigopt.strategies.base import Machine, StepRecord
 from bigopt.work import Order
@@ -55,6 +56,8 @@ class Loop:
         ``on_step(step, epochs, params)`` at the start and after every step.
     audit : str or None
         Chained hash of the states so far; None where no audit is kept.
+    anchor : Anchor or None
+        Remembers what to go back to; None where a divergence ends the run.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Loop:
         signals: Signals,
         on_step: OnStep | None,
         audit: str | None,
+        anchor: Anchor | None,
     ) -> None:
         self.session = session
         self.machine = machine
@@ -83,18 +87,28 @@ class Loop:
         self.signals = signals
         self.on_step = on_step
         self.audit = audit
+        self.anchor = anchor
 
-    def save(self) -> Path:
-        """Write a checkpoint of the state between two steps."""
+    def save(self, *, back: bool = False) -> Path:
+        """Write a checkpoint of the state between two steps; `back`: later ones are dropped."""
         return self.keeper.save(
             self.machine,
+            back=back,
             seconds=self.stopper.seconds,
             best=self.stopper.best,
             stale=self.stopper.stale,
             best_params=self.checks.best_params,
             epoch_mean=self.recorder.epoch_mean,
             audit=self.audit or "",
+            rewind=None if self.anchor is None else self.anchor.rewind,
         )
+
+    def go_back(self, machine: Machine) -> None:
+        """Go on with a machine that stands where the anchor's state is."""
+        self.machine = machine
+        self.recorder.epoch_mean = (0.0, 0)
+        self.stopper.stale = 0
+        self.save(back=True)
 
     def run(self) -> str:
         """Make steps until a limit, a target or a signal; return which limit or target it was.
@@ -147,7 +161,10 @@ class Loop:
         )
         why = ""
         if record.end_of_epoch:
-            why, found = self.checks.end_of_epoch(self.recorder.end_of_epoch(), self.machine.params)
+            mean = self.recorder.end_of_epoch()
+            if self.anchor is not None:
+                self.anchor.end_of_epoch(mean, self.machine.snapshot())
+            why, found = self.checks.end_of_epoch(mean, self.machine.params)
             if found:
                 line["validation"] = found
         self.recorder.show(line, end_of_epoch=record.end_of_epoch)

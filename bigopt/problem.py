@@ -17,7 +17,8 @@ from bigopt.backends.ledger import Rounds
 from bigopt.core import arrays, compiled
 from bigopt.core.errors import DataError
 from bigopt.core.sums import Moments, Scatter, whole
-from bigopt.data.plan import Plan, choose_lanes
+from bigopt.data.growth import Growth
+from bigopt.data.plan import Plan, choose_lanes, lanes_within
 from bigopt.data.source import Dataset
 from bigopt.data.view import DataView, Preparation, Scaling, TargetKind, Targets, Whitening
 from bigopt.facts import Datasets, Facts, check_sparse, is_classification, views
@@ -31,8 +32,10 @@ from bigopt.models.penalties import Penalty
 from bigopt.models.second import check_newton, is_quadratic, shifted_classes
 from bigopt.optim.build import build_method
 from bigopt.optim.method import AskKind, Method
-from bigopt.strategies.base import Evaluation, Setting
+from bigopt.optim.schedules import batch_factor
+from bigopt.strategies.base import Evaluation, Renewal, Setting, scaled
 from bigopt.work import GradientSum, MetricSum, SelectRows, sum_selected
+from bigopt.work_curvature import HiddenMoments
 from bigopt.work_second import HessianSum, LineSum
 
 if TYPE_CHECKING:
@@ -104,7 +107,7 @@ class Problem:
             return Evaluation(work, lambda _, root: whole(root))
         return Evaluation(SelectRows(view, seed), lambda inputs, rows: whole(sum_selected(work, inputs, rows)))
 
-    def method(self, conf: Conf, length: int | None) -> Method[Any]:
+    def method(self, conf: Conf, length: int | None, *, rate: float = 1.0) -> Method[Any]:
         """Return the optimizer with its schedule and the penalty.
 
         Parameters
@@ -112,22 +115,22 @@ class Problem:
         conf : Conf
         length : int or None
             Steps planned at the first start: what a period of null means.
+        rate : float
+            What the learning rate is multiplied by, besides ``schedule.scaling``.
         """
         layout, unit = self.model.layout, conf.schedule.unit
         keys = {f: getattr(conf.optimizer, f) for f in conf.optimizer.__struct_fields__ if f != "name"}
-        others = ("name", "unit", "scaling")
-        schedule = {f: getattr(conf.schedule, f) for f in conf.schedule.__struct_fields__ if f not in others}
         if conf.optimizer.name == "newton":
             check_newton(self.model, conf.data.memory)
-        tick = 1.0 if unit == "step" else 1.0 / self.plan.steps_per_epoch
-        return build_method(
+        period, tick = span(self.plan, length, unit)
+        method = build_method(
             conf.optimizer.name,
             layout,
             keys=keys,
             schedule=conf.schedule.name,
-            schedule_keys=schedule,
+            schedule_keys=schedule_keys(conf),
             unit=unit,
-            default_period=None if length is None else length * tick,
+            default_period=period,
             tick=tick,
             l1=conf.model.l1,
             quadratic=is_quadratic(self.model),
@@ -135,22 +138,58 @@ class Problem:
             kernels=self.kernels,
             penalty=lambda grad, params: self.penalty.add_gradient(grad, params, layout),
         )
+        return scaled(method, rate * batch_rate(conf, self.plan.batch_rows(0)))
 
-    def setting(self, conf: Conf, rounds: Rounds, length: int | None) -> Setting:
-        """Return what the strategy's machine is made from; `length` as in `method`."""
-        layout = self.model.layout
+    def setting(self, conf: Conf, rounds: Rounds, length: int | None, *, rate: float = 1.0) -> Setting:
+        """Return what the strategy's machine is made from; `length` and `rate` as in `method`."""
+        layout, plan = self.model.layout, self.plan
+        first = batch_rate(conf, plan.batch_rows(0))
         return Setting(
-            self.method(conf, length),
+            self.method(conf, length, rate=rate),
             self.plan,
             lambda kind: self.batch_work(kind, conf.run.dtype, conf.model.backprop),
             penalty=lambda params: self.penalty.value(params, layout),
             total_weight=self.facts.train.moments.weight,
             rounds=rounds,
+            pace=lambda epoch: batch_rate(conf, plan.at(epoch).batch_rows(0)) / first,
+            renewal=self.renewal(),
         )
+
+    def renewal(self) -> Renewal | None:
+        """Return what renews the moments inside the model; None where it has none."""
+        model = self.model
+        if not isinstance(model, MLP) or not model.batchnorm or not model.hidden:
+            return None
+        work = HiddenMoments(model, self.view, self.block_rows, self.device)
+        return Renewal(work, len(model.hidden), model.with_moments)
 
     def metrics(self, view: DataView) -> MetricSum:
         """Return the work that evaluates the model on a view."""
         return MetricSum(self.model, view, self.block_rows, self.device)
+
+
+def schedule_keys(conf: Conf) -> dict[str, Any]:
+    """Return the keys of ``schedule`` that are a schedule's own."""
+    others = ("name", "unit", "scaling", "base_batch", "M")
+    return {f: getattr(conf.schedule, f) for f in conf.schedule.__struct_fields__ if f not in others}
+
+
+def span(plan: Plan, length: int | None, unit: str) -> tuple[float | None, float]:
+    """Return the length of a run of `length` steps, and its last step, in the schedule's unit."""
+    if unit == "step":
+        return (None if length is None else float(length)), 1.0
+    stages = plan.stages
+    if length is None:
+        return None, 1.0 / stages.steps(0)
+    last = int(stages.epochs_until(max(0, length - 1)))
+    return stages.epochs_until(length), 1.0 / stages.steps(stages.stage(last))
+
+
+def batch_rate(conf: Conf, rows: int) -> float:
+    """Return what ``schedule.scaling`` multiplies the rate by for batches of that many rows."""
+    spec = conf.schedule
+    base = rows if spec.base_batch is None else spec.base_batch
+    return batch_factor(spec.scaling, base, rows, spec.M)
 
 
 def build(conf: Conf, data: Datasets, facts: Facts, device: arrays.Device) -> Problem:
@@ -237,9 +276,12 @@ def _model(conf: Conf, dataset: Dataset, facts: Facts, classification: bool, not
         groups=spec.groups,
         intercept=spec.intercept,
         shortcut=spec.shortcut,
+        batchnorm=spec.batchnorm,
     )
     if isinstance(model, MLP) and model.shortcut and not any(model.shortcuts):
         notes.append("warning: model.shortcut: no hidden layer is as wide as its input, so there is none")
+    if isinstance(model, MLP) and model.batchnorm and not model.hidden:
+        notes.append("warning: model.batchnorm: there is no hidden layer whose output it could normalise")
     if spec.loss is None:
         notes.append(f"model.loss: {model.loss.name}")
     known = [name for name in metric_names(model.loss, model.outputs) if name != "loss"]
@@ -346,7 +388,26 @@ def _plan(conf: Conf, view: DataView, facts: Facts, notes: list[str]) -> Plan:
         sampling = "permuted" if n * row_bytes <= conf.data.memory else "block"
         if size is not None:
             notes.append(f"batch.sampling: {sampling}")
-    batch_bytes = (n if size is None else size) * row_bytes
+    used = int(np.count_nonzero(counts))
+    lanes, most_lanes = conf.batch.lanes, None
+    if sampling in ("subset", "bernoulli", "replacement"):
+        if lanes:
+            raise conf.error("batch.lanes", f"sampling '{sampling}' draws from all partitions, it has no lanes")
+        lanes = 0
+    growth: Growth | None = None
+    if size is not None and lanes is None:
+        if sampling == "block":
+            largest = max(view.decoded_bytes(i) for i in range(view.partitions))
+            most_lanes = math.floor(conf.data.memory / (3 * largest))
+        lanes = lanes_within(choose_lanes(size, used), counts, most_lanes)
+        notes.append(f"batch.lanes: {lanes or 'off'}" + ("" if conf.batch.growth is None else " in the first epoch"))
+    spec: Any = conf.batch.growth  # a number was made a mapping by the conf
+    if spec is not None:
+        most = None if isinstance(spec.max, str) else spec.max
+        chosen = conf.batch.lanes is None and sampling in ("permuted", "block")
+        growth = Growth(spec.factor, spec.every, most, chosen, most_lanes)
+    plan = Plan(counts, size, lanes or 0, conf.run.seed, sampling, growth)
+    batch_bytes = plan.stages.batch(plan.stages.last) * row_bytes
     if conf.model.backprop == "driver" and batch_bytes > conf.data.memory:
         raise conf.error(
             "model.backprop",
@@ -354,16 +415,4 @@ def _plan(conf: Conf, view: DataView, facts: Facts, notes: list[str]) -> Plan:
             f"{conf.data.memory / 1e6:.0f} MB",
             "model.backprop=map, or a smaller batch.size",
         )
-    used = int(np.count_nonzero(counts))
-    lanes = conf.batch.lanes
-    if sampling in ("subset", "bernoulli", "replacement"):
-        if lanes:
-            raise conf.error("batch.lanes", f"sampling '{sampling}' draws from all partitions, it has no lanes")
-        lanes = 0
-    if size is not None and lanes is None:
-        lanes = choose_lanes(size, used)
-        if sampling == "block":
-            largest = max(view.decoded_bytes(i) for i in range(view.partitions))
-            lanes = max(1, min(lanes or used, math.floor(conf.data.memory / (3 * largest))))
-        notes.append(f"batch.lanes: {lanes or 'off'}")
-    return Plan(counts, size, lanes or 0, conf.run.seed, sampling)
+    return plan

@@ -42,6 +42,7 @@ def strategy_setting(
     steps: int | None = None,
     slots: int = 1,
     log: Callable[[Update], object] = no_log,
+    rate: float = 1.0,
 ) -> Setting:
     """Return what the strategy's machine is made from.
 
@@ -58,6 +59,8 @@ def strategy_setting(
         Workers at this start.
     log : callable
         Takes every `Update` of an asynchronous strategy.
+    rate : float
+        What the learning rate is multiplied by.
 
     Raises
     ------
@@ -65,7 +68,7 @@ def strategy_setting(
         Methods and keys that do not go with the strategy.
     """
     layout, options = problem.model.layout, conf.strategy
-    common = problem.setting(conf, rounds, length)
+    common = problem.setting(conf, rounds, length, rate=rate)
     method = common.method
     if options.name not in ("sync", "backup") and not isinstance(method, FirstOrder):
         raise conf.error(

@@ -49,7 +49,7 @@ class Stopper:
         self._start = time.monotonic()
         self.best = best
         self.stale = stale
-        limits = [stop.steps, None if stop.epochs is None else math.ceil(stop.epochs * plan.steps_per_epoch - 1e-9)]
+        limits = [stop.steps, None if stop.epochs is None else plan.stages.steps_until(stop.epochs)]
         self.max_steps: int | None = min((limit for limit in limits if limit is not None), default=None)
 
     @property

@@ -70,7 +70,7 @@ OPTIMIZERS: Mapping[str, Name] = {
 SEARCHERS = ("gd", "sgd")
 """Optimizers whose direction is -g: a line search as the schedule needs one of them."""
 
-_ALWAYS = {"learning_rate": None, "unit": None, "scaling": None, "warmup": None, "start_factor": None}
+_ALWAYS = dict.fromkeys(("learning_rate", "unit", "scaling", "base_batch", "M", "warmup", "start_factor"))
 
 START_FACTOR = 1.0 / 3.0
 """What ``schedule.start_factor: null`` means where there is a warm-up: torch's."""
@@ -175,8 +175,8 @@ VALUES: Mapping[str, Mapping[str, bool]] = {
     "batch.sampling": {
         **dict.fromkeys(("auto", "permuted", "block", "subset", "bernoulli", "replacement"), True),
     },
-    "schedule.scaling": {"none": True, "linear": False, "sqrt": False, "critical": False},
-    "run.on_divergence": {"stop": True, "halve_rate": False},
+    "schedule.scaling": dict.fromkeys(("none", "linear", "sqrt", "critical"), True),
+    "run.on_divergence": dict.fromkeys(("stop", "halve_rate"), True),
 }
 """Plain keys that hold a name, and whether this version has it."""
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigopt.config import names, values
+from bigopt.config import across, names, values
 from bigopt.config.reader import Node
 from bigopt.core.errors import ConfError
 from bigopt.core.names import nearest
@@ -24,10 +24,6 @@ COMMON: Mapping[str, tuple[str, ...]] = {"optimizer": ("clip_norm", "clip_value"
 
 _LATER: Mapping[str, object] = {
     "data.scratch": None,
-    "run.on_divergence": "stop",
-    "model.batchnorm": False,
-    "schedule.M": None,
-    "batch.growth": None,
 }
 """Keys of which this version has only one value."""
 
@@ -71,6 +67,7 @@ def resolve(conf: Conf) -> Conf:
     _check_stop(conf)
     conf = _fill(conf)
     _check_batch(conf)
+    across.check(conf)
     return _check_rate(conf)
 
 
@@ -320,10 +317,15 @@ def _fill(conf: Conf) -> Conf:
     if conf.schedule.warmup is not None:
         fill("schedule.start_factor", names.START_FACTOR, "a warm-up")
     full = optimizer.full_batch or schedule.full_batch
-    fill("batch.size", "full" if full else 128, conf.optimizer.name if full else "mini-batch optimizers")
+    size = "full" if full else across.DEFAULT_BATCH
+    fill("batch.size", size, conf.optimizer.name if full else "mini-batch optimizers")
     fitting = names.LOSSES_OF.get(conf.model.name)
     if fitting is not None:
         fill("model.loss", fitting[0], conf.model.name)
+    conf = build(settings, origins, conf.notices)
+    for path, value in across.filled(conf).items():
+        settings[path] = value
+        origins.setdefault(path, f"default of schedule.scaling: {conf.schedule.scaling}")
     notices = [*conf.notices, *_notices(conf)]
     return build(settings, origins, notices)
 

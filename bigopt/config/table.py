@@ -131,7 +131,10 @@ class ModelConf(Group, frozen=True):
         key("mlp: blocks of block-diagonal layers, one number or one a layer; null: 1"),
     ] = None
     shortcut: Annotated[bool, key("mlp: add the input of a layer to its output where the widths are equal")] = False
-    batchnorm: Annotated[bool, key("mlp: normalise inside, with moments from one Map-Reduce an epoch")] = False
+    batchnorm: Annotated[
+        bool | Literal["center"],
+        key("mlp: true | false | center: inputs of layers 2, ... normalised, moments by one Map-Reduce an epoch"),
+    ] = False
     loss: Annotated[
         Text | None,
         key(
@@ -223,11 +226,27 @@ class ScheduleConf(Group, frozen=True):
     div: Annotated[Positive | None, key("one_cycle: highest rate over the first; null: 25")] = None
     final_div: Annotated[Positive | None, key("one_cycle: first rate over the last; null: 1e4")] = None
     delta: Annotated[Portion | None, key("backtracking: share of the expected decrease; null: 1e-4")] = None
-    M: Annotated[Positive | None, key("scaling: critical: the noise scale, by diagnose")] = None
+    M: Annotated[Positive | None, key("scaling critical: the noise scale M in rows, as diagnose prints it")] = None
     unit: Annotated[Literal["step", "epoch"], key("step | epoch: what k, period, every and warmup count")] = "step"
     scaling: Annotated[
-        Literal["none", "linear", "sqrt", "critical"], key("none: the rate does not follow the batch size")
+        Literal["none", "linear", "sqrt", "critical"],
+        key("none | linear | sqrt | critical: how the rate follows the batch from base_batch rows on"),
     ] = "none"
+    base_batch: Annotated[
+        Count | None,
+        key("scaling: the batch that the rate is meant for; null: 128, the first where batches grow"),
+    ] = None
+
+
+Factor = Annotated[float, Meta(gt=1)]
+
+
+class GrowthConf(Group, frozen=True):
+    """How batches grow."""
+
+    factor: Annotated[Factor, key("what the batch is multiplied by")] = 2.0
+    every: Annotated[Count, key("epochs between two sizes")] = 1
+    max: Annotated[Count | Literal["full"], key("rows of the largest batch, or full")] = "full"
 
 
 class BatchConf(Group, frozen=True):
@@ -246,7 +265,10 @@ class BatchConf(Group, frozen=True):
     lanes: Annotated[
         Natural | None, key("open partitions a batch draws from; 0: all; null: chosen from data and conf")
     ] = None
-    growth: Annotated[Annotated[float, Meta(gt=1)] | None, key("multiply the batch during the run; null: off")] = None
+    growth: Annotated[
+        Factor | GrowthConf | None,
+        key("multiply the batch by this after each epoch, or {factor: 2, every: 1, max: full}; null: off"),
+    ] = None
 
 
 class CompressionConf(Group, frozen=True):
@@ -352,7 +374,10 @@ class RunConf(Group, frozen=True):
         key("numpy | compiled: by numba, other last bits | auto: compiled where it pays (long runs, numba installed)"),
     ] = "auto"
     audit: Annotated[bool, key("chain a hash over params, state and sampler at every step")] = False
-    on_divergence: Annotated[Literal["stop", "halve_rate"], key("stop: exit 4, the last finite state kept")] = "stop"
+    on_divergence: Annotated[
+        Literal["stop", "halve_rate"],
+        key("stop: exit 4, the last finite state kept | halve_rate: back to the best epoch with half the rate"),
+    ] = "stop"
     metrics_every_steps: Annotated[Count | None, key("steps between two lines of metrics.jsonl; null: chosen")] = None
 
 

@@ -14,11 +14,14 @@ T exactly: every batch has exactly `size` rows, and every share is proportional 
 The samplings ``subset``, ``bernoulli`` and ``replacement`` draw every batch anew: first how many rows each partition
 gives (hypergeometric, binomial, multinomial), then, where the partition is, which ones; so a batch is a simple random
 sample of all rows. Their "epochs" are ceil(n/size) steps too.
+
+Where batches grow from epoch to epoch (`bigopt.data.growth`), `Plan.at` is the plan of one epoch, with batches of one
+size; `Plan.stages` counts across epochs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final, Literal
 
@@ -27,6 +30,7 @@ import numpy.typing as npt
 
 from bigopt.core import rng
 from bigopt.core.errors import ConfError
+from bigopt.data.growth import Growth, Stages
 
 Ints = npt.NDArray[np.int64]
 Sampling = Literal["permuted", "block", "subset", "bernoulli", "replacement"]
@@ -74,6 +78,11 @@ def choose_lanes(size: int, partitions: int) -> int:
     return 0 if lanes >= partitions else lanes
 
 
+def lanes_within(lanes: int, counts: Ints, most: int | None) -> int:
+    """Return the number of lanes, at most `most` (None for any); all partitions where `lanes` is 0."""
+    return lanes if most is None else max(1, min(lanes or int(np.count_nonzero(counts)), most))
+
+
 @dataclass(frozen=True)
 class Plan:
     """The sampler: units of every step.
@@ -90,6 +99,10 @@ class Plan:
         The run's seed.
     sampling : str
         ``block`` is ``permuted`` with lanes that fit the memory; see the module's docstring for the others.
+    growth : Growth or None
+        None for batches of one size; otherwise `size` is that of the first epoch, and so is all that is not `at` one.
+    offset : int
+        Added to the number of a batch that is drawn anew.
     """
 
     counts: Ints
@@ -97,10 +110,13 @@ class Plan:
     lanes: int
     seed: int
     sampling: Sampling = "permuted"
+    growth: Growth | None = None
+    offset: int = 0
     _walks: dict[tuple[int, int], tuple[Ints, Ints]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     _shares: dict[int, Ints] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _grown: dict[int, Plan] = field(default_factory=dict, init=False, repr=False, compare=False)
     _firsts: dict[int, tuple[int, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -134,6 +150,28 @@ class Plan:
         if self.redrawn:
             return self.size
         return min(self.size, self.rows - step * self.size)
+
+    @cached_property
+    def stages(self) -> Stages:
+        """Sizes and steps of all epochs."""
+        return Stages(self.rows, self.rows if self.size is None else min(self.size, self.rows), self.growth)
+
+    def at(self, epoch: int) -> Plan:
+        """Return the plan of an epoch, whose batches have one size; this one where they do not grow."""
+        growth, stages = self.growth, self.stages
+        if growth is None or self.full:
+            return self
+        stage = stages.stage(epoch)
+        if stage not in self._grown:
+            lanes = self.lanes
+            if growth.lanes:
+                lanes = choose_lanes(stages.batch(stage), int(np.count_nonzero(self.counts)))
+                lanes = lanes_within(lanes, self.counts, growth.open_lanes)
+            first = stages.first(stage)
+            offset = stages.steps_before(first) - first * stages.steps(stage)
+            self._grown.clear()  # stages follow each other
+            self._grown[stage] = replace(self, size=stages.batch(stage), lanes=lanes, growth=None, offset=offset)
+        return self._grown[stage]
 
     @cached_property
     def lane_of(self) -> Ints:
@@ -217,7 +255,7 @@ class Plan:
         if self.size is None or self.full:
             return whole(np.arange(len(self.counts)), self.counts)
         if self.redrawn:
-            return self._drawn(epoch * self.steps_per_epoch + step, self.size)
+            return self._drawn(self.offset + epoch * self.steps_per_epoch + step, self.size)
         first, last = self.shares(step * self.size), self.shares(step * self.size + self.batch_rows(step))
         if len(self.lane_rows) == np.count_nonzero(self.counts):
             used = np.flatnonzero(self.counts)

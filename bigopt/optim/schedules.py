@@ -132,6 +132,40 @@ class Warmup:
         return f"{self.main.formula}, after a warm-up of {self.warmup:g} from {self.start_factor:.3g} of its first rate"
 
 
+@wire
+@dataclass(frozen=True)
+class Scaled:
+    """A schedule times a constant: eta(k) = factor schedule(k).
+
+    Parameters
+    ----------
+    schedule : Schedule
+    factor : float
+        > 0.
+    """
+
+    schedule: Schedule
+    factor: float
+
+    def __call__(self, k: float) -> float:
+        return self.factor * self.schedule(k)
+
+    @property
+    def vanishes(self) -> bool:
+        """As the schedule."""
+        return self.schedule.vanishes
+
+    @property
+    def sum_infinite(self) -> bool:
+        """As the schedule."""
+        return self.schedule.sum_infinite
+
+    @property
+    def formula(self) -> str:
+        """The schedule's, with the factor."""
+        return f"{self.factor:g} times {self.schedule.formula}"
+
+
 Scaling = Literal["none", "linear", "sqrt", "critical"]
 
 

@@ -17,14 +17,15 @@ machines are made from the same `Setting` by `bigopt.strategies.table`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
 from bigopt.backends.ledger import Rounds
 from bigopt.data.plan import Plan
-from bigopt.optim.method import AskKind, Method
+from bigopt.optim.method import AskKind, FirstOrder, Method
+from bigopt.optim.schedules import Scaled
 from bigopt.strategies.gates import Update, no_log
 from bigopt.work import Arrival, Order, Work
 from bigopt.work_local import Answer, LocalSteps
@@ -46,6 +47,37 @@ class Evaluation(NamedTuple):
 
     work: Work
     finish: Callable[[tuple[Array, ...], Any], Any]
+
+
+class Renewal(NamedTuple):
+    """Constants inside params that rounds over all rows renew at the start of every epoch.
+
+    Parameters
+    ----------
+    work : Work
+        Its input is params, shape (p,).
+    rounds : int
+        Rounds before the first epoch: each makes what is right one layer higher. Later epochs have one.
+    apply : callable
+        ``apply(params, root)`` gives new params with the constants of the round.
+    """
+
+    work: Work
+    rounds: int
+    apply: Callable[[Array, Any], Array]
+
+
+def steady(_: int) -> float:
+    """Return 1: the rate is the method's in every epoch."""
+    return 1.0
+
+
+def scaled(method: Method[Any], factor: float) -> Method[Any]:
+    """Return the method with its learning rate multiplied; one that searches for its steps has none."""
+    if factor == 1.0:
+        return method
+    assert isinstance(method, FirstOrder), "a line search has no rate"
+    return replace(method, schedule=Scaled(method.schedule, factor))
 
 
 Rates = Callable[[int, int], Array]
@@ -73,6 +105,10 @@ class Setting:
         W of all used rows.
     rounds : Rounds
         Makes rounds (ticket numbers, retries, counters).
+    pace : callable
+        ``pace(epoch)``: what the method's rate is multiplied by in an epoch.
+    renewal : Renewal or None
+        None where params hold no constants.
     steps : int or None
         Of the whole run; None where only time or a target ends it.
     slots : int
@@ -96,6 +132,8 @@ class Setting:
     penalty: Callable[[Array], float]
     total_weight: float
     rounds: Rounds
+    pace: Callable[[int], float] = steady
+    renewal: Renewal | None = None
     steps: int | None = None
     slots: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -13,9 +13,9 @@ from bigopt.backends.ledger import Round
 from bigopt.core.codec import wire
 from bigopt.core.errors import DivergedError
 from bigopt.core.sums import HessianSums, Sums
-from bigopt.data.plan import Ints, Plan, rows_of
-from bigopt.optim.method import Ask
-from bigopt.strategies.base import Setting, StepRecord
+from bigopt.data.plan import Ints, Plan, homes, rows_of, whole
+from bigopt.optim.method import Ask, Method, snapshot
+from bigopt.strategies.base import Renewal, Setting, StepRecord, scaled
 from bigopt.work import Arrival, Order
 
 Array = npt.NDArray[Any]
@@ -33,12 +33,15 @@ class SyncState(NamedTuple):
         Updates so far.
     epoch, position : int
         Next batch: its epoch, and its number within the epoch.
+    renewed : int
+        Epoch for which the constants inside params were renewed last; -1 before the first time.
     """
 
     method: Any
     steps: int
     epoch: int
     position: int
+    renewed: int = -1
 
 
 class Spent(NamedTuple):
@@ -93,7 +96,8 @@ class Sync:
     """Synchronous parameter server.
 
     A step is one round for most methods. One that asks again (a line search, after a Hessian) gets further rounds over
-    the same batch; the snapshot stays the one between steps, so that a resumed run makes the whole step again.
+    the same batch; the snapshot stays the one between steps, so that a resumed run makes the whole step again. Where
+    params hold constants (`Renewal`) the first step of an epoch begins with the rounds that renew them.
 
     Parameters
     ----------
@@ -104,9 +108,10 @@ class Sync:
     """
 
     def __init__(self, setting: Setting, state: SyncState, placement: Placement | None = None) -> None:
-        self._method = setting.method
+        self._setting = setting
         self._state = state
-        self._plan = setting.plan
+        self._plan = setting.plan.at(state.epoch)
+        self._method = self._of_epoch(state.epoch)
         self._evaluate = setting.evaluate
         self._penalty = setting.penalty
         self._weight = setting.total_weight
@@ -117,6 +122,10 @@ class Sync:
         self._ask: Ask = self._method.ask(state.method)
         self._evaluation = self._evaluate(self._ask.kind)
         self._spent = _NOTHING
+        self._renewing: tuple[Array, int] | None = None  # params so far, and rounds left
+
+    def _of_epoch(self, epoch: int) -> Method[Any]:
+        return scaled(self._setting.method, self._setting.pace(epoch))
 
     @property
     def steps(self) -> int:
@@ -145,6 +154,8 @@ class Sync:
         """Order the next batch."""
         if self._round is not None:
             return []
+        if self._setting.renewal is not None and self._state.renewed != self._state.epoch:
+            return self._renew(self._setting.renewal, slots)
         state, plan = self._state, self._plan
         units = plan.units(state.epoch, state.position)
         placement = self._placement
@@ -190,8 +201,42 @@ class Sync:
         self._round = None
         return self._update(done)
 
+    def _renew(self, renewal: Renewal, slots: int) -> list[Order]:
+        """Order the next round over all rows that renews the constants inside params."""
+        state, counts = self._state, self._plan.counts
+        if self._renewing is None:
+            self._renewing = self._ask.params, renewal.rounds if state.renewed < 0 else 1
+        units = whole(np.arange(len(counts)), counts)
+        self._round = self._rounds.new(
+            renewal.work,
+            (self._renewing[0],),
+            units,
+            homes(counts, slots)[units[:, 0]],
+            where=f"the moments of epoch {state.epoch}",
+        )
+        return self._round.orders()
+
+    def _renewed(self, renewal: Renewal, done: Round, params: Array, left: int) -> None:
+        begin = time.perf_counter()
+        state, params = self._state, renewal.apply(params, done.value)
+        if not np.isfinite(params).all():
+            raise DivergedError(
+                "the moments inside the model are not finite",
+                where=f"step {state.steps + 1}",
+                hint="a smaller schedule.learning_rate",
+            )
+        self._renewing = (params, left - 1) if left > 1 else None
+        self._spent = self._spent.plus(done, 0.0, time.perf_counter() - begin)
+        if self._renewing is None:
+            self._inner = state.method._replace(params=snapshot(params))
+            self._state = state._replace(method=self._inner, renewed=state.epoch)
+            self._next(self._method.ask(self._inner))
+
     def _update(self, done: Round) -> StepRecord | None:
         """Tell the method; where it asks again leave the step open, else make it."""
+        if self._renewing is not None and self._setting.renewal is not None:
+            self._renewed(self._setting.renewal, done, *self._renewing)
+            return None
         state, plan, ask = self._state, self._plan, self._ask
         begin = time.perf_counter()
         told = self._evaluation.finish(ask.inputs, done.value)
@@ -209,8 +254,10 @@ class Sync:
             return None
         last = state.position + 1 == plan.steps_per_epoch
         epoch, position = (state.epoch + 1, 0) if last else (state.epoch, state.position + 1)
-        self._state = SyncState(self._inner, state.steps + 1, epoch, position)
+        self._state = SyncState(self._inner, state.steps + 1, epoch, position, state.renewed)
         self._spent = _NOTHING
+        if last:
+            self._plan, self._method = self._setting.plan.at(epoch), self._of_epoch(epoch)
         self._next(self._method.ask(self._inner))
         return StepRecord(
             step=state.steps + 1,

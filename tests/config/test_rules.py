@@ -12,12 +12,6 @@ from bigopt.core.errors import ConfError
 LATER = [
     *(f"{group}: {{name: {n}}}" for group, t in names.GROUPS.items() for n, entry in t.items() if not entry.available),
     *(f"strategy: {{compression: {{name: {n}}}}}" for n in names.COMPRESSIONS),
-    "model: {batchnorm: true}",
-    "schedule: {scaling: linear}",
-    "schedule: {scaling: sqrt}",
-    "schedule: {scaling: critical}",
-    "batch: {growth: 2}",
-    "run: {on_divergence: halve_rate}",
 ]
 
 

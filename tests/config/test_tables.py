@@ -47,7 +47,7 @@ def test_schedules() -> None:
         assert known.full_batch
         assert known.searches
     assert names.SEARCHERS == SEARCHERS
-    common = {"learning_rate", "unit", "scaling", "warmup", "start_factor"}
+    common = {"learning_rate", "unit", "scaling", "base_batch", "M", "warmup", "start_factor"}
     for name, kind in SCHEDULES.items():
         assert set(names.SCHEDULES[name].uses) == {*keys_of(kind), *common}, name
         for key, value in _defaults(kind).items():

@@ -167,15 +167,15 @@ def test_the_keys_are_those_of_the_contract() -> None:
         "optimizer": "name momentum beta1 beta2 eps decay rho weight_decay clip_norm clip_value average damping "
         "history",
         "schedule": "name learning_rate decay gamma every power eta_min period t_mul warmup start_factor pct_start div "
-        "final_div delta M unit scaling",
+        "final_div delta M unit scaling base_batch",
         "batch": "size sampling lanes growth",
         "strategy": "name replicas bound local_steps n_fetch n_push local_learning_rate update_on shards shards_on "
         "alpha every spares split blocks write reply outer replay compression",
         "strategy.compression": "name fraction error_feedback",
-        "backend": "name workers device address retries timeout",
+        "backend": "name workers device address retries timeout channel",
         "stop": "epochs steps seconds target_loss target_metric tolerance patience",
         "checkpoint": "every_seconds every_epochs every_steps keep",
-        "run": "dir seed dtype bits audit on_divergence metrics_every_steps",
+        "run": "dir seed dtype bits kernels audit on_divergence metrics_every_steps",
     }
     assert values.groups() == {group: tuple(keys.split()) for group, keys in contract.items()}
 
