@@ -19,6 +19,7 @@ import numpy.typing as npt
 from bigopt.core import codec
 from bigopt.core.codec import wire
 from bigopt.core.errors import CheckpointError
+from bigopt.data.columns import Names
 from bigopt.data.view import Preparation, Targets
 from bigopt.models.base import Model
 from bigopt.models.linear import LinearModel
@@ -57,7 +58,7 @@ class Bundle:
     model: Model
     params: Array
     dtype: str
-    columns: Sequence[str]
+    columns: Sequence[str] | Names
     target: tuple[str, ...]
     scaling: Preparation | None
     targets: Targets
