@@ -20,17 +20,15 @@ import numpy.typing as npt
 from bigopt.backends.base import Session
 from bigopt.backends.ledger import Rounds
 from bigopt.core.errors import DivergedError
-from bigopt.core.sums import HessianSums, LineSums, Sums
+from bigopt.core.sums import HessianSums, Sums
 from bigopt.data.plan import Plan, homes, whole
 from bigopt.data.view import DataView
 from bigopt.diagnose.lanczos import Extremes, formed, lanczos
 from bigopt.models.linear import LinearModel
-from bigopt.models.losses import HuberLoss, SquaredHingeLoss, SquaredLoss
+from bigopt.models.losses import SquaredLoss
 from bigopt.models.mlp import MLP
 from bigopt.models.penalties import Penalty
 from bigopt.models.rows import has_curvature
-from bigopt.optim.build import build_method
-from bigopt.optim.method import Ask
 from bigopt.problem import Problem, default_block_rows
 from bigopt.work import Work
 from bigopt.work_curvature import FeatureSum, FeatureSums, HessianVector, HiddenMoments, NoiseSum, NoiseSums
@@ -41,8 +39,6 @@ FLAT: Final = 1e-10
 """Share of lambda_max below which an eigenvalue counts as 0: nothing that rows of rounded numbers can tell."""
 
 _FORMED: Final = 1024
-_NEWTON_STEPS: Final = 30
-_HALVINGS: Final = 12
 
 
 class Noise(NamedTuple):
@@ -81,15 +77,6 @@ class Features(NamedTuple):
     def bounded(self) -> bool:
         """Whether R2 is only known to lie between two bounds."""
         return self.eigenvalues is None
-
-
-class Optimum(NamedTuple):
-    """Where a minimisation ended: params, its steps, how it went on, and whether the gradient vanished."""
-
-    params: Floats
-    steps: int
-    method: str
-    reached: bool
 
 
 @dataclass(frozen=True)
@@ -179,7 +166,8 @@ class Measure:
             self.session, work, inputs, units, lambda k: homes(counts, k)[units[:, 0]], f"diagnose: {what}"
         )
 
-    def _smooth(self, grad: Floats, params: Floats) -> Floats:
+    def smooth(self, grad: Floats, params: Floats) -> Floats:
+        """Add the gradient of the penalty's smooth part at `params` to `grad`, in place; return it."""
         return self.penalty.add_gradient(grad, params, self.problem.model.layout)
 
     def noise(self, params: Floats) -> Noise:
@@ -187,7 +175,7 @@ class Measure:
         p = self.problem
         sums: NoiseSums = self.ask(NoiseSum(p.model, p.view, p.block_rows, p.device), (params,), "gradient noise")
         mean = sums.grad / self.weight
-        held = self._smooth(np.zeros_like(params), params)
+        held = self.smooth(np.zeros_like(params), params)
         second = self.rows * (sums.squares / self.weight**2) + 2.0 * float(mean @ held) + float(held @ held)
         value = sums.loss / self.weight + self.penalty.value(params, p.model.layout)
         return Noise(params, value, mean + held, second)
@@ -200,12 +188,12 @@ class Measure:
         H = 0.5 * (H + H.T)
         np.einsum("ii->i", H)[:] += self._held()
         value = sums.loss / self.weight + self.penalty.value(params, self.problem.model.layout)
-        return H, self._smooth(sums.grad / self.weight, params), value
+        return H, self.smooth(sums.grad / self.weight, params), value
 
     def _held(self) -> Floats:
         """The diagonal that the penalty adds to H."""
         p = self.problem.model.layout.size
-        return self._smooth(np.zeros(p), np.ones(p))
+        return self.smooth(np.zeros(p), np.ones(p))
 
     def spectrum(self, params: Floats, *, both: bool = True) -> Extremes:
         """Return the ends of H's spectrum: by `eigh` where it is formed, else by Lanczos."""
@@ -280,68 +268,6 @@ class Measure:
             return found
 
         return lanczos(product, mask, seed=p.plan.seed, most=self.products, smallest_share=None).largest
-
-    def optimum(self, start: Floats) -> Optimum:
-        """Minimise the smooth part of f: Newton where H is formed and continuous; else, and where it fails, L-BFGS.
-
-        The linear family is convex: it starts from 0, where no logit is saturated and Newton's model is good.
-        """
-        smooth = not isinstance(self.problem.model.loss, HuberLoss | SquaredHingeLoss)
-        if self.exact:
-            start = np.zeros_like(start)
-        found = self._newton(start) if self.exact and smooth else None
-        return found if found is not None and found.reached else self._lbfgs(start if found is None else found.params)
-
-    def _newton(self, params: Floats) -> Optimum:
-        """Newton with the pseudo-inverse: directions of no curvature are left alone."""
-        line = self.problem.batch_work("values", "float64", "map").work
-        layout, small = self.problem.model.layout, np.finfo(np.float64).eps
-        first, cut = None, FLAT
-        for step in range(_NEWTON_STEPS):
-            H, grad, value = self.hessian(params)
-            size = float(np.linalg.norm(grad))
-            first = size if first is None else first
-            values, vectors = np.linalg.eigh(H)
-            kept = values > cut * values[-1]
-            direction = -(vectors[:, kept] @ ((vectors[:, kept].T @ grad) / values[kept]))
-            slope = float(grad @ direction)
-            if -slope <= 4.0 * small * (abs(value) + small):
-                return Optimum(params, step, "newton", self._ended(size, first, value))
-            etas = tuple(0.5**j for j in range(_HALVINGS))
-            sums: LineSums = self.ask(line, (params, direction, np.array(etas)), "a Newton step")
-            for eta, total in zip(etas, sums.values, strict=True):
-                new = params + eta * direction
-                if total / self.weight + self.penalty.value(new, layout) <= value + 1e-4 * eta * slope:
-                    params = new
-                    break
-            else:  # no decrease that values can tell, or a step of huge length along a direction that is nearly flat
-                if cut > 1e-4 or self._ended(size, first, value):
-                    return Optimum(params, step, "newton", self._ended(size, first, value))
-                cut *= 100.0
-        return Optimum(params, _NEWTON_STEPS, "newton", False)
-
-    @staticmethod
-    def _ended(size: float, first: float, value: float) -> bool:
-        """Whether a gradient is nothing, by the first one or by what moves the last digits of f."""
-        return size <= 1e-6 * first or size <= 1e-10 * abs(value)
-
-    def _lbfgs(self, params: Floats) -> Optimum:
-        layout = self.problem.model.layout
-        method = build_method("lbfgs", layout, penalty=self._smooth)
-        state, ask = method.start(params)
-        first = None
-        for step in range(100):
-            answer: Any = ask
-            while isinstance(answer, Ask):
-                evaluation = self.problem.batch_work(answer.kind, "float64", "map")
-                told = evaluation.finish(answer.inputs, self.ask(evaluation.work, answer.inputs, "a step of L-BFGS"))
-                state, answer = method.tell(state, told, self.weight, float(step))
-            size = float(answer.grad_norm)
-            first = size if first is None else first
-            if answer.learning_rate == 0.0 or size <= 1e-7 * first:
-                return Optimum(np.array(method.result_params(state)), step + 1, "lbfgs", size <= 1e-5 * first)
-            ask = method.ask(state)
-        return Optimum(np.array(method.result_params(state)), 100, "lbfgs", False)
 
     def path(self, first: Noise, largest: float, recorded: tuple[int, ...]) -> Iterator[Noise]:
         """Give the recorded iterates of gradient descent with the step 1/largest, as long as f does not rise.

@@ -25,6 +25,7 @@ from bigopt.diagnose.advice import advise
 from bigopt.diagnose.knee import measure_knee
 from bigopt.diagnose.lanczos import Extremes
 from bigopt.diagnose.measure import FLAT, Features, Measure, wide
+from bigopt.diagnose.optimum import minimise
 from bigopt.diagnose.recorded import Recorded, recorded
 from bigopt.facts import Datasets, open_data, profile
 from bigopt.models.linear import LinearModel
@@ -158,7 +159,7 @@ def _figures(measure: Measure, first: Any, past: Recorded | None, delay: tuple[f
     say("curvature at the current w")
     ends = measure.spectrum(start)
     say("w*")
-    best = measure.optimum(start)
+    best = minimise(measure, start)
     at_best = measure.noise(best.params)
     best_ends = measure.spectrum(best.params, both=linear)
     if not best.reached:

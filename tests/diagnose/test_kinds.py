@@ -19,6 +19,7 @@ from bigopt.core.errors import CheckpointError, ConfError
 from bigopt.data.memory import from_arrays
 from bigopt.diagnose import diagnose
 from bigopt.diagnose.measure import Measure, wide
+from bigopt.diagnose.optimum import minimise
 from bigopt.diagnose.theory import b_stable, eta_b, gamma_crit
 from bigopt.facts import Datasets, profile
 from bigopt.fit import train
@@ -140,7 +141,7 @@ def test_moments_inside_an_mlp_are_those_at_w_and_are_held() -> None:
     inner = (first - first.mean(0)) / first.std(0)
     second = np.tanh(inner @ views["layer2.weight"] + views["layer2.intercept"])
     np.testing.assert_allclose(views["layer3.mean"], second.mean(0), rtol=1e-10, atol=1e-12)
-    here, best = measure.noise(w), measure.optimum(w)
+    here, best = measure.noise(w), minimise(measure, w)
     assert (here.grad[~free] == 0.0).all()
     assert (best.params[~free] == w[~free]).all()
     assert measure.noise(best.params).value < here.value
