@@ -94,20 +94,9 @@ def peak_of(data: str, runs: Path) -> tuple[int, dict[str, Any]]:
     """Train in a process of its own; return its peak and the result."""
     command = [
         *(sys.executable, "-m", "bigopt.cli", "train", "--json", f"data.uri={data}", f"data.memory={MEMORY}"),
-        *(
-            "backend.name=local",
-            "backend.workers=2",
-            f"run.dir={runs}",
-            "model.name=logistic",
-            "optimizer.name=adagrad",
-        ),
-        *(
-            "optimizer.name=adagrad",
-            "schedule.learning_rate=0.5",
-            "batch.size=2000",
-            "stop.epochs=2",
-            "model.standardize=false",
-        ),
+        *("backend.name=local", "backend.workers=2", f"run.dir={runs}", "model.name=logistic"),
+        *("model.standardize=false", "optimizer.name=adagrad", "schedule.learning_rate=0.5"),
+        *("batch.size=2000", "stop.epochs=2"),
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peak = 0
