@@ -8,7 +8,7 @@ and returns the few nodes that cover the range. Work may be done again anywhere 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigopt.core import arrays, compiled, tree
+from bigopt.core.buffers import Buffers
 from bigopt.core.codec import wire
 from bigopt.core.csr import CSR
 from bigopt.core.errors import BigoptError, ConfError, DataError
@@ -141,10 +142,11 @@ def execute(
     stats : Stats
     """
     begin = time.perf_counter()
-    meter = Meter(blocks, order=tuple(units[:, 0].tolist()), ahead=ahead)
+    meter = Meter(blocks, order=tuple(units[:, 0].tolist()), ahead=ahead, buffers=blocks.buffers)
     with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges is told so by its sums
         ready = work.prepare(inputs)
-        nodes = tree.fold((work(ready, unit, meter) for unit in units), leaves, merge, start=start)
+        keep: Callable[[Any], Any] | None = work.owned if isinstance(work, GradientSum) else None
+        nodes = tree.fold((work(ready, unit, meter) for unit in units), leaves, merge, start=start, keep=keep)
     if isinstance(work, GradientSum) and work.view.source.sparse:
         nodes = {node: packed(value, work.model.outputs) for node, value in nodes.items()}
     return nodes, Stats(time.perf_counter() - begin, meter.bytes_read, meter.rows)
@@ -159,6 +161,7 @@ def sum_rows(
     dtype: str,
     device: arrays.Device = "cpu",
     kernels: str = compiled.NUMPY,
+    buffers: Buffers | None = None,
 ) -> Sums:
     """Fold the gradient sums of one unit's rows in blocks counted from its first row.
 
@@ -176,6 +179,8 @@ def sum_rows(
     device : {"cpu", "gpu"}
     kernels : str
         The kernel set; compiled kernels take all rows of a unit at once, and add in float64.
+    buffers : Buffers or None
+        Where the gradient may lie until the next call, in `dtype` or in the block's; None: in memory of its own.
 
     Returns
     -------
@@ -187,7 +192,7 @@ def sum_rows(
         fused = fused_sum(model, params, X, y, weight) if kernels != compiled.NUMPY and device == "cpu" else None
         if fused is not None:
             return Sums(fused[0].astype(dtype, copy=False), *fused[1:], len(X))
-        return Sums(*_folded(model, params, rows, block_rows, dtype, device), len(X))
+        return Sums(*_folded(model, params, rows, block_rows, dtype, device, buffers), len(X))
     if not isinstance(model, LinearModel):
         raise ConfError("only linear models take sparse rows", where="model.name")
     columns, own = X.own()
@@ -197,16 +202,28 @@ def sum_rows(
 
 
 def _folded(
-    model: Model, params: Any, rows: Rows, block_rows: int, dtype: str, device: arrays.Device
+    model: Model,
+    params: Any,
+    rows: Rows,
+    block_rows: int,
+    dtype: str,
+    device: arrays.Device,
+    buffers: Buffers | None = None,
 ) -> tuple[Array, float, float]:
     grad: Any = None
     loss = total = 0.0
+    several = len(rows[0]) > block_rows
     for X, y, weight in row_blocks(rows, block_rows, device):
-        g, value, mass = model.grad_sum(params, X, y, weight)
-        if grad is None:
-            grad = g.astype(dtype, copy=False)
-        else:
+        g, value, mass = model.grad_sum(params, X, y, weight, buffers)
+        if grad is not None:
             grad += g
+        elif buffers is None or g.base is None:
+            grad = g.astype(dtype, copy=False)
+        elif several:  # the next block writes to the same memory
+            grad = buffers.take("sum", g.shape, dtype)
+            grad[...] = g
+        else:
+            grad = g
         loss, total = loss + float(value), total + float(mass)
     if grad is None:
         return np.zeros(model.layout.size, dtype=dtype), 0.0, 0.0
@@ -227,8 +244,11 @@ def row_blocks(rows: Rows, size: int, device: arrays.Device) -> Iterator[Rows]:
         yield arrays.to_device(X[part], device), arrays.to_device(y[part], device), w
 
 
-def unit_rows(entry: Entry, seed: int, unit: Ints) -> tuple[Array, Any, Array | None]:
-    """The rows of a unit: a range of the block, of this epoch's permutation of it, or rows drawn for this step."""
+def unit_rows(entry: Entry, seed: int, unit: Ints, buffers: Buffers | None = None) -> tuple[Array, Any, Array | None]:
+    """The rows of a unit: a range of the block, of this epoch's permutation of it, or rows drawn for this step.
+
+    With `buffers`, drawn features lie there until the next unit.
+    """
     block, (_, epoch, start, stop) = entry.block, unit
     if epoch == ALL:
         part = slice(int(start), int(stop))
@@ -243,10 +263,15 @@ def unit_rows(entry: Entry, seed: int, unit: Ints) -> tuple[Array, Any, Array | 
         entry.open = stop < len(block.X)
         rows = entry.order(seed, unit)[start:stop]
     return (
-        block.X[rows],
+        block.X[rows] if buffers is None or isinstance(block.X, CSR) else _gathered(block.X, rows, buffers),
         None if block.y is None else block.y[rows],
         None if block.weight is None else block.weight[rows],
     )
+
+
+def _gathered(X: Array, rows: Ints, buffers: Buffers) -> Array:
+    out = buffers.take("rows", (len(rows), X.shape[1]), X.dtype)
+    return np.take(X, rows, axis=0, out=out, mode="clip")  # all are in range; a mode that raises would buffer
 
 
 @wire
@@ -280,7 +305,7 @@ class GradientSum:
         compiled.uses_compiled(self.kernels)
         return inputs if self.view.source.sparse else (cast(inputs[0], self.view, self.device),)
 
-    def sums(self, inputs: tuple[Any, ...], rows: Rows) -> Sums:
+    def sums(self, inputs: tuple[Any, ...], rows: Rows, buffers: Buffers | None = None) -> Sums:
         """Return the `Sums` of a unit's rows."""
         return sum_rows(
             self.model,
@@ -290,14 +315,23 @@ class GradientSum:
             dtype=self.dtype,
             device=self.device,
             kernels=self.kernels,
+            buffers=buffers,
         )
+
+    def owned(self, value: Sums) -> Sums:
+        """Return sums that lie in memory of their own, in ``run.dtype``."""
+        grad = value.grad
+        if not isinstance(grad, np.ndarray) or grad.base is None:
+            return value
+        return value._replace(grad=np.array(grad, dtype=self.dtype))
 
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Sums:
         """Return the unit's `Sums`."""
+        buffers = meter.buffers if self.device == "cpu" else None
         with meter.block(self.view, int(unit[0])) as entry:
-            rows = unit_rows(entry, self.seed, unit)
+            rows = unit_rows(entry, self.seed, unit, buffers)
             meter.rows += len(rows[0])
-            return self.sums(inputs, rows)
+            return self.sums(inputs, rows, buffers)
 
 
 @wire

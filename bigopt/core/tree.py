@@ -65,17 +65,21 @@ class Fold(Generic[T]):
         Number of leaves of the tree.
     merge : callable
         ``merge(left, right)``; it may reuse the buffers of its left operand.
+    keep : callable or None
+        ``keep(value)`` is kept in place of a value that nothing can be merged with when it comes: for values whose
+        memory is used again after `add`.
     """
 
-    def __init__(self, n: int, merge: Callable[[T, T], T]) -> None:
+    def __init__(self, n: int, merge: Callable[[T, T], T], keep: Callable[[T], T] | None = None) -> None:
         self.n = n
         self._merge = merge
+        self._keep = keep
         self._open: dict[Node, T] = {}
 
     def add(self, node: Node, value: T) -> None:
         """Add the value of one node and merge upwards as far as siblings are there."""
         level, k = node
-        top = height(self.n)
+        top, given = height(self.n), value
         while level < top:
             sibling = (level, k ^ 1)
             if sibling in self._open:
@@ -86,7 +90,7 @@ class Fold(Generic[T]):
             level, k = level + 1, k >> 1
         if (level, k) in self._open:
             raise ValueError(f"node {(level, k)} was added twice")
-        self._open[(level, k)] = value
+        self._open[(level, k)] = self._keep(value) if self._keep is not None and value is given else value
 
     @property
     def nodes(self) -> dict[Node, T]:
@@ -99,15 +103,22 @@ class Fold(Generic[T]):
         return self._open[(height(self.n), 0)]
 
 
-def fold(leaves: Iterable[T], n: int, merge: Callable[[T, T], T], *, start: int = 0) -> dict[Node, T]:
-    """Fold consecutive leaves ``start, start + 1, ...`` of a tree with `n` leaves.
+def fold(
+    leaves: Iterable[T],
+    n: int,
+    merge: Callable[[T, T], T],
+    *,
+    start: int = 0,
+    keep: Callable[[T], T] | None = None,
+) -> dict[Node, T]:
+    """Fold consecutive leaves ``start, start + 1, ...`` of a tree with `n` leaves; `keep` as in `Fold`.
 
     Returns
     -------
     dict
         The values of the nodes of ``cover(start, start + len(leaves), n)``, in order.
     """
-    state: Fold[T] = Fold(n, merge)
+    state: Fold[T] = Fold(n, merge, keep)
     for index, value in enumerate(leaves, start):
         state.add((0, index), value)
     return state.nodes

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from bigopt.core.buffers import Buffers
 from bigopt.core.errors import ConfError
 from bigopt.data.plan import Ints, draw
 from bigopt.data.view import Block, DataView
@@ -85,6 +86,15 @@ class BlockCache:
         self._held = 0
         self._clock = 0
         self._changed = threading.Condition()
+        self._threads = threading.local()
+
+    @property
+    def buffers(self) -> Buffers:
+        """The working memory of the calling thread."""
+        kept: Buffers | None = getattr(self._threads, "buffers", None)
+        if kept is None:
+            kept = self._threads.buffers = Buffers()
+        return kept
 
     @property
     def held(self) -> int:
@@ -271,6 +281,8 @@ class Meter:
         Bytes read from the store.
     rows : int
         Rows that entered a sum.
+    buffers : Buffers or None
+        Where rows and sums of a unit may lie until the next unit; None: they are fresh arrays.
     order : tuple of int
         Partitions in the order in which they will be asked for: while one is used, the next one is decoded.
     ahead : tuple of int
@@ -282,6 +294,7 @@ class Meter:
     rows: int = 0
     order: tuple[int, ...] = ()
     ahead: tuple[int, ...] = ()
+    buffers: Buffers | None = None
     _at: int = field(default=0, repr=False)
 
     @contextlib.contextmanager

@@ -21,6 +21,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+import numpy as np
+
 from bigopt.core.arrays import namespace
 from bigopt.models.kernels import into
 
@@ -106,6 +108,8 @@ class Relu:
 
     def backward(self, z: Any, d: Any) -> Any:
         """Return d where z > 0, else 0 (a product: `where` on random signs is ten times slower)."""
+        if isinstance(d, np.ndarray):
+            return np.multiply(d, z > 0, out=d)
         d *= namespace(z).astype(z > 0, d.dtype)
         return d
 

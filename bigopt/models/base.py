@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bigopt.core.buffers import Buffers
 from bigopt.core.layout import Layout
 from bigopt.models.losses import Loss
 
@@ -46,11 +47,13 @@ class Model(Protocol):
         """Return initial params of shape (p,) in float64, a function of the rule, the seed and the layout alone."""
         ...
 
-    def grad_sum(self, params: Any, X: Any, y: Any, weight: Any | None) -> tuple[Any, float, float]:
+    def grad_sum(
+        self, params: Any, X: Any, y: Any, weight: Any | None, buffers: Buffers | None = None
+    ) -> tuple[Any, float, float]:
         """Return (sum_i s_i dloss_i/dparams, sum_i s_i loss_i, sum_i s_i).
 
         The gradient has shape (p,) and X's dtype, without penalty and not divided by anything; loss and weight are
-        summed in float64.
+        summed in float64. With `buffers` (NumPy only) it may lie there, until the next call with the same.
         """
         ...
 

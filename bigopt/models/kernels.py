@@ -44,26 +44,31 @@ def flip(a: Any) -> Any:
     return namespace(a).permute_dims(a, (1, 0) if a.ndim == 2 else (0, 2, 1))
 
 
-def dense(z: Any, weight: Any, intercept: Any | None) -> Any:
-    """Return v = z W + b in fresh memory.
+def dense(z: Any, weight: Any, intercept: Any | None, out: Any | None = None) -> Any:
+    """Return v = z W + b, in fresh memory or in `out`.
 
     Parameters
     ----------
     z : array, shape (rows, in), or CSR
     weight : array, shape (in, out) or (g, in/g, out/g)
     intercept : array, shape (out,), or None
+    out : array, shape (rows, out), or None
 
     Returns
     -------
     array, shape (rows, out)
     """
+    v: Any
     if isinstance(z, CSR):
         v = sparse.product(z, weight)
-    elif weight.ndim == 2:
+    elif weight.ndim == 2 and out is None:
         v = namespace(z).matmul(z, weight)
+    elif weight.ndim == 2:
+        matmul(z, weight, out)
+        v = out
     else:
         g, _, width = weight.shape
-        v = namespace(z).empty((z.shape[0], g * width), dtype=z.dtype)
+        v = namespace(z).empty((z.shape[0], g * width), dtype=z.dtype) if out is None else out
         matmul(groups(z, g), weight, groups(v, g))
     if intercept is not None:
         v += intercept
@@ -88,13 +93,16 @@ def dense_gradient(z: Any, delta: Any, weight: Any, intercept: Any | None) -> No
         matmul(xp.ones(z.shape[0], dtype=delta.dtype), delta, intercept)
 
 
-def dense_input(delta: Any, weight: Any) -> Any:
-    """Return delta W^T, shape (rows, in): what one layer hands to the layer below."""
+def dense_input(delta: Any, weight: Any, out: Any | None = None) -> Any:
+    """Return delta W^T, shape (rows, in), in fresh memory or in `out`: what one layer hands to the layer below."""
     xp = namespace(delta)
-    if weight.ndim == 2:
+    if weight.ndim == 2 and out is None:
         return xp.matmul(delta, flip(weight))
+    if weight.ndim == 2:
+        matmul(delta, flip(weight), out)
+        return out
     g, width, _ = weight.shape
-    below = xp.empty((delta.shape[0], g * width), dtype=delta.dtype)
+    below = xp.empty((delta.shape[0], g * width), dtype=delta.dtype) if out is None else out
     matmul(groups(delta, g), flip(weight), groups(below, g))
     return below
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigopt.core.arrays import namespace
+from bigopt.core.buffers import Buffers
 from bigopt.core.codec import wire
 from bigopt.core.layout import Block, Layout
 from bigopt.models import kernels
@@ -60,7 +61,9 @@ class LinearModel:
         """Return initial params by a rule of `bigopt.models.init.INITS`."""
         return initial(self.layout, rule, seed)
 
-    def grad_sum(self, params: Any, X: Any, y: Any, weight: Any | None) -> tuple[Any, float, float]:
+    def grad_sum(
+        self, params: Any, X: Any, y: Any, weight: Any | None, buffers: Buffers | None = None
+    ) -> tuple[Any, float, float]:
         """Return (X^T S delta and column sums of S delta as one vector, weighted loss sum, weight sum)."""
         kernels.same_dtype(params, X)
         value, delta = self.loss.value_delta(self.scores(params, X), y)

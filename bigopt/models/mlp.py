@@ -37,6 +37,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigopt.core.arrays import namespace
+from bigopt.core.buffers import Buffers, room
 from bigopt.core.codec import wire
 from bigopt.core.errors import ConfError
 from bigopt.core.layout import Block, Layout
@@ -162,11 +163,16 @@ class MLP:
                 layer.scale[:] = 1.0
         return params
 
-    def grad_sum(self, params: Any, X: Any, y: Any, weight: Any | None) -> tuple[Any, float, float]:
+    def grad_sum(
+        self, params: Any, X: Any, y: Any, weight: Any | None, buffers: Buffers | None = None
+    ) -> tuple[Any, float, float]:
         """Return (gradient sum by backpropagation, weighted loss sum, weight sum)."""
-        grad = namespace(X).empty(params.shape, dtype=X.dtype)
+        if buffers is None:
+            grad = namespace(X).empty(params.shape, dtype=X.dtype)
+        else:
+            grad = buffers.take("grad", params.shape, X.dtype)
         g = self._parameters(grad)
-        value, steps = self.backward(params, X, y, weight)
+        value, steps = self.backward(params, X, y, weight, buffers)
         for k, z, delta in steps:
             kernels.dense_gradient(z, delta, g[k].weight, g[k].intercept)
             for constant in (g[k].mean, g[k].scale):
@@ -174,8 +180,10 @@ class MLP:
                     constant[...] = 0.0
         return grad, *kernels.totals(value, weight)
 
-    def backward(self, params: Any, X: Any, y: Any, weight: Any | None) -> tuple[Any, Iterator[tuple[int, Any, Any]]]:
-        """Run forward, and backward as far as it is asked to.
+    def backward(
+        self, params: Any, X: Any, y: Any, weight: Any | None, buffers: Buffers | None = None
+    ) -> tuple[Any, Iterator[tuple[int, Any, Any]]]:
+        """Run forward, and backward as far as it is asked to; `buffers` may hold what lies between the layers.
 
         Returns
         -------
@@ -189,23 +197,25 @@ class MLP:
         w = self._parameters(params)
         top = ACTIVATIONS[self.output_activation]
         inputs, outputs = [X], []
-        for z, _, x in self._hidden(w, X):
+        for z, _, x in self._hidden(w, X, buffers):
             inputs.append(x)
             outputs.append(z)
-        z = top.forward(kernels.dense(inputs[-1], w[-1].weight, w[-1].intercept))
+        out = room(buffers, "scores", (X.shape[0], self.outputs), X)
+        z = top.forward(kernels.dense(inputs[-1], w[-1].weight, w[-1].intercept, **out))
         value, delta = self.loss.value_delta(z, y)
         delta = kernels.weighted(top.backward(z, delta), weight)
-        return value, self._deltas(w, inputs, outputs, delta)
+        return value, self._deltas(w, inputs, outputs, delta, buffers)
 
     def _deltas(
-        self, w: list[_Layer], inputs: list[Any], outputs: list[Any], delta: Any
+        self, w: list[_Layer], inputs: list[Any], outputs: list[Any], delta: Any, buffers: Buffers | None
     ) -> Iterator[tuple[int, Any, Any]]:
         phi = ACTIVATIONS[self.activation]
         around: Any = None  # dloss/da of the layer above, where that has a shortcut
         for k in reversed(range(len(w))):
             yield k, inputs[k], delta
             if k:
-                below = kernels.dense_input(delta, w[k].weight)
+                out = room(buffers, f"delta{k}", (delta.shape[0], self.layers[k][0]), delta)
+                below = kernels.dense_input(delta, w[k].weight, **out)
                 if w[k].scale is not None:
                     below /= w[k].scale
                 if around is not None:
@@ -284,12 +294,13 @@ class MLP:
         roles = ("weight", "intercept", "mean", "scale")
         return [_Layer(*(views.get(f"layer{k}.{role}") for role in roles)) for k in range(1, len(self.hidden) + 2)]
 
-    def _hidden(self, w: list[_Layer], X: Any) -> Iterator[tuple[Any, Any, Any]]:
+    def _hidden(self, w: list[_Layer], X: Any, buffers: Buffers | None = None) -> Iterator[tuple[Any, Any, Any]]:
         """Yield z = phi(v), a = z or z plus the layer's input, and what the next layer takes, of each hidden layer."""
         phi = ACTIVATIONS[self.activation]
         a = x = X
-        for layer, above, shortcut in zip(w[:-1], w[1:], self.shortcuts, strict=True):
-            z = phi.forward(kernels.dense(x, layer.weight, layer.intercept))
+        for k, (layer, above, shortcut) in enumerate(zip(w[:-1], w[1:], self.shortcuts, strict=True)):
+            out = room(buffers, f"hidden{k}", (X.shape[0], self.hidden[k]), X)
+            z = phi.forward(kernels.dense(x, layer.weight, layer.intercept, **out))
             a = z + a if shortcut else z
             x = a if above.mean is None else a - above.mean
             if above.scale is not None:
