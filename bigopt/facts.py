@@ -72,6 +72,8 @@ class Facts(NamedTuple):
         Of the training features, for ``model.whiten``.
     learning_rate : float or None
         What ``schedule.learning_rate: auto`` found.
+    sampling : str or None
+        What ``batch.sampling: auto`` became: kept at a resume, where ``data.scratch`` may be another.
     """
 
     identity: str
@@ -83,6 +85,7 @@ class Facts(NamedTuple):
     slots: int
     scatter: Scatter | None = None
     learning_rate: float | None = None
+    sampling: str | None = None
 
 
 class Datasets(NamedTuple):
@@ -108,6 +111,7 @@ def open_data(conf: Conf) -> Datasets:
             weight=weight,
             on_bad_rows=spec.on_bad_rows,
             storage_options=spec.storage_options,
+            index_base=spec.index_base,
         )
 
     data = opened(spec.uri, spec.target, spec.features, spec.weight)

@@ -146,6 +146,8 @@ class _Run:
                     self.say(line)
                 facts = self._facts(session, resume)
                 problem = replace(build(conf, self.data, facts, device), kernels=self._sent())
+                if problem.facts.sampling != facts.sampling:
+                    codec.save(run.path / "facts.npz", problem.facts)
                 for line in problem.notes:
                     self.say(line)
                 if conf.schedule.learning_rate == "auto":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -213,7 +214,8 @@ def build(conf: Conf, data: Datasets, facts: Facts, device: arrays.Device) -> Pr
     scaling: Preparation | None = _scaling(conf, data.train, facts.train.moments, notes)
     if facts.scatter is not None:
         scaling = whitening(facts.scatter, notes)
-    view = replace(train_view, scaling=scaling, targets=targets)
+    place = None if conf.data.scratch is None else (str(Path(conf.data.scratch.dir).resolve()), conf.data.scratch.size)
+    view = replace(train_view, scaling=scaling, targets=targets, scratch=place)
     block_rows = conf.data.block_rows or default_block_rows(len(view.source.columns), view.dtype, sparse=sparse)
     plan = _plan(conf, view, facts, notes)
     skipped = int(facts.train.skipped.sum())
@@ -224,8 +226,8 @@ def build(conf: Conf, data: Datasets, facts: Facts, device: arrays.Device) -> Pr
         penalty=Penalty(conf.model.l2, conf.model.l1),
         targets=targets,
         view=view,
-        validation=None if validation_view is None else replace(validation_view, scaling=scaling, targets=targets),
-        facts=facts,
+        validation=validation_view and replace(validation_view, scaling=scaling, targets=targets, scratch=place),
+        facts=facts._replace(sampling=plan.sampling),
         plan=plan,
         block_rows=block_rows,
         device=device,
@@ -385,7 +387,8 @@ def _plan(conf: Conf, view: DataView, facts: Facts, notes: list[str]) -> Plan:
     sampling: Any = conf.batch.sampling  # checked by the conf: a name of `Sampling`, or auto
     row_bytes = view.row_bytes
     if sampling == "auto":
-        sampling = "permuted" if n * row_bytes <= conf.data.memory else "block"
+        room = max(conf.data.memory, 0 if conf.data.scratch is None else conf.data.scratch.size)
+        sampling = facts.sampling or ("permuted" if n * row_bytes <= room else "block")
         if size is not None:
             notes.append(f"batch.sampling: {sampling}")
     used = int(np.count_nonzero(counts))

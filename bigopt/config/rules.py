@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 COMMON: Mapping[str, tuple[str, ...]] = {"optimizer": ("clip_norm", "clip_value", "average")}
 """Keys that every name of a group may have."""
 
-_LATER: Mapping[str, object] = {
-    "data.scratch": None,
-}
+_LATER: Mapping[str, object] = {}
 """Keys of which this version has only one value."""
 
 _CLASSIFY = ("logistic", "softmax", "perceptron", "svm")

@@ -7,6 +7,9 @@ lane is still walking through (*open*), which go last. Losing an entry is never 
 Decoding overlaps with computing: while somebody computes on a block, the one that its order needs next is decoded by a
 thread of its own (`prefetch`), where that fits the budget without taking away what is in use. It changes no bits.
 
+With ``data.scratch`` a block that is decoded is written to a file of the node and mapped (`bigopt.data.scratch`): then
+it counts for next to nothing here, and other workers need not decode it.
+
 Beside the blocks lie *notes*: what a round computed from the rows of a unit and another may ask for again (the margins
 of a line search). They are charged like blocks, take half of the budget at most, and are valid for one digest of what
 they were computed from.
@@ -18,6 +21,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +29,7 @@ import numpy as np
 from bigopt.core.buffers import Buffers
 from bigopt.core.errors import ConfError
 from bigopt.data.plan import Ints, draw
+from bigopt.data.scratch import NodeScratch, is_mapped
 from bigopt.data.view import Block, DataView
 
 Key = tuple[str, int]
@@ -87,6 +92,7 @@ class BlockCache:
         self._clock = 0
         self._changed = threading.Condition()
         self._threads = threading.local()
+        self._nodes: dict[tuple[str, int], NodeScratch] = {}
 
     @property
     def buffers(self) -> Buffers:
@@ -178,6 +184,9 @@ class BlockCache:
                 found.last_use = self._clock
                 bytes_read, found.unpaid, found.awaited = found.unpaid, 0, False
                 return found, bytes_read
+            mapped = self._mapped(key, view, index)
+            if mapped is not None:
+                return mapped, 0
             raw = self._take_raw((view.raw.key, index)) if view.raw.key != view.key else None
             room = size if raw is not None else 2 * size  # what the store decodes, and what we keep
             if room > self.budget:
@@ -200,6 +209,10 @@ class BlockCache:
         """Fill an entry whose room is taken and whose key is being loaded, and put it among the others."""
         try:
             block = view.prepare(raw.block) if raw is not None else view.load(index)
+            bytes_read = 0 if raw is not None else block.bytes_read
+            node = self._node(view)
+            if node is not None:
+                block = node.put(view.key, index, block)
         except BaseException:
             with self._changed:
                 self._held -= room
@@ -207,17 +220,38 @@ class BlockCache:
                 self._changed.notify_all()
             raise
         with self._changed:
-            entry.block, entry.charge = block, max(view.decoded_bytes(index), block.nbytes)
-            entry.unpaid = 0 if raw is not None else block.bytes_read
+            entry.block, entry.charge, entry.unpaid = block, _charge(view, index, block), bytes_read
             self._held += entry.charge - room
             self._loading.discard(key)
             self._entries[key] = entry
             self._changed.notify_all()
         return entry
 
+    def _node(self, view: DataView) -> NodeScratch | None:
+        """Return the node's folder for a view's blocks; raw ones have none, for they are prepared in place."""
+        if view.scratch is None or view.targets is None:
+            return None
+        if view.scratch not in self._nodes:
+            folder, size = view.scratch
+            self._nodes[view.scratch] = NodeScratch(Path(folder), size)
+        return self._nodes[view.scratch]
+
+    def _mapped(self, key: Key, view: DataView, index: int) -> Entry | None:
+        """Put a block that lies in a scratch file among the others, pinned; None where there is none."""
+        node = self._node(view)
+        block = None if node is None else node.get(*key)
+        if block is None:
+            return None
+        entry = Entry(block, _charge(view, index, block), pins=1, last_use=self._clock)
+        self._entries[key] = entry
+        self._held += entry.charge
+        return entry
+
     def prefetch(self, view: DataView, index: int) -> bool:
         """Decode a partition in the background, where there is room beside what is in use; False where it is there."""
-        key, room = (view.key, index), 2 * view.decoded_bytes(index)
+        key, room, node = (view.key, index), 2 * view.decoded_bytes(index), self._node(view)
+        if node is not None and node.has(*key):
+            return False
         with self._changed:
             if key in self._entries or key in self._loading or (view.raw.key, index) in self._entries:
                 return False
@@ -264,6 +298,11 @@ class BlockCache:
         self._held -= entry.charge
         del self._entries[key]
         return True
+
+
+def _charge(view: DataView, index: int, block: Block) -> int:
+    """Bytes an entry counts for: of a mapped block only the permutation, for its pages are the system's."""
+    return 8 * len(block.X) if is_mapped(block) else max(view.decoded_bytes(index), block.nbytes)
 
 
 def _note_key(view: DataView, unit: Ints) -> NoteKey:

@@ -101,6 +101,9 @@ class DataView:
     scaling : Scaling, Whitening or None
     targets : Targets or None
         None leaves raw labels.
+    scratch : tuple of (str, int) or None
+        Folder and bytes on each node's own disk where prepared blocks are kept for all its workers (`data.scratch`);
+        no part of the `key`.
     """
 
     source: Source
@@ -110,6 +113,7 @@ class DataView:
     split: Split | None = None
     scaling: Preparation | None = None
     targets: Targets | None = None
+    scratch: tuple[str, int] | None = None
 
     @property
     def partitions(self) -> int:
@@ -129,7 +133,7 @@ class DataView:
     @cached_property
     def key(self) -> str:
         """Digest of everything that decides what a block holds."""
-        tree, arrays = codec.pack(replace(self, source=None))  # type: ignore[arg-type]
+        tree, arrays = codec.pack(replace(self, source=None, scratch=None))  # type: ignore[arg-type]
         digest = hashlib.sha256(json.dumps([self.source.identity(), tree], default=str).encode())
         for array in arrays:
             digest.update(np.ascontiguousarray(array).tobytes())
