@@ -19,7 +19,8 @@ from bigopt.core.layout import Block, Layout
 from bigopt.core.sums import Sums
 from bigopt.optim.build import build_method, build_schedule
 from bigopt.optim.schedules import FROM_LENGTH, SCHEDULES
-from bigopt.optim.table import OPTIMIZERS, keys_of
+from bigopt.optim.search import SEARCHERS, SEARCHES
+from bigopt.optim.table import OPTIMIZERS, SECOND_ORDER, keys_of
 
 STEPS = 200
 BOUND = 1e-12
@@ -195,22 +196,25 @@ def document() -> str:
         "",
         "g is the mean gradient with that of the penalty's l2 part, t = 1, 2, ... the step, eta = schedule(t - 1);",
         "mh = m / (1 - b1^t), vh = v / (1 - b2^t). Weight decay and trust ratios leave intercepts alone.",
-        "`clip_value`, `clip_norm` and `average` go with every name; `model.l1` with those marked l1.",
+        "`model.l1` goes with those marked l1: by proximal steps in the optimizer's own metric, with lbfgs as OWL-QN.",
+        "`clip_value`, `clip_norm`, `average` go with every name but newton and lbfgs, whose steps are searched for.",
         "",
         "| name | update | keys and defaults | learning rate | vectors of state | |",
         "|---|---|---|---|---|---|",
     ]
-    for name, entry in OPTIMIZERS.items():
+    for name, entry in {**OPTIMIZERS, **SECOND_ORDER}.items():
         keys = ", ".join(f"{f.name} {f.default:g}" for f in dataclasses.fields(entry.make)) or "none"
         formula = entry.formula.replace("|", "\\|")
         mark = "l1" if entry.l1 is not None else ""
-        lines.append(f"| {name} | {formula} | {keys} | {entry.learning_rate:g} | {entry.vectors} | {mark} |")
+        more = {"newton": " + 4 p", "lbfgs": " + 2 history"}.get(name, "")
+        lines.append(f"| {name} | {formula} | {keys} | {entry.learning_rate:g} | {entry.vectors}{more} | {mark} |")
     lines += [
         "",
         "## Conformance",
         "",
         f"Largest max abs(w - w_ref) / max abs(w_ref) over {STEPS} steps; both get the gradient at w_ref, in float64.",
         "w_ref is torch.optim's where it has the name, else that of the formula, written a second time.",
+        "newton and lbfgs are judged by the optimum that they reach.",
         "",
         f"| name | reference | {' | '.join(PROBLEMS)} |",
         "|---|---|" + "---|" * len(PROBLEMS),
@@ -240,6 +244,19 @@ def document() -> str:
         keys = ", ".join(f"{k} ({null[k]})" if k in null else f"{k} {given[k]:g}" for k in given) or "none"
         met = ["yes" if held else "no" for held in (rule.vanishes, rule.sum_infinite)]
         lines.append(f"| {name} | {rule.formula} | {keys} | {met[0]} | {met[1]} |")
+    lines += [
+        "",
+        "## Line searches",
+        "",
+        f"Names of `schedule.name` too, with {' and '.join(SEARCHERS)}, over all rows in every step. Many step sizes",
+        "share one pass over the data; for linear models further rounds of a search do not touch the features again.",
+        "",
+        "| name | rule | keys |",
+        "|---|---|---|",
+    ]
+    for name, search in SEARCHES.items():
+        keys = ", ".join(f"{f.name} {f.default:g}" for f in dataclasses.fields(search))
+        lines.append(f"| {name} | {search().formula.replace('|', chr(92) + '|')} | {keys} |")
     return "\n".join(lines) + "\n"
 
 

@@ -65,7 +65,7 @@ def test_what_does_not_fit_the_memory_is_not_read_again_for_further_rounds(tmp_p
     names = [f"x{i}" for i in range(20)]
     with DatasetWriter(str(tmp_path / "a.zarr"), format="zarr", columns=names, target=["y"], partition_rows=1000) as w:
         w.append(X, y)
-    keys = ["model.name=logistic", "data.memory=1200000", *SEARCH, "backend.workers=2"]
+    keys = ["model.name=logistic", "data.memory=1200000", *SEARCH, "backend.workers=1"]
     kept = run_on(tmp_path / "a.zarr", tmp_path, *keys)
     disable(monkeypatch)
     lost = run_on(tmp_path / "a.zarr", tmp_path, *keys)
@@ -78,8 +78,8 @@ def test_what_does_not_fit_the_memory_is_not_read_again_for_further_rounds(tmp_p
 
     rounds = (kept["rounds"] - 2) / 3
     assert rounds > 3
-    assert read(kept).max() <= 2 * X.nbytes
-    assert read(lost).min() > 2 * X.nbytes
+    assert read(kept).max() <= 2.1 * X.nbytes  # y is read too
+    assert read(lost).min() >= 2.4 * X.nbytes
 
 
 def view(rows: int = 600) -> DataView:
