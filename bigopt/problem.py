@@ -338,10 +338,10 @@ def _scaling(conf: Conf, dataset: Dataset, moments: Moments, notes: list[str]) -
         return Scaling(moments.mean, np.ones_like(moments.mean))
     variance = moments.spread / moments.weight
     if not np.isfinite(variance).all():
-        at = np.flatnonzero(~np.isfinite(variance)).tolist()
+        over = np.flatnonzero(~np.isfinite(variance))
         raise DataError(
-            f"the variance of column {dataset.columns[at[0]]} overflows"
-            + (f" (and of {len(at) - 1} more)" if len(at) > 1 else ""),
+            f"the variance of column {dataset.columns[int(over[0])]} overflows"
+            + (f" (and of {len(over) - 1} more)" if len(over) > 1 else ""),
             where="model.standardize",
             hint="leave it out (data.features), or write it in other units",
         )
