@@ -64,7 +64,12 @@ def recorded(run: Path, conf: Conf, problem: Problem, rounds: Rounds) -> Recorde
         conf = fill(conf, {"schedule.learning_rate": 1.0}, "auto")
     found: dict[int, Floats] = {}
     for path in sorted((run / "checkpoints").glob("step-*.npz")):
-        saved = load(path)
+        try:
+            saved = load(path)
+        except CheckpointError:
+            if path.exists():
+                raise
+            continue  # dropped meanwhile by the run, which goes on
         if saved.data != problem.facts.identity:
             raise DataError("the checkpoints belong to other data", where=str(path), hint="the data.uri of the run")
         machine = strategy(conf.strategy.name).machine(

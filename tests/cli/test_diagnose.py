@@ -48,3 +48,6 @@ def test_for_people(npz: str) -> None:
         "because: ",
     ):
         assert text in result.stdout
+    reasons = result.stdout[result.stdout.index("  because: ") :].splitlines()
+    assert max(map(len, reasons)) <= 79
+    assert "learning rate  auto" in result.stdout

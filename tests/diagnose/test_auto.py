@@ -228,6 +228,7 @@ DEMOS = {
     "flights_late": np.geomspace(1e-3, 10.0, 9),
     "flights_carrier": np.geomspace(1e-3, 10.0, 9),
     "fashion_mnist": np.geomspace(1e-5, 1e-1, 9),
+    "wordnet": np.geomspace(1e-3, 10.0, 9),
 }
 ROOT = Path(__file__).parents[2]
 
