@@ -169,6 +169,7 @@ def inspect(uri: str, settings: tuple[str, ...], verify: bool) -> Answer:
         features=data.features,
         weight=data.weight,
         storage_options=data.storage_options,
+        index_base=data.index_base,
         verify=verify,
     )
     errors = result.get("checks", {}).get("errors", [])

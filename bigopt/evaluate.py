@@ -102,6 +102,7 @@ def _open(conf: Conf, model: Bundle, uri: str, *, predict: bool) -> _Opened:
             on_bad_rows="skip" if predict else spec.on_bad_rows,
             storage_options=spec.storage_options,
             need_target=not predict,
+            index_base=spec.index_base,
         )
     except (ConfError, DataError) as error:
         missing = isinstance(error, ConfError) and error.where in ("data.features", "data.target")

@@ -69,6 +69,10 @@ class DataConf(Group, frozen=True):
     dtype: Annotated[
         Literal["float32", "float64"] | None, key("float32 | float64 of the blocks; null: by what the features hold")
     ] = None
+    index_base: Annotated[
+        Literal[0, 1] | None,
+        key("index of the first column in svmlight text; null: 0 where an index 0 occurs in the file, else 1"),
+    ] = None
     memory: Annotated[Bytes, key("bytes of rows each process may hold: decoded blocks, buffers, temporaries")] = (
         2 * 10**9
     )

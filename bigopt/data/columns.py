@@ -134,20 +134,28 @@ def same(first: Sequence[str], second: Sequence[str]) -> bool:
     return len(first) == len(second) and all(a == b for a, b in zip(first, second))
 
 
-def places(wanted: Sequence[str], columns: Sequence[str]) -> tuple[tuple[int, int], ...] | None:
+def places(wanted: Sequence[str], columns: Sequence[str], *, quick: bool = False) -> tuple[tuple[int, int], ...] | None:
     """Return where the wanted names stand among the columns, as ranges [start, stop); None where both are the same.
+
+    Parameters
+    ----------
+    wanted, columns : sequence of str
+    quick : bool
+        Only where it is seen without looking up names one by one, else None.
 
     Raises
     ------
     ValueError
         For a name that is not there.
     """
-    if same(wanted, columns):
+    if not quick and same(wanted, columns):
         return None
     if isinstance(wanted, Names) and isinstance(columns, Names) and len(wanted.parts) == len(columns.parts) == 1:
         ours, theirs = wanted.parts[0], columns.parts[0]
         if isinstance(ours, Run) and isinstance(theirs, Run) and ours.prefix == theirs.prefix and ours <= theirs:
             return ((0, ours.size),)
+    if quick:
+        return None
     if isinstance(columns, Names):
         at = [columns.index(name) for name in wanted]
     else:

@@ -100,6 +100,7 @@ def ingest_files(
     partition_rows: int | Sequence[int] | None = None,
     force: bool = False,
     storage_options: Mapping[str, Any] | None = None,
+    index_base: Literal[0, 1] | None = None,
     progress: Progress | None = None,
 ) -> IngestResult:
     """Turn raw files into a dataset.
@@ -117,6 +118,8 @@ def ingest_files(
     force : bool
         Replace a dataset that is there.
     storage_options : mapping, optional
+    index_base : {0, 1}, optional
+        Index of the first column in svmlight text; seen from the files where None.
     progress : callable, optional
         Called with the number of raw rows read so far, of the second pass.
 
@@ -129,7 +132,7 @@ def ingest_files(
     _apart((*spec.source, *(join.source for join in spec.joins)), out)
     _free(out, force, storage_options)
     if ingest_sparse.is_sparse(spec.source, storage_options):
-        return _copied(spec, out, chosen, partition_rows, force, storage_options, progress)
+        return _copied(spec, out, chosen, partition_rows, force, storage_options, index_base, progress)
     source = open_raw(spec.source, storage_options)
     recipe = fit(spec, source, storage_options)
     target = recipe.target
@@ -194,11 +197,12 @@ def _copied(
     partition_rows: int | Sequence[int] | None,
     force: bool,
     options: Mapping[str, Any] | None,
+    base: Literal[0, 1] | None,
     progress: Progress | None,
 ) -> IngestResult:
     """Write sparse rows as they are."""
     asked = ingest_sparse.dtype_of(spec)
-    with ingest_sparse.opened(spec, options) as found:
+    with ingest_sparse.opened(spec, options, base) as found:
         first = found.datasets[0]
         target = spec.target or first.target
         dtype = asked or common_dtype([data.stored for data in found.datasets])
@@ -311,6 +315,7 @@ def ingest(conf: Any, *, force: bool = False, log: Callable[[str], None] | None 
         partition_rows=group.partition_rows,
         force=force,
         storage_options=data.storage_options,
+        index_base=data.index_base,
         progress=progress,
     )
     if result.left_out_where:

@@ -119,7 +119,7 @@ def dtype_of(spec: IngestSpec) -> str | None:
 
 
 @contextlib.contextmanager
-def opened(spec: IngestSpec, options: Mapping[str, Any] | None) -> Iterator[Sparse]:
+def opened(spec: IngestSpec, options: Mapping[str, Any] | None, base: Literal[0, 1] | None = None) -> Iterator[Sparse]:
     """Open all files; compressed text is unpacked into a temporary folder first.
 
     Raises
@@ -130,7 +130,7 @@ def opened(spec: IngestSpec, options: Mapping[str, Any] | None) -> Iterator[Spar
     uris = [uri for source in spec.source for uri in _spread(source)]
     with tempfile.TemporaryDirectory(prefix="bigopt-") as folder, _renamed(folder, uris):
         places = [_unpacked(uri, Path(folder) / f"{k}.svm", dict(options or {})) for k, uri in enumerate(uris)]
-        datasets = [_open(uri, spec, options, None) for uri in places]
+        datasets = [_open(uri, spec, options, base) for uri in places]
         bases = [data.source.base for data in datasets if isinstance(data.source, SvmSource)]
         if len(set(bases)) > 1:
             datasets = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from bigopt.core.errors import BigoptError
 from bigopt.data.columns import Names, Run, listed
@@ -21,6 +21,7 @@ def inspect_dataset(
     features: Sequence[str] | None = None,
     weight: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    index_base: Literal[0, 1] | None = None,
     verify: bool = False,
 ) -> dict[str, Any]:
     """Describe a dataset in plain JSON values.
@@ -28,7 +29,7 @@ def inspect_dataset(
     Parameters
     ----------
     uri : str
-    target, features, weight, storage_options
+    target, features, weight, storage_options, index_base
         As in `open_dataset`; a target is not needed.
     verify : bool
         Read every chunk or row group and report each that cannot be read or differs from the manifest.
@@ -53,7 +54,7 @@ def inspect_dataset(
     kind = detect(files)
     dataset = open_dataset(
         uri, target=target, features=features, weight=weight, storage_options=options, need_target=False,
-        on_bad_rows="skip",
+        on_bad_rows="skip", index_base=index_base,
     )  # fmt: skip
     stored = sum(s for k, s in files.listing().items() if k != NAME) if files.is_folder() else files.size("")
     sizes = [p.rows for p in dataset.partitions]

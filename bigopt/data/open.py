@@ -7,7 +7,7 @@ imported when it is met.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from bigopt.core.errors import ConfError, DataError
 from bigopt.data.columns import Names
@@ -30,7 +30,7 @@ def open_dataset(
     on_bad_rows: BadRows = "error",
     storage_options: Mapping[str, Any] | None = None,
     need_target: bool = True,
-    index_base: int | None = None,
+    index_base: Literal[0, 1] | None = None,
 ) -> Dataset:
     """Open a dataset: read and check its metadata, resolve columns by name, cut it into partitions.
 

@@ -9,7 +9,7 @@ from itertools import islice
 
 from bigopt.core.errors import ConfError, DataError
 from bigopt.core.names import nearest
-from bigopt.data.columns import Names
+from bigopt.data.columns import Names, places
 from bigopt.data.source import NUMERIC, BadRows
 
 
@@ -83,18 +83,27 @@ def choose(
             features = tuple(name for name in columns if name not in taken)
     else:
         features = wanted.features
-        for name in features:
+        for name in () if _first_of(features, columns) else features:
             _known(name, columns, (), "data.features", uri)
-            if name in targets or name == weight:
-                role = "the weight" if name == weight else "a target"
-                raise ConfError(f"column '{name}' is also {role}", where="data.features")
-    for names, where in ((targets, "data.target"), (wanted.features or (), "data.features")):
+        for double in (*targets, *([weight] if weight is not None else [])):
+            if double in features:
+                role = "the weight" if double == weight else "a target"
+                raise ConfError(f"column '{double}' is also {role}", where="data.features")
+    chosen = () if isinstance(wanted.features, Names) else wanted.features or ()
+    for names, where in ((targets, "data.target"), (chosen, "data.features")):
         name, times = next(iter(Counter(names).most_common(1)), ("", 0))
         if times > 1:
             raise ConfError(f"column '{name}' is named twice", where=where)
     if not features:
         raise ConfError(f"'{uri}' has no column left as a feature", where="data.features")
     return Chosen(features, targets, weight)
+
+
+def _first_of(features: Sequence[str], columns: Sequence[str]) -> bool:
+    """Whether features are all the columns, or the first of one run: then nothing need be looked up one by one."""
+    if features is columns or not (isinstance(features, Names) and isinstance(columns, Names)):
+        return features is columns
+    return features == columns or places(features, columns, quick=True) is not None
 
 
 def listed(names: Sequence[str], most: int = 20) -> str:

@@ -251,3 +251,16 @@ def test_a_view_names_the_line_of_a_value_that_is_not_finite(tmp_path: Path) -> 
     with pytest.raises(DataError, match="column 'x2' is inf") as caught:
         [v.load(m) for v in (view, other) for m in range(view.partitions)]
     assert caught.value.where == f"{path}, line 52"
+
+
+def test_data_index_base_reaches_the_file(tmp_path: Path) -> None:
+    from bigopt.config import load_conf
+    from bigopt.facts import open_data
+
+    path = tmp_path / "d.svm"
+    path.write_text("1 1:1 5:1\n-1 2:1\n")
+    for keys, columns in (((), 5), (("data.index_base=0",), 6), (("data.index_base=1",), 5)):
+        data = open_data(load_conf([], [f"data.uri={path}", "data.target=y", *keys]))
+        assert len(data.train.columns) == columns
+    with pytest.raises(ConfError, match="index_base"):
+        load_conf([], ["data.index_base=2"])
