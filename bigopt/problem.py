@@ -348,9 +348,9 @@ def _scaling(conf: Conf, dataset: Dataset, moments: Moments, notes: list[str]) -
     with np.errstate(over="ignore"):  # then the variance is below it
         constant = variance <= (16 * np.finfo(np.float64).eps * np.abs(moments.mean)) ** 2
     if constant.any():
-        at = np.flatnonzero(constant)
-        shown = ", ".join(dataset.columns[int(i)] for i in at[:10])
-        shown += f" and {len(at) - 10} more" if len(at) > 10 else ""
+        still = np.flatnonzero(constant)
+        shown = ", ".join(dataset.columns[int(i)] for i in still[:10])
+        shown += f" and {len(still) - 10} more" if len(still) > 10 else ""
         notes.append(f"warning: constant columns are not scaled: {shown}")
     if dataset.sparse:
         notes.append("model.standardize: sparse features are scaled, not centred")
