@@ -291,8 +291,8 @@ def run_row(row: Row, scale: Scale, folder: Path, root: int, *, anyway: bool, sa
         first = [name for name, side in sides.items() if not side.follows]
         timed, losses = _warm_up(cast, first)
         cast.choose(timed)
-        for more, those in zip(_warm_up(cast, [n for n in sides if n not in first]), (timed, losses), strict=True):
-            those.update(more)
+        later, their_losses = _warm_up(cast, [name for name in sides if name not in first])
+        timed, losses = timed | later, losses | their_losses
         for names, tolerance in row.same_loss:
             _compare(names, tolerance, losses, cast, note)
         cast.warm = True

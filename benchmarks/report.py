@@ -58,7 +58,7 @@ def markdown(results: Sequence[RowResult], about: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     lines = [
         f"{about['time']}: {about['processor']}, {about['cores']} cores, {about['memory_gb']} GB, {about['java']}.",
-        f"{versions}; kernels: {about['kernels']}.",
+        f"{versions}; compiled kernels: {about['kernels']}.",
         "",
         "Median of the rounds' figures, quartiles, and number of rounds.",
         "",
@@ -89,9 +89,10 @@ def _profile(profile: dict[str, Any]) -> list[str]:
 
 def about() -> dict[str, Any]:
     """Return when, on what and with what this was measured."""
-    from bigopt.backends.base import fingerprint
+    from bigopt.core import compiled
 
-    return {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **machine.describe(), "kernels": fingerprint()["kernels"]}
+    kernels = compiled.missing() or compiled.identity(compiled.COMPILED)
+    return {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **machine.describe(), "kernels": kernels}
 
 
 def as_json(results: Sequence[RowResult], about: dict[str, Any]) -> str:

@@ -44,7 +44,8 @@ def spread(values: Sequence[float]) -> Spread:
     if not values or not all(math.isfinite(v) for v in values):
         raise ValueError(f"no spread of {list(values)}")
     ordered = sorted(values)
-    return Spread(*(_percentile(ordered, q) for q in (0.5, 0.25, 0.75)), len(ordered))
+    median, low, high = (_percentile(ordered, q) for q in (0.5, 0.25, 0.75))
+    return Spread(median, low, high, len(ordered))
 
 
 def _percentile(ordered: Sequence[float], q: float) -> float:

@@ -15,7 +15,7 @@ STEPS = 2
 
 def sides(scale: Scale) -> Mapping[str, Side]:
     """Runs on Zarr with zstd and without, decoding alone, and a run with memory for everything."""
-    table = Table("linear", scale.pick(1_250_000, 500_000, 250_000), 100)
+    table = Table("linear", scale.pick(1_250_000, 500_000, 500_000), 100)
     folder = str(data.arrays(table, scale.work))
     referee = {"kind": "logistic", "folder": folder}
     packed = data.stored(table, scale.work, "zarr")

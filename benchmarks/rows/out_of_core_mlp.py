@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks import data
+from benchmarks.data import Table
 from benchmarks.harness import Figure, Row, Scale, Side
 from benchmarks.machine import cores
 from benchmarks.rows.common import SIDES, ratio
-from benchmarks.rows.mlp import BATCH, steps, table
+from benchmarks.rows.mlp import BATCH, WIDTHS, steps
 from benchmarks.statistics import Bar
 
 HIDDEN = 512
@@ -17,7 +18,7 @@ PARTITION_ROWS = 500
 
 def sides(scale: Scale) -> Mapping[str, Side]:
     """The same run with a fifth of the memory, and with enough; decoding alone."""
-    digits = table(scale)
+    digits = Table("digits", scale.pick(60_000, 30_000, 10_000), WIDTHS[0], WIDTHS[-1])
     store = data.stored(digits, scale.work, "zarr", partition_rows=PARTITION_ROWS)
 
     def ours(memory: int, *, peak: bool = False) -> Side:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class MatrixProduct(Base):
 
     def run(self) -> dict[str, float]:
         """Return seconds of the products of one batch, and the rate."""
-        seconds = _together([lambda p=p: self._multiply(p) for p in self._work]) / self._repeats
+        seconds = _together([partial(self._multiply, p) for p in self._work]) / self._repeats
         return {"seconds": seconds, "gflop_per_s": self._flops / seconds / 1e9}
 
 
@@ -125,7 +126,7 @@ class Decode(Base):
     def run(self) -> dict[str, float]:
         """Return seconds of one pass over the store, and the rate of decoded bytes."""
         k = len(cores())
-        seconds = _together([lambda i=i: self._decode(self._files[i::k]) for i in range(k)])
+        seconds = _together([partial(self._decode, self._files[i::k]) for i in range(k)])
         return {"seconds": seconds, "gb_per_s": self._bytes / seconds / 1e9}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ class GradientError(Base):
         """Return ``error``: the distance over the length of the float64 gradient."""
         from bigopt.backends.ledger import Ledger, Rounds
         from bigopt.config import load_conf
-        from bigopt.core import arrays
+        from bigopt.core import arrays, compiled
         from bigopt.data.plan import homes, whole
         from bigopt.facts import profile
         from bigopt.problem import build
@@ -106,6 +107,7 @@ class GradientError(Base):
         try:
             rounds = Rounds(Ledger(), 0)
             problem = build(conf, rows, profile(conf, rows, session, rounds), arrays.resolve_device("cpu"))
+            problem = replace(problem, kernels=compiled.NUMPY if compiled.missing() else compiled.COMPILED)
             params = np.random.default_rng(3).standard_normal(problem.model.layout.size) * 0.2
             params = params.astype(np.float32).astype(np.float64)  # what is judged is the sum, not the cast
             counts = problem.plan.counts

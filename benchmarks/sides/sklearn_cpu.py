@@ -91,7 +91,7 @@ class NetworkEpoch(Base):
     def run(self) -> dict[str, float]:
         """Return seconds of an epoch."""
         begin = time.perf_counter()
-        self._model.partial_fit(self._X, self._y, self._classes)
+        self._model.partial_fit(self._X, self._y, classes=self._classes)
         return {"seconds": time.perf_counter() - begin}
 
     def check(self) -> dict[str, float]:

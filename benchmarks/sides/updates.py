@@ -14,7 +14,7 @@ from benchmarks.sides import Base
 class AdamSteps(Base):
     """Seconds of an Adam step of bigopt on flat vectors of several sizes and dtypes.
 
-    ``SIZE DTYPE`` is the transform with the addition to the parameters: what torch's ``step`` does. ``tell SIZE DTYPE``
+    ``SIZE DTYPE`` is the change with its addition to the parameters: what torch's ``step`` does. ``tell SIZE DTYPE``
     is the whole update of a run: the mean, the gradient's norm (refused where it is not finite), the transform, and
     the new parameters in a buffer of their own. Gradients are made before the clock starts, as the Map makes them.
 
@@ -25,15 +25,16 @@ class AdamSteps(Base):
     """
 
     def __init__(self, cases: list[tuple[int, str, int]]) -> None:
+        from bigopt.core import compiled
         from bigopt.core.layout import Block, Layout
-        from bigopt.optim.build import build_method, build_transform
+        from bigopt.optim.build import build_method
 
         self._cases = []
         for size, dtype, steps in cases:
             layout = Layout((Block("weight", (size, 1), True, size, 1),))
             params, grad = start(size, dtype)
-            transform = build_transform("adam")
-            method = build_method("adam", layout, schedule_keys={"learning_rate": 1e-3})
+            kernels = compiled.NUMPY if compiled.missing() else compiled.COMPILED
+            method: Any = build_method("adam", layout, schedule_keys={"learning_rate": 1e-3}, kernels=kernels)
             state, _ = method.start(params)
             self._cases.append(
                 {
@@ -42,8 +43,7 @@ class AdamSteps(Base):
                     "grad": grad,
                     "method": method,
                     "state": state,
-                    "transform": transform,
-                    "inner": transform.init(params, layout),
+                    "inner": method.transform.init(params, layout),
                     "params": params.copy(),
                     "count": 0,
                 }
@@ -51,14 +51,17 @@ class AdamSteps(Base):
 
     def _update(self, case: dict[str, Any]) -> float:
         grads = [case["grad"].copy() for _ in range(case["steps"])]
-        params, inner, update = case["params"], case["inner"], case["transform"].update
+        params, inner, transform = case["params"], case["inner"], case["method"].transform
         begin = time.perf_counter()
         for grad in grads:
             case["count"] += 1
-            delta, inner = update(grad, inner, params, case["count"], 1e-3)
-            np.add(params, delta, out=params)
-        seconds = (time.perf_counter() - begin) / case["steps"]
-        case["inner"] = inner
+            if hasattr(transform, "moved"):  # compiled: change and addition in one pass
+                params, inner = transform.moved(grad, inner, params, case["count"], 1e-3)
+            else:
+                delta, inner = transform.update(grad, inner, params, case["count"], 1e-3)
+                params = np.add(params, delta, out=delta)
+        seconds = (time.perf_counter() - begin) / len(grads)
+        case["params"], case["inner"] = params, inner
         return seconds
 
     def _tell(self, case: dict[str, Any]) -> float:
@@ -69,7 +72,7 @@ class AdamSteps(Base):
         begin = time.perf_counter()
         for told in sums:
             state, _ = tell(state, told, 1.0, 0.0)
-        seconds = (time.perf_counter() - begin) / case["steps"]
+        seconds = (time.perf_counter() - begin) / len(sums)
         case["state"] = state
         return seconds
 
