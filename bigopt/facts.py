@@ -72,6 +72,8 @@ class Facts(NamedTuple):
         Of the training features, for ``model.whiten``.
     learning_rate : float or None
         What ``schedule.learning_rate: auto`` found.
+    class_weights : tuple of float
+        Weight (sum of s_i) of the training rows of each class; empty for a regression.
     sampling : str or None
         What ``batch.sampling: auto`` became: kept at a resume, where ``data.scratch`` may be another.
     """
@@ -85,6 +87,7 @@ class Facts(NamedTuple):
     slots: int
     scatter: Scatter | None = None
     learning_rate: float | None = None
+    class_weights: tuple[float, ...] = ()
     sampling: str | None = None
 
 
@@ -223,6 +226,7 @@ def profile(conf: Conf, data: Datasets, session: Session, rounds: Rounds) -> Fac
     classes = tuple(conf.data.classes or ()) or tuple(v.item() for v in found.labels)
     if len(classes) == 2:  # the larger is the positive one, in whatever order they are declared
         classes = tuple(sorted(classes))
+    mass = {str(v): float(w) for v, w in zip(found.labels.tolist(), found.label_weight, strict=True)}
     return Facts(
         train_view.source.identity(),
         train,
@@ -232,6 +236,7 @@ def profile(conf: Conf, data: Datasets, session: Session, rounds: Rounds) -> Fac
         "" if data.validation is None else data.validation.source.identity(),
         session.slots,
         _scatter(conf, train_view, train, session, rounds) if conf.model.whiten else None,
+        class_weights=tuple(mass.get(str(c), 0.0) for c in classes) if labels and found.width == 1 else (),
     )
 
 

@@ -353,6 +353,8 @@ class _Run:
             )
         if problem.validation is not None:
             metrics = checks.metrics(problem.validation, params)
+        elif problem.unbalanced is not problem.view:
+            metrics = checks.metrics(problem.unbalanced, params)
         bundle.save(self.run, keeping.bundle_of(problem, params, self.data.train))
         result = {
             "status": "completed",

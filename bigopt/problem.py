@@ -150,7 +150,7 @@ class Problem:
             self.plan,
             lambda kind: self.batch_work(kind, conf.run.dtype, conf.model.backprop),
             penalty=lambda params: self.penalty.value(params, layout),
-            total_weight=self.facts.train.moments.weight,
+            total_weight=self.total_weight,
             rounds=rounds,
             pace=lambda epoch: batch_rate(conf, plan.at(epoch).batch_rows(0)) / first,
             renewal=self.renewal(),
@@ -163,6 +163,19 @@ class Problem:
             return None
         work = HiddenMoments(model, self.view, self.block_rows, self.device)
         return Renewal(work, len(model.hidden), model.with_moments)
+
+    @property
+    def total_weight(self) -> float:
+        """W = sum_i s_i of the training rows, with class weights."""
+        factors = self.view.class_weight
+        if not factors:
+            return self.facts.train.moments.weight
+        return float(sum(f * w for f, w in zip(factors, self.facts.class_weights, strict=True)))
+
+    @property
+    def unbalanced(self) -> DataView:
+        """The training rows without class weights: what metrics are taken on."""
+        return replace(self.view, class_weight=()) if self.view.class_weight else self.view
 
     def metrics(self, view: DataView) -> MetricSum:
         """Return the work that evaluates the model on a view."""
@@ -214,8 +227,9 @@ def build(conf: Conf, data: Datasets, facts: Facts, device: arrays.Device) -> Pr
     scaling: Preparation | None = _scaling(conf, data.train, facts.train.moments, notes)
     if facts.scatter is not None:
         scaling = whitening(facts.scatter, notes)
+    factors = _class_weight(conf, facts, targets, notes)
     place = None if conf.data.scratch is None else (str(Path(conf.data.scratch.dir).resolve()), conf.data.scratch.size)
-    view = replace(train_view, scaling=scaling, targets=targets, scratch=place)
+    view = replace(train_view, scaling=scaling, targets=targets, class_weight=factors, scratch=place)
     block_rows = conf.data.block_rows or default_block_rows(len(view.source.columns), view.dtype, sparse=sparse)
     plan = _plan(conf, view, facts, notes)
     skipped = int(facts.train.skipped.sum())
@@ -328,6 +342,35 @@ def _check_classes(conf: Conf, facts: Facts, notes: list[str]) -> None:
         where="data.target",
         hint="to go on name the others in data.classes, with model.l2 > 0 and model.intercept=false",
     )
+
+
+def _class_weight(conf: Conf, facts: Facts, targets: Targets, notes: list[str]) -> tuple[float, ...]:
+    """Return the factor of each class; empty for none."""
+    spec, where = conf.data.class_weight, "data.class_weight"
+    if spec is None:
+        return ()
+    if not targets.classes:
+        raise conf.error(where, "data.class_weight needs one column of labels", "leave it at null")
+    if spec == "balanced" and not facts.class_weights:
+        notes.append("class weights: balanced, by the first pass over the data")
+        return ()
+    names = [str(c) for c in targets.classes]
+    if spec == "balanced":
+        mass = facts.class_weights
+        seen = sum(w > 0.0 for w in mass)
+        total = sum(mass)
+        factors = tuple(total / (seen * w) if w > 0.0 else 1.0 for w in mass)
+    else:
+        factor = dict(spec)
+        wrong = [label for label in factor if label not in names]
+        if wrong:
+            raise conf.error(
+                where, f"data.class_weight: no class is '{wrong[0]}'", f"the classes are {', '.join(names[:10])}"
+            )
+        factors = tuple(factor.get(name, 1.0) for name in names)
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in list(zip(names, factors, strict=True))[:10])
+    notes.append(f"class weights: {shown}" + (", ..." if len(names) > 10 else ""))
+    return factors
 
 
 def _scaling(conf: Conf, dataset: Dataset, moments: Moments, notes: list[str]) -> Scaling | None:

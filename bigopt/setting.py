@@ -84,7 +84,7 @@ def strategy_setting(
             problem.model,
             problem.view,
             shares,
-            problem.facts.train.moments.weight,
+            problem.total_weight,
             problem.penalty,
             conf.run.dtype,
             problem.block_rows,

@@ -140,7 +140,7 @@ class Checks:
             metrics = validation = self.metrics(problem.validation, params)
             loss = metrics["loss"]
         elif self._stop.target_metric:
-            metrics = self.metrics(problem.view, params)
+            metrics = self.metrics(problem.unbalanced, params)
         why = self._stopper.check(loss, metrics)
         if self._stop.tolerance is not None and problem.validation is not None and self._stopper.stale == 0:
             self.best_params = params

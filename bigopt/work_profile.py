@@ -34,6 +34,8 @@ class Profile(NamedTuple):
         Of the raw features, weighted; empty where they were not asked for.
     labels, label_rows : ndarray
         Sorted distinct labels and their rows; empty where not asked for.
+    label_weight : ndarray, float64
+        sum_i s_i over the rows of each label.
     width : int
         Columns of the target.
     """
@@ -44,6 +46,7 @@ class Profile(NamedTuple):
     moments: Moments
     labels: Array
     label_rows: Ints
+    label_weight: Array
     width: int
 
     def merge(self, other: Profile) -> Profile:
@@ -52,6 +55,8 @@ class Profile(NamedTuple):
         labels, inverse = np.unique(np.concatenate([p.labels for p in found]), return_inverse=True)
         rows = np.zeros(len(labels), dtype=np.int64)
         np.add.at(rows, inverse, np.concatenate([p.label_rows for p in found]))
+        weight = np.zeros(len(labels))
+        np.add.at(weight, inverse, np.concatenate([p.label_weight for p in found]))
         if len(labels) > _MOST_LABELS:
             raise DataError(f"more than {_MOST_LABELS} distinct labels", hint="is the task a regression? set data.task")
         return Profile(
@@ -61,6 +66,7 @@ class Profile(NamedTuple):
             self.moments.merge(other.moments),
             labels,
             rows,
+            weight,
             max(self.width, other.width),
         )
 
@@ -89,20 +95,21 @@ class ProfileData:
 
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Profile:
         """Return the partition's profile."""
-        index = int(unit[0])
-        with meter.block(self.view, index) as entry:
+        part = int(unit[0])
+        with meter.block(self.view, part) as entry:
             X, y, weight, skipped, _ = entry.block
             meter.rows += len(X)
-            labels, rows = np.empty(0), np.empty(0, dtype=np.int64)
+            labels, rows, mass = np.empty(0), np.empty(0, dtype=np.int64), np.empty(0)
             width = 0 if y is None else y.shape[1] if y.ndim == 2 else 1
             if self.labels and y is not None and len(y) and width == 1:
-                labels, rows = np.unique(y, return_counts=True)
+                labels, index, rows = np.unique(y, return_inverse=True, return_counts=True)
+                mass = np.bincount(index.reshape(-1), weights=weight, minlength=len(labels)).astype(np.float64)
             if self.features:
                 found = moments(X, weight)
             else:
-                mass = float(len(X)) if weight is None else float(weight.sum())
-                found = Moments(mass, np.empty(0), np.empty(0))
-            return Profile(np.array([index]), np.array([len(X)]), np.array([skipped]), found, labels, rows, width)
+                found = Moments(float(len(X)) if weight is None else float(weight.sum()), np.empty(0), np.empty(0))
+            counted = (np.array([part]), np.array([len(X)]), np.array([skipped]))
+            return Profile(*counted, found, labels, rows, mass, width)
 
 
 def moments(X: Array | CSR, weight: Array | None) -> Moments:

@@ -63,6 +63,10 @@ class DataConf(Group, frozen=True):
         tuple[bool | int | float | str, ...] | None,
         key("class labels in order; null: the sorted distinct labels of the training rows"),
     ] = None
+    class_weight: Annotated[
+        Literal["balanced"] | dict[str, Positive] | None,
+        key("balanced (W / (classes x weight of the class)) or {'label': factor}, of training rows; null: 1"),
+    ] = None
     validation: Annotated[
         Portion | Text | None, key("a fraction of the rows (by keyed hash of the row number) or a URI; null: none")
     ] = None

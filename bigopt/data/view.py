@@ -101,6 +101,8 @@ class DataView:
     scaling : Scaling, Whitening or None
     targets : Targets or None
         None leaves raw labels.
+    class_weight : tuple of float
+        What the weight of a row is multiplied by, for each class of `targets`; empty for 1.
     scratch : tuple of (str, int) or None
         Folder and bytes on each node's own disk where prepared blocks are kept for all its workers (`data.scratch`);
         no part of the `key`.
@@ -113,6 +115,7 @@ class DataView:
     split: Split | None = None
     scaling: Preparation | None = None
     targets: Targets | None = None
+    class_weight: tuple[float, ...] = ()
     scratch: tuple[str, int] | None = None
 
     @property
@@ -128,7 +131,7 @@ class DataView:
     @cached_property
     def raw(self) -> DataView:
         """The same rows, neither scaled nor encoded."""
-        return replace(self, scaling=None, targets=None)
+        return replace(self, scaling=None, targets=None, class_weight=())
 
     @cached_property
     def key(self) -> str:
@@ -168,7 +171,12 @@ class DataView:
             self.scaling.apply(raw.X)
         if self.targets is None or raw.y is None:
             return raw
-        return raw._replace(y=self.targets.encode(raw.y, self.dtype))
+        y = self.targets.encode(raw.y, self.dtype)
+        if not self.class_weight:
+            return raw._replace(y=y)
+        index = y if self.targets.kind == "index" else (y > 0).astype(np.int64)
+        factor = np.asarray(self.class_weight)[index]
+        return raw._replace(y=y, weight=factor if raw.weight is None else raw.weight * factor)
 
     def load_raw(self, index: int) -> Block:
         """Read the used rows of one partition.

@@ -226,7 +226,7 @@ class Trials:
         sums: Sums = self.rounds.run(
             self.session, work, (params,), units, lambda k: homes(counts, k)[units[:, 0]], where
         )
-        return sums.loss / problem.facts.train.moments.weight + problem.penalty.value(params, problem.model.layout)
+        return sums.loss / problem.total_weight + problem.penalty.value(params, problem.model.layout)
 
 
 def first_rate(conf: Conf, problem: Problem, session: Session, rounds: Rounds) -> tuple[float, str]:

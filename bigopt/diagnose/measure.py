@@ -112,7 +112,7 @@ class Measure:
     @cached_property
     def weight(self) -> float:
         """W."""
-        return self.problem.facts.train.moments.weight
+        return self.problem.total_weight
 
     @cached_property
     def penalty(self) -> Penalty:

@@ -159,8 +159,8 @@ def test_every_key_has_a_type_in_words_a_comment_and_a_fitting_default(path: str
 
 def test_the_keys_are_those_of_the_contract() -> None:
     contract = {
-        "data": "uri target features weight task classes validation dtype memory scratch block_rows unknown "
-        "on_bad_rows storage_options",
+        "data": "uri target features weight task classes class_weight validation dtype index_base memory scratch "
+        "block_rows unknown on_bad_rows storage_options",
         "ingest": "source columns join derive where encode nulls out format partition_rows",
         "model": "name hidden activation groups shortcut batchnorm loss huber_delta l2 l1 intercept standardize whiten "
         "init backprop",
