@@ -16,12 +16,13 @@ from typing import Any, Final, Literal, Self
 
 import numpy as np
 
-from bigopt.core.csr import CSR, stacked
+from bigopt.core.csr import CSR
 from bigopt.core.errors import ConfError, DataError
 from bigopt.data.columns import Names, Run, ambiguous
 from bigopt.data.files import shown
 from bigopt.data.manifest import LAYOUTS, NAME, Column, ColumnMoments, Manifest
 from bigopt.data.moments import RunningMoments
+from bigopt.data.parts import Part, cast, copied, joined, part, plain
 from bigopt.data.publish import Publication
 from bigopt.data.rooms import index_dtype
 from bigopt.data.sinks import ParquetSink, Sink, ZarrSink
@@ -42,9 +43,6 @@ from bigopt.data.sparse import ROW_BYTES, checked
 FORMATS: Final = ("zarr", "parquet")
 MEASURED: Final = (4096, 1 << 21)
 """Sparse rows whose bytes decide the chunks: so many, or fewer that hold so many values."""
-
-Part = tuple[Any, Array | None, Array | None]
-"""X (an array or CSR), y and weight of some rows."""
 
 
 class DatasetWriter:
@@ -170,13 +168,13 @@ class DatasetWriter:
             raise DataError("target or weight are given and not declared, or the reverse", where=self._path)
         if isinstance(X, CSR):
             checked(X, lambda row: f"row {self.rows + row} of what is written to {self._path}")
-            X = CSR(_cast(X.data, self._dtype, "X", self._path), X.indices, X.indptr, X.columns)
+            X = CSR(cast(X.data, self._dtype, "X", self._path), X.indices, X.indptr, X.columns)
         else:
-            X = _cast(X, self._dtype, "X", self._path)
+            X = cast(X, self._dtype, "X", self._path)
         if y is not None:
             y = self._labels(y, len(X))
         if weight is not None:
-            weight = _cast(weight, np.dtype(np.float64), "weight", self._path)
+            weight = cast(weight, np.dtype(np.float64), "weight", self._path)
             if weight.shape != (len(X),):
                 raise DataError(f"weight of shape {weight.shape} for {len(X)} rows", where=self._path)
         if len(X) == 0:
@@ -197,7 +195,7 @@ class DatasetWriter:
             self._emit(self._cut)
         if self._held:  # the caller may use its arrays again
             X, y, weight = self._held[-1]
-            self._held[-1] = (_copied(X), None if y is None else y.copy(), None if weight is None else weight.copy())
+            self._held[-1] = (copied(X), None if y is None else y.copy(), None if weight is None else weight.copy())
 
     def _labels(self, y: Array, rows: int) -> Array:
         q = len(self._target)
@@ -212,7 +210,7 @@ class DatasetWriter:
             if y.dtype.kind not in "UT":
                 raise DataError(f"a target of dtype {y.dtype} where text is stored", where=self._path)
             return y if y.dtype.kind == "U" else np.array(y.tolist(), dtype=np.str_)
-        return _cast(y, np.dtype(self._target_dtype), "y", self._path)
+        return cast(y, np.dtype(self._target_dtype), "y", self._path)
 
     def _measure(self) -> None:
         """Take the bytes of a sparse row from the first rows: at most so many, until they hold so many values."""
@@ -296,11 +294,11 @@ class DatasetWriter:
                 taken.append(self._held.pop(0))
                 need -= have
             else:
-                taken.append(_part(block, slice(0, need)))
-                self._held[0] = _part(block, slice(need, None))
+                taken.append(part(block, slice(0, need)))
+                self._held[0] = part(block, slice(need, None))
                 need = 0
         assert self._sink is not None
-        X, y, weight = (_joined([block[k] for block in taken]) for k in range(3))
+        X, y, weight = (joined([block[k] for block in taken]) for k in range(3))
         self._sink.write(X, y, weight)
         self._held_rows -= rows
         self._emitted.append((rows, len(X.data) if self._sparse else 0))
@@ -357,7 +355,7 @@ class DatasetWriter:
             columns=self._features(moments.get("X")),
             target=tuple(self._column(n, kind, m) for n, m in zip(self._target, targets, strict=True)),
             weight=None if self._weight is None else self._column(self._weight, "float64", moments["weight"][0]),
-            classes=None if self._classes is None else tuple(_plain(c) for c in self._classes),
+            classes=None if self._classes is None else tuple(plain(c) for c in self._classes),
             partitions=partitions,
             chunks=tuple(chunks),
             recipe=self._recipe,
@@ -380,39 +378,3 @@ class DatasetWriter:
             raise DataError(f"cannot be written: {failure.strerror or failure}", where=where) from failure
         finally:
             self._publication.end()
-
-
-def _cast(values: Array, dtype: np.dtype[Any], what: str, path: str) -> Array:
-    """Convert to the stored dtype; refuse what it cannot hold (rounding of floats is allowed)."""
-    if values.dtype == dtype:
-        return values
-    if values.dtype.name not in NUMERIC or (dtype.kind in "biu" and values.dtype.kind == "f"):
-        raise DataError(f"{what} of dtype {values.dtype} where {dtype} is stored", where=shown(path))
-    if dtype.kind in "iu" and values.size:
-        limits = np.iinfo(dtype)
-        if int(values.min()) < limits.min or int(values.max()) > limits.max:
-            raise DataError(f"{what} holds values beyond {dtype}", where=shown(path), hint="a wider dtype")
-    if dtype.kind == "b" and values.dtype.kind != "b":
-        raise DataError(f"{what} of dtype {values.dtype} where booleans are stored", where=shown(path))
-    with np.errstate(over="ignore"):
-        return values.astype(dtype)
-
-
-def _plain(label: Any) -> Any:
-    return label.item() if isinstance(label, np.generic) else label
-
-
-def _part(block: Part, rows: slice) -> Part:
-    X, y, weight = block
-    return X[rows], None if y is None else y[rows], None if weight is None else weight[rows]
-
-
-def _copied(X: Array | CSR) -> Array | CSR:
-    return CSR(X.data.copy(), X.indices.copy(), X.indptr.copy(), X.columns) if isinstance(X, CSR) else X.copy()
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    present = [part for part in parts if part is not None]
-    if not present or len(present) == 1:
-        return present[0] if present else None
-    return stacked(present) if isinstance(present[0], CSR) else np.concatenate(present)
