@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bigopt.batches import batch_rate, schedule_keys, span
 from bigopt.core.sums import Moments
 from bigopt.core.tree import height
 from bigopt.costs import FITTED, Round, best_slots, parts
@@ -32,7 +33,7 @@ from bigopt.optim.build import build_schedule
 from bigopt.optim.schedules import convergence
 from bigopt.optim.search import SEARCHES
 from bigopt.optim.table import keys_of, optimizer, state_vectors
-from bigopt.problem import Problem, batch_rate, build, schedule_keys, span
+from bigopt.problem import Problem, build
 from bigopt.strategies.base import Renewal
 
 if TYPE_CHECKING:
