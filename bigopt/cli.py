@@ -120,8 +120,8 @@ def _verb(function: F) -> Any:
 def ingest(files: tuple[str, ...], settings: tuple[str, ...], force: bool) -> Answer:
     """Turn raw files into a dataset that trains.
 
-    Reads CSV (also zipped), Parquet, NPZ or NPY in bounded memory; selects, derives, filters and encodes columns as
-    the conf's `ingest` group says.
+    Reads CSV (also zipped), Parquet, NPZ, NPY or svmlight text in bounded memory; selects, derives, filters and encodes
+    columns as the conf's `ingest` group says. Rows that are sparse already are copied as they are.
 
     \b
     Example:

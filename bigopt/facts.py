@@ -104,7 +104,7 @@ def open_data(conf: Conf) -> Datasets:
 
     spec = conf.data
     if spec.uri is None:
-        raise ConfError("no data", where="data.uri", hint="set data.uri to a Zarr group, Parquet, NPZ or NPY")
+        raise ConfError("no data", where="data.uri", hint="set data.uri to Zarr, Parquet, NPZ, NPY or svmlight data")
 
     def opened(uri: str, target: Any, features: Any, weight: str | None) -> Any:
         return open_dataset(

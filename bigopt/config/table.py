@@ -45,9 +45,9 @@ class Scratch(Group, frozen=True):
 class DataConf(Group, frozen=True):
     """The dataset that is trained on."""
 
-    uri: Annotated[Text | None, key("Zarr group, Parquet file or directory, NPZ or NPY: a path or an fsspec URL")] = (
-        None
-    )
+    uri: Annotated[
+        Text | None, key("Zarr group, Parquet file or directory, NPZ, NPY or svmlight text: a path or an fsspec URL")
+    ] = None
     target: Annotated[
         Text | Columns | None, key("target column or columns; null: what the dataset declares, else y")
     ] = None
@@ -101,7 +101,8 @@ class IngestConf(Group, frozen=True):
     """How raw files become the dataset (bigopt ingest)."""
 
     source: Annotated[
-        Text | list[Any] | dict[str, Any] | None, key("raw file or files: CSV (also zipped), Parquet, NPZ, NPY")
+        Text | list[Any] | dict[str, Any] | None,
+        key("raw file or files: CSV (also zipped), Parquet, NPZ, NPY, svmlight (also .gz, .bz2)"),
     ] = None
     columns: Annotated[
         list[Any] | dict[str, Any] | None, key("columns to read, as a list or {name: dtype}; null: all")
@@ -114,7 +115,10 @@ class IngestConf(Group, frozen=True):
         None
     )
     encode: Annotated[
-        dict[str, Any], key("categories to numbers: {carrier: onehot, size: {ordinal: [s, m]}, dest: {top: 20}}")
+        dict[str, Any],
+        key(
+            "{carrier: onehot, size: {ordinal: [s, m]}, dest: {top: 20}, remark: words}; words are hashed, rows sparse"
+        ),
     ] = {}
     nulls: Annotated[
         Text | dict[str, Any] | None, key("error | drop, or by column {dep_delay: mean, '*': drop}; null: error")
