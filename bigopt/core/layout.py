@@ -73,6 +73,10 @@ class Layout:
 
     def slices(self) -> tuple[tuple[Block, slice], ...]:
         """Return each block with its slice of the flat vector."""
+        return self._slices
+
+    @cached_property
+    def _slices(self) -> tuple[tuple[Block, slice], ...]:
         return tuple((b, slice(o, o + b.size)) for b, o in zip(self.blocks, self.offsets, strict=False))
 
     def views(self, flat: Any) -> dict[str, Any]:

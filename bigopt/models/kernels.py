@@ -41,6 +41,8 @@ def groups(a: Any, g: int) -> Any:
 
 def flip(a: Any) -> Any:
     """View an array with its last two axes exchanged."""
+    if isinstance(a, np.ndarray):
+        return a.swapaxes(-1, -2)
     return namespace(a).permute_dims(a, (1, 0) if a.ndim == 2 else (0, 2, 1))
 
 

@@ -291,8 +291,11 @@ class MLP:
     def _parameters(self, flat: Any) -> list[_Layer]:
         """View a flat vector as layers."""
         views = self.layout.views(flat)
-        roles = ("weight", "intercept", "mean", "scale")
-        return [_Layer(*(views.get(f"layer{k}.{role}") for role in roles)) for k in range(1, len(self.hidden) + 2)]
+        return [_Layer(*map(views.get, names)) for names in self._names]
+
+    @cached_property
+    def _names(self) -> tuple[tuple[str, ...], ...]:
+        return tuple(tuple(f"layer{k}.{role}" for role in _Layer._fields) for k in range(1, len(self.hidden) + 2))
 
     def _hidden(self, w: list[_Layer], X: Any, buffers: Buffers | None = None) -> Iterator[tuple[Any, Any, Any]]:
         """Yield z = phi(v), a = z or z plus the layer's input, and what the next layer takes, of each hidden layer."""
