@@ -3,7 +3,8 @@
 The lists are called ``indices`` and ``values`` (or ``data``); any two list columns of which exactly one holds integers
 will do as well. The number of columns d is in the schema's metadata (``features``, or ``shape`` as [n, d]). Foreign
 files are scanned when they are opened, indices only, for the values of each partition, and for d where the metadata are
-silent: the greatest index + 1.
+silent: the greatest index + 1. A row group that holds several partitions is decoded from its start for each: write
+smaller row groups, or ingest.
 """
 
 from __future__ import annotations
