@@ -5,7 +5,8 @@ recently used" would evict exactly what is needed next; so the most recently use
 lane is still walking through (*open*), which go last. Losing an entry is never an error: caches are not state.
 
 Decoding overlaps with computing: while somebody computes on a block, the one that its order needs next is decoded by a
-thread of its own (`prefetch`), where that fits the budget without taking away what is in use. It changes no bits.
+thread of its own (`prefetch`), one at a time in a process (each has its own heap, and what they leave there adds up),
+where that fits the budget without taking away what is in use. It changes no bits.
 
 With ``data.scratch`` a block that is decoded is written to a file of the node and mapped (`bigopt.data.scratch`): then
 it counts for next to nothing here, and other workers need not decode it.
@@ -91,6 +92,7 @@ class BlockCache:
         self._held = 0
         self._clock = 0
         self._changed = threading.Condition()
+        self._decoding_ahead = False
         self._threads = threading.local()
         self._nodes: dict[tuple[str, int], NodeScratch] = {}
 
@@ -256,12 +258,13 @@ class BlockCache:
             if key in self._entries or key in self._loading or (view.raw.key, index) in self._entries:
                 return False
             free = sum(e.charge for e in self._entries.values() if not (e.pins or e.awaited or e.open))
-            if self._held - free + room > self.budget:
+            if self._decoding_ahead or self._held - free + room > self.budget:
                 return True
             while self._held + room > self.budget:
                 self._evict_block()
             self._held += room
             self._loading.add(key)
+            self._decoding_ahead = True
             entry = Entry(_NOTHING, 0, awaited=True, last_use=self._clock)
         threading.Thread(
             target=self._load_ahead, args=(key, view, index, room, entry), name="bigopt-prefetch", daemon=False
@@ -270,8 +273,11 @@ class BlockCache:
 
     def _load_ahead(self, key: Key, view: DataView, index: int, room: int, entry: Entry) -> None:
         # What is wrong with it is said to whoever asks for it and meets it again.
-        with contextlib.suppress(Exception), np.errstate(over="ignore", invalid="ignore"):
-            self._load(key, view, index, room, None, entry)
+        try:
+            with contextlib.suppress(Exception), np.errstate(over="ignore", invalid="ignore"):
+                self._load(key, view, index, room, None, entry)
+        finally:
+            self._decoding_ahead = False
 
     def _take_raw(self, key: Key) -> Entry | None:
         """Give up an unpinned raw block so that it can be scaled in place."""
