@@ -7,6 +7,7 @@ where it waits.
 from __future__ import annotations
 
 import sys
+import sysconfig
 import threading
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from typing import Any
 
 from benchmarks.player import ROOT
 
+_STDLIB = sysconfig.get_path("stdlib")
 _EVERY_SECONDS = 0.002
 _SHOWN = 12
 
@@ -48,9 +50,9 @@ class Looks:
         while not self._done.wait(_EVERY_SECONDS):
             names = {t.ident: t.name for t in threading.enumerate()}
             for ident, frame in sys._current_frames().items():
-                name = names.get(ident, "?").rstrip("0123456789")
-                if ident in self._but or ident == self._thread.ident or not name.startswith(("bigopt", "MainThread")):
+                if ident in self._but or ident == self._thread.ident:
                     continue
+                name = names.get(ident, "?").rstrip("0123456789-_")
                 place = f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
                 if (caller := frame.f_back) is not None:
                     place += f" {frame.f_code.co_name} < {caller.f_code.co_name}:{caller.f_lineno}"
@@ -67,6 +69,6 @@ class Looks:
 
 def _short(path: str) -> str:
     """Return the path of a module within its package's folder."""
-    for folder in ("/site-packages/", "/bigopt/", f"{ROOT}/"):
+    for folder in ("/site-packages/", "/bigopt/", f"{ROOT}/", f"{_STDLIB}/"):
         path = path.rpartition(folder)[2]
     return path
