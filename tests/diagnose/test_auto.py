@@ -99,7 +99,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "keys"), CASES)
+@pytest.mark.parametrize(
+    ("kind", "keys"), [pytest.param(*case, marks=() if case in CASES[2::2] else pytest.mark.all) for case in CASES]
+)
 def test_a_run_with_auto_is_the_run_with_its_number(tmp_path: Path, kind: str, keys: list[str]) -> None:
     problem, model = MODELS[kind]
     seen = set()
@@ -127,7 +129,9 @@ def test_the_same_rate_on_dask(tmp_path: Path) -> None:
     assert seen[0] == seen[1]
 
 
-@pytest.mark.parametrize("name", ["local_sgd", "easgd", "downpour"])
+@pytest.mark.parametrize(
+    "name", ["downpour", pytest.param("local_sgd", marks=pytest.mark.all), pytest.param("easgd", marks=pytest.mark.all)]
+)
 def test_local_steps_take_the_rate_of_synchronous_trials(tmp_path: Path, name: str) -> None:
     keys = ["model.name=ridge", "batch.size=40", f"strategy.name={name}", "strategy.replicas=2", "stop.epochs=2"]
     said = Lines()

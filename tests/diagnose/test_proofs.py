@@ -23,6 +23,7 @@ from bigopt.facts import Datasets
 RAW = ["model.name=linear", "model.standardize=false", "model.intercept=false"]
 GEOMETRIC = np.geomspace(0.02, 1.0, 8)
 SINGLE = np.array([1.0, *[0.02] * 7])
+LONG = pytest.mark.all
 TABLE = np.array([1.0, 0.5, 0.2, 0.1, 0.05])
 
 
@@ -89,7 +90,7 @@ def growth(values: np.ndarray, eta: float, b: int, seed: int, particles: int, st
     return float(np.mean(rates)), float(np.std(rates) / np.sqrt(len(rates)))
 
 
-@pytest.mark.parametrize("b", [1, 16, 256])
+@pytest.mark.parametrize("b", [1, 16, pytest.param(256, marks=LONG)])
 @pytest.mark.parametrize("values", [GEOMETRIC, SINGLE], ids=["geometric", "single"])
 def test_the_printed_threshold_separates_averaged_runs(values: np.ndarray, b: int) -> None:
     """Convergence in the mean square at the printed step / 1.2, divergence at 1.2 times it."""
@@ -127,7 +128,8 @@ def test_the_printed_threshold_separates_full_batches(values: np.ndarray, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("eta", "msd", "er"), [(0.002, 1.0052, 1.0066), (0.005, 1.0132, 1.0166), (0.02, 1.0554, 1.0699)]
+    ("eta", "msd", "er"),
+    [pytest.param(0.002, 1.0052, 1.0066, marks=LONG), (0.005, 1.0132, 1.0166), (0.02, 1.0554, 1.0699)],
 )
 def test_the_steady_state_by_measurement(eta: float, msd: float, er: float) -> None:
     """MSD and ER of averaged runs: 95 % intervals that hold the exact fixed point and are narrower than 15 %."""
