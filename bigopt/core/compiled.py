@@ -25,6 +25,7 @@ import hashlib
 import importlib.util
 import inspect
 import os
+import stat
 import sys
 import tempfile
 import threading
@@ -247,14 +248,18 @@ def _compile(maker: Maker, key: tuple[Any, ...], signature: tuple[str, ...]) -> 
 def cache_folder() -> Path | None:
     """Return the folder of the object files, or None where there is none that only this user can write to."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(home) / "bigopt" / "kernels"
+    parent = Path(home) / "bigopt"
+    folder = parent / "kernels"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.lstat()
-    except (OSError, RuntimeError):
+        parent.parent.mkdir(parents=True, exist_ok=True)
+        for path in (parent, folder):
+            path.mkdir(mode=0o700, exist_ok=True)
+            status = path.lstat()
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+                return None
+    except OSError:
         return None
-    mine = status.st_uid == os.getuid() and not status.st_mode & 0o022 and folder.is_dir() and not folder.is_symlink()
-    return folder if mine and os.access(folder, os.W_OK) else None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def _read(path: Path) -> tuple[str, bytes] | None:

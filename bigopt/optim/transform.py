@@ -124,9 +124,13 @@ def _sum_squares(x: Vector, unit: float) -> float:
     work = np.empty(min(TILE, x.size), dtype=np.float64)
     total = 0.0
     for s in tiles(x.size):
-        h = work[: s.stop - s.start]
-        np.divide(x[s], unit, out=h)
-        np.multiply(h, h, out=h)
+        h, v = work[: s.stop - s.start], x[s]
+        if unit != 1.0:
+            v = np.divide(v, unit, out=h)
+        elif v.dtype != h.dtype:
+            np.copyto(h, v)
+            v = h
+        np.multiply(v, v, out=h)
         total += float(np.add.reduce(h))
     return total
 
