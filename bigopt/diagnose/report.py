@@ -35,7 +35,7 @@ def tables(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = [[name, found[name], formulas[name]] for name in _FIGURES]
     rows.append(["knee", found["knee"]["rows"], formulas["knee"]])
     curved = found["curved"]
-    if found["r2_least"] < found["r2"]:
+    if found["r2_least"] < (1.0 - 1e-6) * found["r2"]:
         rows.insert(_FIGURES.index("r2") + 1, ["r2_least", found["r2_least"], formulas["r2_least"]])
     result = [
         {"title": f"at the current w ({found['how']})", "columns": ["figure", "value", "formula"], "rows": rows},
@@ -56,7 +56,7 @@ def tables(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     if curved["mean_square"] != found["mean_square_x"]:
         rows = [["E||x||^2", curved["mean_square"]], ["lambda_max(Sigma)", curved["largest"]]]
         rows += [["R2, which eta_b takes", curved["r2"]]]
-        if curved["r2_least"] < curved["r2"]:
+        if curved["r2_least"] < (1.0 - 1e-6) * curved["r2"]:
             rows += [["R2 is at least", curved["r2_least"]]]
         what = "tr G_i / 2 for ||x||^2" if found["mlp"] else "sqrt(h_i/2) x for x"
         result.insert(1, {"title": f"curved rows: {what}", "columns": ["figure", "value"], "rows": rows})

@@ -183,7 +183,7 @@ def _figures(measure: Measure, first: Any, past: Recorded | None, delay: tuple[f
     if not _quadratic(problem):
         steeper = (start, ends.largest) if ends.largest >= best_ends.largest else (best.params, best_ends.largest)
         curved = measure.features(steeper[0], None if linear else steeper[1])
-    if curved.bounded:
+    if curved.r2_least < (1.0 - 1e-6) * curved.r2:
         why = "Sigma is too large to form" if linear else "an mlp's rows by tr G_i / 2, see docs/diagnose.md"
         notes.append(
             f"R2 lies between {curved.r2_least:.4g} and the longest row's {curved.r2:.4g}, which eta_b takes: {why}"
