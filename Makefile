@@ -11,13 +11,17 @@ BACKEND ?= local
 ARGS ?=
 ROWS ?=
 
-.PHONY: help setup run pipeline study studies test test-fast test-all bench bench-quick lint format check lock clean
+.PHONY: help setup s3 run pipeline study studies test test-fast test-all bench bench-quick lint format check lock clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 setup: ## .venv with everything a CPU user needs (and CuPy where there is a card); Java for Spark
 	@tools/setup.sh
+
+s3: setup ## a local server that speaks S3, for test-all, in an environment of its own
+	@test -x .venv-s3/bin/moto_server || { $(PY) -m venv .venv-s3 && \
+		.venv-s3/bin/python -m pip --disable-pip-version-check --quiet install 'moto[s3,server]==5.2.5'; }
 
 run: setup ## the whole way on real data: fetch the flights, ingest, train, evaluate, show result and pictures
 	@$(PY) tools/demo.py conf/flights.yml
@@ -37,14 +41,14 @@ test: setup ## all tests but the long fault, memory and peer runs
 test-fast: setup ## the tests that start no engine and train no whole run, two at a time
 	@$(PY) -m pytest -n 2 --dist loadfile -m "not all and not slow" $(ARGS)
 
-test-all: setup ## every test
+test-all: setup s3 ## every test
 	@$(PY) -m pytest $(ARGS)
 
-bench: setup ## bigopt beside its peers and the limits of this machine (under 25 minutes); ROWS='mlp adam' for some
+bench: setup ## bigopt beside its peers and the limits of this machine (sized for 25 minutes); ROWS='mlp adam' for some
 	@benchmarks/setup.sh
 	@$(PY) -m benchmarks $(ROWS) $(ARGS)
 
-bench-quick: setup ## the same with small sizes and 3 rounds (under 4 minutes)
+bench-quick: setup ## the same with small sizes and 3 rounds (sized for 4 minutes)
 	@benchmarks/setup.sh
 	@$(PY) -m benchmarks --quick $(ROWS) $(ARGS)
 
