@@ -17,17 +17,16 @@ import shutil
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
 from typing import Any
 
 from bigopt.backends.base import check_fingerprint, fingerprint
+from bigopt.backends.link import Link, activity
 from bigopt.backends.resident import (
     Address,
     Done,
     Failed,
-    Hello,
     Install,
     Prepare,
     Stop,
@@ -39,30 +38,13 @@ from bigopt.backends.segments import Pool
 from bigopt.backends.wire import Wire
 from bigopt.core import codec
 from bigopt.core.errors import ERRORS, ClusterError, ConfError
-from bigopt.work import Arrival, Order, Stats, Work
+from bigopt.work import Arrival, Order, Work
 
 __all__ = ["Address", "Hub", "Link", "Unreachable", "check_slots", "serve"]
 
 
 class Unreachable(ClusterError):
     """No worker can connect to the driver."""
-
-
-@dataclass(eq=False)
-class Link:
-    """A connected worker as the driver sees it; `last` is what it finished last, `since` when its state changed."""
-
-    wire: Wire
-    slot: int
-    hello: Hello
-    orders: dict[int, tuple[Order, int]] = field(default_factory=dict)
-    installed: set[int] = field(default_factory=set)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    last: Order | None = None
-    stats: Stats = field(default_factory=Stats)
-    since: float = field(default_factory=time.monotonic)
-    finished: int = 0
-    gone: bool = False
 
 
 class Hub:
@@ -147,7 +129,7 @@ class Hub:
         """
         now = time.monotonic()
         with self._lock:
-            return [_activity(slot, self._links.get(slot), now) for slot in range(self.slots)]
+            return [activity(slot, self._links.get(slot), now) for slot in range(self.slots)]
 
     def _accept(self, listener: Listener) -> None:
         while True:
@@ -375,27 +357,6 @@ class Hub:
             thread.join(5.0)
         self._pool.close()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _activity(slot: int, link: Link | None, now: float) -> dict[str, Any]:
-    if link is None:
-        return {"slot": slot, "worker": "", "state": "gone", "round": None, "first": None, "last": None}
-    busy = next((order for order, _ in link.orders.values()), None)
-    order = busy or link.last
-    return {
-        "slot": slot,
-        "worker": link.hello.name,
-        "host": link.hello.host,
-        "pid": link.hello.pid,
-        "state": "idle" if busy is None else "busy",
-        "round": None if order is None else order.ticket,
-        "first": None if order is None else int(order.units[:, 0].min()),
-        "last": None if order is None else int(order.units[:, 0].max()),
-        "partitions": None if order is None else order.work.view.partitions,
-        "seconds": link.stats.seconds if busy is None else now - link.since,
-        "orders": link.finished,
-        "rss": link.stats.rss,
-    }
 
 
 def check_slots(found: int, asked: int | None) -> int:

@@ -327,3 +327,43 @@ def test_a_lost_unit_stays_lost_when_nobody_comes():
             hub.close()
             thread.join(20)
     assert SIZES[4] == 640
+
+
+DRIVER = """
+import sys, time
+from probes import vector, view
+from bigopt.backends.channel import Hub
+from bigopt.backends.ledger import Ledger, Rounds
+from bigopt.backends.testing import Probe
+from probes import run_round
+
+hub = Hub(1, timeout=60.0)
+print(hub.addresses[0], hub.key.hex(), flush=True)
+hub.wait_for_workers(1)
+for k in range(1, 10**6):
+    run_round(hub, Probe(view(), seconds=0.01, log=sys.argv[1] if k == 3 else ""), vector(200_000) * k)
+"""
+
+
+def test_a_driver_that_is_killed_takes_its_workers_and_its_memory_with_it(tmp_path):
+    paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
+    (notes := tmp_path / "notes").mkdir()
+    command = [sys.executable, "-c", DRIVER, str(notes)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=paths) as driver:
+        address, key = driver.stdout.readline().split()
+        code = (
+            "import sys; from bigopt.backends.resident import serve; "
+            "serve([sys.argv[1]], bytes.fromhex(sys.argv[2]), 10**8)"
+        )
+        worker = subprocess.Popen([sys.executable, "-c", code, address, key], env=paths)
+        try:
+            assert wait_until(lambda: any(notes.iterdir()), 60)
+            with open(f"/proc/{worker.pid}/maps", encoding="utf-8") as handle:
+                assert "memfd:bigopt" in handle.read()
+            driver.kill()
+            assert worker.wait(30) == 0
+        finally:
+            driver.kill()
+            worker.kill()
+            worker.wait()
+    assert not any("bigopt" in name for name in os.listdir("/dev/shm"))

@@ -1,0 +1,51 @@
+"""A connected worker as the driver sees it, and what is told about it to people who watch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from bigopt.backends.resident import Hello
+from bigopt.backends.wire import Wire
+from bigopt.work import Order, Stats
+
+
+@dataclass(eq=False)
+class Link:
+    """A connected worker as the driver sees it; `last` is what it finished last, `since` when its state changed."""
+
+    wire: Wire
+    slot: int
+    hello: Hello
+    orders: dict[int, tuple[Order, int]] = field(default_factory=dict)
+    installed: set[int] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    last: Order | None = None
+    stats: Stats = field(default_factory=Stats)
+    since: float = field(default_factory=time.monotonic)
+    finished: int = 0
+    gone: bool = False
+
+
+def activity(slot: int, link: Link | None, now: float) -> dict[str, Any]:
+    """Return what a slot does, as `Hub.activity` says it."""
+    if link is None:
+        return {"slot": slot, "worker": "", "state": "gone", "round": None, "first": None, "last": None}
+    busy = next((order for order, _ in link.orders.values()), None)
+    order = busy or link.last
+    return {
+        "slot": slot,
+        "worker": link.hello.name,
+        "host": link.hello.host,
+        "pid": link.hello.pid,
+        "state": "idle" if busy is None else "busy",
+        "round": None if order is None else order.ticket,
+        "first": None if order is None else int(order.units[:, 0].min()),
+        "last": None if order is None else int(order.units[:, 0].max()),
+        "partitions": None if order is None else order.work.view.partitions,
+        "seconds": link.stats.seconds if busy is None else now - link.since,
+        "orders": link.finished,
+        "rss": link.stats.rss,
+    }
