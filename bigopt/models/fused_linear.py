@@ -23,8 +23,8 @@ import numpy as np
 
 from bigopt.models.fused_points import EXACT, POINTS
 
-ROWS: Final = 32
-"""Rows that are scored, then added."""
+ROWS: Final = 16
+"""Rows that are scored, then added: with those that are being fetched they fit the first cache (d up to 250)."""
 
 FLUSH: Final = 128
 """Rows whose gradient is summed in the block's dtype."""
