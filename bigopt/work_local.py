@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from bigopt.core import arrays
 from bigopt.core.codec import wire
+from bigopt.core.compiled import NUMPY
 from bigopt.core.sums import Sums, added, merge, whole
 from bigopt.data.cache import Meter
 from bigopt.data.plan import Ints
@@ -88,6 +89,8 @@ class LocalSteps:
     device : str
     answer : {"average", "replica"}
         What `Turns.params` is to be.
+    kernels : str
+        The kernel set of the run (`bigopt.core.compiled`).
     """
 
     model: Model
@@ -99,6 +102,7 @@ class LocalSteps:
     block_rows: int
     device: arrays.Device = "cpu"
     answer: Answer = "average"
+    kernels: str = NUMPY
 
     def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
         """Need nothing: params change with every step."""
@@ -136,7 +140,14 @@ class LocalSteps:
             with meter.block(self.view, int(unit[0])) as entry:
                 rows = unit_rows(entry, self.shares.seed, unit)
                 part = sum_rows(
-                    self.model, ready, rows, block_rows=self.block_rows, dtype=self.dtype, device=self.device
+                    self.model,
+                    ready,
+                    rows,
+                    block_rows=self.block_rows,
+                    dtype=self.dtype,
+                    device=self.device,
+                    kernels=self.kernels,
+                    buffers=meter.buffers,
                 )
             total = part if total is None else merge(total, part)
         return whole(total) if total is not None else Sums(np.zeros_like(params), 0.0, 0.0, 0)

@@ -21,6 +21,7 @@ ROOT = Path(bigopt.__file__).parent
 HEAVY = (
     *("dask", "distributed", "bokeh", "pyspark", "py4j"),
     *("zarr", "numcodecs", "pyarrow", "fsspec", "obstore", "pandas", "scipy", "sklearn", "matplotlib"),
+    *("numba", "llvmlite"),
     *("cupy", "torch", "msgspec", "yaml", "click", "rich"),
 )
 

@@ -114,6 +114,10 @@ class Round:
         """Whether every unit is accepted."""
         return bool(self._accepted.all())
 
+    def wants(self, order: Order) -> bool:
+        """Return whether some units of an order are not accepted yet."""
+        return not bool(self._accepted[order.start : order.stop].all())
+
     @property
     def value(self) -> Any:
         """The root of the tree; a partial sum is never given out."""

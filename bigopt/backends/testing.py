@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -84,6 +85,58 @@ class Probe:
         number = next(n for n in itertools.count() if not os.path.exists(f"{self.log}/{index}-{os.getpid()}-{n}"))
         with open(f"{self.log}/{index}-{os.getpid()}-{number}", "x", encoding="ascii"):
             return again
+
+
+@wire
+@dataclass(frozen=True)
+class Slowed:
+    """Work that one worker does several times slower: after each unit it sleeps a multiple of the time it took.
+
+    Parameters
+    ----------
+    work : Work
+    folder : str
+        Where the first worker to come leaves its name, ``pid-thread``: it is the slow one.
+    factor : float
+        Seconds asleep for each second of work.
+    least : float
+        Seconds that a unit takes at least, on every worker.
+    """
+
+    work: Any
+    folder: str
+    factor: float
+    least: float = 0.0
+
+    @property
+    def view(self) -> DataView:
+        """That of the work."""
+        view: DataView = self.work.view
+        return view
+
+    def prepare(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As the work."""
+        ready: tuple[Any, ...] = self.work.prepare(inputs)
+        return ready
+
+    def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Any:
+        """Return the work's value, late."""
+        begin = time.perf_counter()
+        value = self.work(inputs, unit, meter)
+        time.sleep(max(0.0, self.least - (time.perf_counter() - begin)))
+        if self._is_me():
+            time.sleep(self.factor * (time.perf_counter() - begin))
+        return value
+
+    def _is_me(self) -> bool:
+        me, path = f"{os.getpid()}-{threading.get_ident()}", os.path.join(self.folder, "slow")
+        try:
+            with open(path, "x", encoding="ascii") as handle:
+                handle.write(me)
+        except FileExistsError:
+            with open(path, encoding="ascii") as handle:
+                return handle.read() == me
+        return True
 
 
 @wire

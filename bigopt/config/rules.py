@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 COMMON: Mapping[str, tuple[str, ...]] = {"optimizer": ("clip_norm", "clip_value", "average")}
 """Keys that every name of a group may have."""
 
-_LATER: Mapping[str, object] = {}
-"""Keys of which this version has only one value."""
-
 _CLASSIFY = ("logistic", "softmax", "perceptron", "svm")
 
 
@@ -90,10 +87,6 @@ def _check_available(conf: Conf) -> None:
     if conf.strategy.compression.name is not None:
         path, name = "strategy.compression.name", conf.strategy.compression.name
         raise conf.error(path, f"{path}: " + later(f"compression '{name}'"), "leave it at null")
-    for path, only in _LATER.items():
-        value = _get(conf, path)
-        if value != only:
-            raise conf.error(path, later(f"{path}: {values.shown(value)}"), f"leave it at {values.shown(only)}")
     if conf.model.init not in names.INIT_RULES:
         _check_init(conf)
 

@@ -43,7 +43,7 @@ REPEATED: Final = -3
 """The same with replacement."""
 
 _GOLDEN: Final = 0.6180339887498949
-_PIECE_ROWS: Final = 128
+_PIECE_ROWS: Final = 256
 
 
 def whole(partitions: npt.ArrayLike, counts: Ints) -> Ints:
@@ -69,9 +69,9 @@ def whole(partitions: npt.ArrayLike, counts: Ints) -> Ints:
 
 
 def choose_lanes(size: int, partitions: int) -> int:
-    """Return the default number of lanes for a batch: pieces of at least 128 rows, at least two lanes.
+    """Return the default number of lanes for a batch: pieces of at least 256 rows, at least two lanes.
 
-    A piece of a batch costs one gradient vector; below about a hundred rows that shows. 0 means that every partition
+    A piece of a batch costs one gradient vector; below a few hundred rows that shows. 0 means that every partition
     gives its share to every batch.
     """
     lanes = max(2, size // _PIECE_ROWS)

@@ -2,8 +2,9 @@
 
 The units of a round are cut into groups; each group has more than one holder, and the first result of a group counts.
 Late copies are dropped by the ledger, so that no row is lost or counted twice, and the root is that of sync to the bit:
-the tree depends on the units, not on who summed them. A worker that is still busy with a late copy gets no new one, as
-long as another holder is free (Chen et al. 2016, "Revisiting distributed synchronous SGD").
+the tree depends on the units, not on who summed them. A copy is sent only to a worker that is idle, at the start of a
+round or when it is done with its own group before others are; so a slow worker, still busy with a late copy, is left
+alone as long as another holder is free (Chen et al. 2016, "Revisiting distributed synchronous SGD").
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ class Spares:
         self._groups = groups
         self._spares = spares
         self._load: Counter[int] = Counter()
+        self._slots = 1
+        self._open: list[Order] = []
+        self._copies: dict[int, set[int]] = {}
 
     def _cut(self, slots: int) -> int:
         return self._groups or max(1, slots - self._spares)
@@ -47,32 +51,54 @@ class Spares:
         """Return the group of each unit."""
         return plan.homes(units, self._cut(slots))
 
-    def copies(self, orders: list[Order], slots: int) -> list[Order]:
-        """Return the orders of a round, one a group, with their copies: each group once before any twice."""
-        busy = {slot for slot, load in self._load.items() if load > 0}
-        free = {order.slot: [s for s in self.holders(order.slot, slots) if s not in busy] for order in orders}
-        taken: set[int] = set()
-        first: list[Order] = []
-        second: list[Order] = []
+    def first(self, orders: list[Order], slots: int) -> list[Order]:
+        """Return the orders of a round, one a group, with copies for the workers that would be idle.
+
+        Every group goes to a free holder, the one with the fewest first; only where none is free it waits for the least
+        loaded one.
+        """
+        self._slots = slots
+        self._open, self._copies = orders, {order.slot: set() for order in orders}
+        free = {order.slot: [s for s in self.holders(order.slot, slots) if not self._load[s]] for order in orders}
+        sent: list[Order] = []
         for order in sorted(orders, key=lambda o: len(free[o.slot])):
-            group = order.slot
-            mine = [s for s in free[group] if s not in taken]
-            chosen = mine[0] if mine else min(self.holders(group, slots), key=lambda s: (self._load[s], s in taken))
-            taken.add(chosen)
-            first.append(replace(order, slot=chosen))
-            second += [replace(order, slot=s) for s in free[group] if s != chosen]
-        for order in (*first, *second):
-            self._load[order.slot] += 1
-        return [*first, *second]
+            idle = [s for s in free[order.slot] if not self._load[s]]
+            slot = idle[0] if idle else min(self.holders(order.slot, slots), key=lambda s: self._load[s])
+            sent.append(self._send(order, slot))
+        return sent + self._help(orders)
+
+    def more(self, wanted: list[Order]) -> list[Order]:
+        """Return copies of the groups still wanted, for workers that have become idle."""
+        return self._help(wanted)
+
+    def _help(self, wanted: list[Order]) -> list[Order]:
+        sent: list[Order] = []
+        for order in sorted(wanted, key=lambda o: len(self._copies[o.slot])):
+            for slot in self.holders(order.slot, self._slots):
+                if len(self._copies[order.slot]) > self._spares:
+                    break
+                if not self._load[slot] and slot not in self._copies[order.slot]:
+                    sent.append(self._send(order, slot))
+        return sent
+
+    def _send(self, order: Order, slot: int) -> Order:
+        self._load[slot] += 1
+        self._copies[order.slot].add(slot)
+        return replace(order, slot=slot)
 
     def landed(self, order: Order) -> None:
-        """Note that a slot is done with an order."""
+        """Note that a slot is done with an order, of whatever round."""
         self._load[order.slot] -= 1
 
-    def sent(self, orders: list[Order]) -> None:
+    def again(self, orders: list[Order]) -> None:
         """Note orders that are repeated."""
         for order in orders:
             self._load[order.slot] += 1
+
+    @property
+    def groups(self) -> list[Order]:
+        """The orders of the round, as the plan has them."""
+        return self._open
 
 
 def machine(setting: Setting, state: SyncState) -> Sync:

@@ -79,16 +79,25 @@ class Placement(Protocol):
         """Return the group of each unit, ascending; a group is one order."""
         ...
 
-    def copies(self, orders: list[Order], slots: int) -> list[Order]:
-        """Return what is sent for the orders of the groups."""
+    def first(self, orders: list[Order], slots: int) -> list[Order]:
+        """Return what is sent at the start of a round for the orders of its groups."""
+        ...
+
+    def more(self, wanted: list[Order]) -> list[Order]:
+        """Return further copies of the groups that have not arrived."""
         ...
 
     def landed(self, order: Order) -> None:
         """Note an arrival, of whatever round."""
         ...
 
-    def sent(self, orders: list[Order]) -> None:
+    def again(self, orders: list[Order]) -> None:
         """Note orders that are repeated."""
+        ...
+
+    @property
+    def groups(self) -> list[Order]:
+        """The orders of the round."""
         ...
 
 
@@ -164,7 +173,7 @@ class Sync:
             self._evaluation.work, self._ask.inputs, units, homes, where=f"step {state.steps + 1}"
         )
         orders = self._announced(self._round.orders(), plan.coming(units))
-        return orders if placement is None else placement.copies(orders, slots)
+        return orders if placement is None else placement.first(orders, slots)
 
     @staticmethod
     def _announced(orders: list[Order], coming: Ints) -> list[Order]:
@@ -181,11 +190,18 @@ class Sync:
             self._placement.landed(arrival.order)
         if self._round is None or arrival.order.ticket != self._round.ticket:
             self._rounds.late(arrival)
-            return []
+            return [] if self._round is None or self._placement is None else self._placement.more(self._wanted())
         again = self._round.accept(arrival)
-        if self._placement is not None:
-            self._placement.sent(again)
-        return again
+        if self._placement is None:
+            return again
+        self._placement.again(again)
+        return again + self._placement.more(self._wanted())
+
+    def _wanted(self) -> list[Order]:
+        round_, placement = self._round, self._placement
+        assert round_ is not None
+        assert placement is not None
+        return [order for order in placement.groups if round_.wants(order)]
 
     def advance(self) -> StepRecord | None:
         """Update where the batch is complete.

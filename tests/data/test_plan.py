@@ -113,9 +113,10 @@ def test_a_partition_keeps_its_home_in_every_round():
     assert all(len(slots) == 1 for slots in found.values())
 
 
-def test_default_lanes_keep_pieces_of_a_hundred_rows():
+def test_default_lanes_keep_pieces_of_some_hundred_rows():
     assert choose_lanes(128, 8) == 2
-    assert choose_lanes(512, 100) == 4
+    assert choose_lanes(512, 100) == 2
+    assert choose_lanes(1024, 100) == 4
     assert choose_lanes(4096, 8) == 0
     assert choose_lanes(128, 1) == 0
 
