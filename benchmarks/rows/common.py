@@ -8,6 +8,7 @@ from typing import Any, Final
 from benchmarks.data import Table
 from benchmarks.harness import Round, Scale
 from benchmarks.machine import cores
+from benchmarks.player import Skip
 
 SIDES: Final = "benchmarks.sides"
 LEARNING_RATE: Final = 0.5
@@ -34,8 +35,15 @@ def descent(backend: str = "local", **more: Any) -> list[str]:
 
 
 def ratio(over: str, under: str, key: str = "seconds") -> Callable[[Round], float]:
-    """Return the figure ``over / under``."""
-    return lambda r: r[over][key] / r[under][key]
+    """Return the figure ``over / under``; a marginal time that is not positive has none."""
+
+    def of(r: Round) -> float:
+        above, below = r[over][key], r[under][key]
+        if min(above, below) <= 0.0:
+            raise Skip(f"{over}: an iteration more or less takes no time that shows at this size")
+        return float(above / below)
+
+    return of
 
 
 def extra_ms(side: str, base: str, *empty: str, key: str = "seconds") -> Callable[[Round], float]:
