@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -50,6 +51,7 @@ def main(argv: list[str]) -> int:
     for folder in (out, work, logs):
         folder.mkdir(parents=True, exist_ok=True)
     scale = Scale(options.quick, options.tiny, work)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the sides are ended on the way out
     begin = time.monotonic()
     results: list[RowResult] = []
     failed = False

@@ -14,6 +14,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -119,8 +120,16 @@ class Player:
             self._process.stdout.close()
 
 
+def _follow_parent(parent: int) -> None:
+    """End this process group when the harness is gone, whatever the side is doing."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.killpg(0, signal.SIGKILL)
+
+
 def main() -> None:
     """Make the side, then answer lines until the pipe ends."""
+    threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     sys.stdout = sys.stderr
