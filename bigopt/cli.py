@@ -1,4 +1,5 @@
-"""The command line: ``bigopt ingest | inspect | describe | diagnose | train | evaluate | predict | resume | options``.
+"""The command line: ``bigopt ingest | inspect | describe | diagnose | train | sweep | evaluate | predict | resume |
+options``.
 
 A verb reads its conf, calls one function of bigopt and gives back an `Answer`: an object for ``--json`` and a way to
 show it to a person. Errors, signals and exit codes are the business of `bigopt.cli_errors`; what is shown while a run
@@ -99,6 +100,7 @@ def bigopt() -> None:
       bigopt describe -c conf/flights.yml                what a conf will do, and what it costs
       bigopt diagnose -c conf/flights.yml                which optimizer, batch and step suit the problem, and why
       bigopt train    -c conf/flights.yml backend.name=dask optimizer.name=adam
+      bigopt sweep    -c conf/sweeps/flights.yml         many confs, ranked
       bigopt evaluate RUN_DIR --data URI
       bigopt predict  RUN_DIR --data URI --out URI
       bigopt resume   RUN_DIR stop.epochs=10
@@ -238,7 +240,7 @@ def diagnose(files: tuple[str, ...], settings: tuple[str, ...], tau: float | Non
     it is the newest checkpoint, all its checkpoints are looked at, and its staleness is the delay.
 
     \b
-    Examples:
+    Example:
       bigopt diagnose -c conf/flights.yml batch.size=1024
       bigopt diagnose data/runs/20260101-120000-ridge
     \b
@@ -321,6 +323,40 @@ def _show_run(result: dict[str, Any]) -> None:
         {k: v for k, v in result.items() if k not in ("status", "metrics")} | dict(result.get("metrics") or {}),
     )
     say(f"next: bigopt evaluate {result['run']} --data URI")
+
+
+@_verb
+@click.option("-c", "--conf", "file", required=True, metavar="FILE", help="The sweep: conf, keys, metric, halving.")
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+def sweep(file: str, settings: tuple[str, ...]) -> Answer:
+    """Train many confs that differ in some keys, on one engine, and rank them.
+
+    A grid, or random draws; with halving, bad trials stop early. KEY=VALUE is for all trials. Started again, a sweep
+    goes on where it ended; what is finished is kept.
+
+    \b
+    Example:
+      bigopt sweep -c conf/sweeps/flights.yml backend.name=dask backend.workers=2
+    \b
+    Writes below the sweep's dir: a run directory for each trial, sweep.csv, sweep.json and a picture.
+    """
+    from bigopt.cli_show import say, table
+    from bigopt.sweep import read_spec
+    from bigopt.sweep import sweep as run_sweep
+    from bigopt.sweep.report import columns_and_rows
+
+    with _watching() as progress:
+        result = run_sweep(read_spec(file, settings), progress=progress)
+
+    def show() -> None:
+        table(f"{result['metric']}, {result['better']} is better", *columns_and_rows(result))
+        say(
+            *([f"picture: {result['picture']}"] if result["picture"] else []),
+            f"tables: {result['sweep']}/sweep.csv, sweep.json",
+            f"next: bigopt evaluate {result['best']['run']} --data URI",
+        )
+
+    return Answer(result, show)
 
 
 @_verb

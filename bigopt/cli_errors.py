@@ -40,11 +40,6 @@ import click
 from bigopt.core.errors import BigoptError, ConfError, DivergedError, InterruptedRun
 from bigopt.core.names import nearest
 
-LATER = {
-    "sweep": "run many confs side by side",
-}
-"""Verbs that are specified and not in this version."""
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -228,12 +223,8 @@ class Root(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find a verb; a wrong one gets the nearest, one of a later version its name."""
+        """Find a verb; a wrong one gets the nearest."""
         name = args[0] if args else ""
-        if name in LATER:
-            raise ConfError(
-                f"the verb '{name}' ({LATER[name]}) is not available in this version", where=f"bigopt {name}"
-            )
         if name and not name.startswith("-") and self.get_command(ctx, name) is None:
             raise ConfError(f"unknown verb '{name}'", where="bigopt", hint=nearest(name, self.commands))
         return super().resolve_command(ctx, args)

@@ -125,8 +125,11 @@ def load_conf(files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -
     SecurityError
         A YAML tag.
     """
-    layers = [file_settings(read_file(f)) for f in files]
-    layers.append(override_settings(overrides))
+    return load_layers([*(file_settings(read_file(f)) for f in files), override_settings(overrides)])
+
+
+def load_layers(layers: Iterable[Mapping[str, Node]]) -> Conf:
+    """Layer and check settings by path (`bigopt.config.settings`), the lowest layer first."""
     merged = _Merge({}, [])
     for layer in layers:
         merged.add(layer)
@@ -135,10 +138,7 @@ def load_conf(files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -
 
 def load_text(text: str, name: str = "conf", overrides: Sequence[str] = ()) -> Conf:
     """Read a conf from text instead of a file; `name` stands for the file in messages."""
-    merged = _Merge({}, [])
-    merged.add(file_settings(read_text(text, name)))
-    merged.add(override_settings(overrides))
-    return _finish(merged)
+    return load_layers([file_settings(read_text(text, name)), override_settings(overrides)])
 
 
 def resume_conf(saved: Path | str, overrides: Sequence[str] = ()) -> Conf:
