@@ -19,7 +19,7 @@ from bigopt.data.source import Dataset
 from bigopt.facts import Facts
 from bigopt.problem import Problem
 from bigopt.rundir import machine
-from bigopt.strategies.base import Machine
+from bigopt.strategies.base import Delayed, Machine
 
 if TYPE_CHECKING:
     from bigopt.config import Conf
@@ -117,14 +117,16 @@ def chained(before: str, state: Any) -> str:
     return digest.hexdigest()
 
 
-def delays(run: Path) -> dict[str, Any]:
-    """Summarise updates.csv of an asynchronous run: staleness (mean, max, histogram) and updates by worker.
+def delays(run: Path, state: Any = None) -> dict[str, Any]:
+    """Summarise the delays of a run: what its last state holds, or updates.csv of an asynchronous one.
 
     Returns
     -------
     dict
-        Empty where the run keeps no such log.
+        Staleness (mean, max, histogram) and updates by worker, or tau; empty where nothing of it is kept.
     """
+    if isinstance(state, Delayed):
+        return dict(state.delays)
     path = run / "updates.csv"
     if not path.exists():
         return {}

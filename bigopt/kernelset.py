@@ -55,6 +55,11 @@ def choose(conf: Conf, data: Dataset, device: Device) -> KernelSet:
         raise conf.error("run.kernels", f"run.kernels=compiled: {reason}", "numpy or auto")
     if asked != "auto":
         return KernelSet(asked, "run.kernels")
+    if conf.strategy.name == "hogwild" and conf.batch.size == 1 and conf.model.name in (*_FUSED, "softmax"):
+        if reason:
+            message = f"hogwild takes batches of one row in a compiled loop, and {reason}"
+            raise conf.error("run.kernels", message, "a larger batch.size")
+        return KernelSet(compiled.COMPILED, "the loop of hogwild")
     if reason:
         return KernelSet(compiled.NUMPY, reason)
     amount, what = _amount(conf, data)

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bigopt import sessions
 from bigopt.backends.ledger import Rounds
+from bigopt.core.compiled import NUMPY
 from bigopt.core.errors import ConfError
 from bigopt.data.shares import Shares
 from bigopt.optim.build import build_method
@@ -25,6 +27,8 @@ from bigopt.optim.schedules import Compressed
 from bigopt.problem import Problem
 from bigopt.strategies.base import Rates, Setting
 from bigopt.strategies.gates import Update, no_log
+from bigopt.strategies.hogwild import TURNS
+from bigopt.work_hogwild import HogwildSteps, has_loop
 from bigopt.work_local import Answer, LocalSteps
 
 if TYPE_CHECKING:
@@ -67,6 +71,8 @@ def strategy_setting(
     ConfError
         Methods and keys that do not go with the strategy.
     """
+    from bigopt.config import choose_backend
+
     layout, options = problem.model.layout, conf.strategy
     common = problem.setting(conf, rounds, length, rate=rate)
     method = common.method
@@ -90,8 +96,35 @@ def strategy_setting(
             problem.block_rows,
             problem.device,
             answer,
+            problem.kernels,
         )
-        return work, _rates(problem, conf, length)
+        return work, _rates(problem, conf, length, rate)
+
+    def hogwild() -> tuple[HogwildSteps, Rates, int]:
+        shares, looped = Shares.of(problem.plan, 1), problem.plan.size == 1 and has_loop(problem.model)
+        if problem.device == "gpu":
+            raise conf.error("backend.device", "hogwild is threads of a CPU", "backend.device=cpu")
+        if shares.sampling == "bernoulli" and shares.size == 1:
+            raise conf.error("batch.sampling", "hogwild takes no random numbers of rows", "permuted or replacement")
+        if options.write == "atomic_add" and not (looped and problem.kernels != NUMPY):
+            raise conf.error(
+                "strategy.write", "atomic_add is the compiled loop's, over batches of one row", "overwrite"
+            )
+        backend, _ = choose_backend(conf, under_spark=sessions.under_spark())
+        work = HogwildSteps(
+            problem.model,
+            problem.view,
+            shares,
+            problem.total_weight,
+            problem.penalty,
+            conf.run.dtype,
+            problem.block_rows,
+            turn=-(-problem.plan.steps_per_epoch // TURNS),
+            threads=slots if backend == "local" else 1,
+            write=options.write or "overwrite",
+            kernels=problem.kernels,
+        )
+        return work, _rates(problem, conf, length, rate), 1 if backend == "local" else slots
 
     def server(name: str | None, keys: Mapping[str, Any], rate: float | None) -> Method[Any]:
         if name is not None:
@@ -106,20 +139,21 @@ def strategy_setting(
         slots=slots,
         options={f: getattr(options, f) for f in options.__struct_fields__},
         local=local,
+        hogwild=hogwild,
         server=server,
         log=log,
         replay=None if options.replay is None else read_updates(Path(options.replay)),
     )
 
 
-def _rates(problem: Problem, conf: Conf, length: int | None) -> Rates:
+def _rates(problem: Problem, conf: Conf, length: int | None, rate: float) -> Rates:
     """The schedule of the local steps: the conf's, from ``strategy.local_learning_rate`` where that is given."""
     from bigopt.config import fill
 
     local = conf.strategy.local_learning_rate
     if local is not None:
         conf = fill(conf, {"schedule.learning_rate": local}, "strategy.local_learning_rate")
-    method = problem.method(conf, length)
+    method = problem.method(conf, length, rate=rate)
     assert isinstance(method, FirstOrder)
     schedule, pace = method.schedule, 1.0 if method.unit == "step" else 1.0 / problem.plan.steps_per_epoch
 

@@ -93,7 +93,7 @@ STRATEGIES: Mapping[str, Name] = {
     "backup": Name({"spares": 1, "replicas": None}),
     "async": Name({"every": None, "reply": "worker", "replay": None}),
     "ssp": Name({"bound": 3, "every": None, "replay": None}),
-    "hogwild": _later("write"),
+    "hogwild": Name({"write": "overwrite"}),
     "local_sgd": Name({"replicas": None, "local_steps": 8, "local_learning_rate": None, "outer": None}),
     "downpour": Name(
         {

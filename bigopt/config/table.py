@@ -294,7 +294,7 @@ class CompressionConf(Group, frozen=True):
 class StrategyConf(Group, frozen=True):
     """When updates are applied, and to what. A key the chosen strategy does not use is refused."""
 
-    name: Annotated[Text, key("sync | backup | async | ssp | local_sgd | downpour | easgd")] = "sync"
+    name: Annotated[Text, key("sync | backup | async | ssp | hogwild | local_sgd | downpour | easgd")] = "sync"
     replicas: Annotated[
         Count | None, key("copies of w that take their own steps; null: the workers at the first start")
     ] = None
@@ -311,7 +311,10 @@ class StrategyConf(Group, frozen=True):
     spares: Annotated[Natural | None, key("backup: further holders of each group of partitions")] = None
     split: Annotated[Literal["units", "layers"] | None, key("model_parallel: how the layers are dealt")] = None
     blocks: Annotated[Count | None, key("model_parallel: blocks of columns")] = None
-    write: Annotated[Literal["overwrite", "atomic_add"] | None, key("hogwild: how an entry is written")] = None
+    write: Annotated[
+        Literal["overwrite", "atomic_add"] | None,
+        key("hogwild: atomic_add loses no update (batches of 1)"),
+    ] = None
     reply: Annotated[Literal["worker", "broadcast"] | None, key("async: who gets the new w")] = None
     outer: Annotated[dict[str, Any] | None, key("local_sgd: optimizer of the outer step; null: plain averaging")] = None
     replay: Annotated[

@@ -28,6 +28,7 @@ from bigopt.optim.method import AskKind, FirstOrder, Method
 from bigopt.optim.schedules import Scaled
 from bigopt.strategies.gates import Update, no_log
 from bigopt.work import Arrival, Order, Work
+from bigopt.work_hogwild import HogwildSteps
 from bigopt.work_local import Answer, LocalSteps
 
 Array = npt.NDArray[Any]
@@ -117,6 +118,8 @@ class Setting:
         The conf's ``strategy`` group.
     local : callable
         ``local(replicas, answer)`` gives the local steps of that many replicas, and their rates.
+    hogwild : callable
+        ``hogwild()`` gives the steps of hogwild, their rates, and the number of replicas at a first start.
     server : callable
         ``server(name, keys, learning_rate)`` gives a method without penalty for the outer step or the parameter
         server; no name means the conf's own optimizer, a rate of None the conf's schedule.
@@ -138,6 +141,7 @@ class Setting:
     slots: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
     local: Callable[[int, Answer], tuple[LocalSteps, Rates]] = none_here
+    hogwild: Callable[[], tuple[HogwildSteps, Rates, int]] = none_here
     server: Callable[[str | None, Mapping[str, Any], float | None], Method[Any]] = none_here
     log: Callable[[Update], object] = no_log
     replay: Sequence[Update] | None = None
@@ -191,6 +195,16 @@ class Logged(Protocol):
     @property
     def updates(self) -> int:
         """Updates logged so far."""
+        ...
+
+
+@runtime_checkable
+class Delayed(Protocol):
+    """A state that holds what was measured of the delays of its updates."""
+
+    @property
+    def delays(self) -> Mapping[str, Any]:
+        """What the run's result says of them."""
         ...
 
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from bigopt.core.names import lookup
-from bigopt.strategies import asynchronous, backup, local, replicas, sync
+from bigopt.strategies import asynchronous, backup, hogwild, local, replicas, sync
 from bigopt.strategies.base import Array, Machine, Setting
 
 
@@ -32,6 +32,7 @@ STRATEGIES: Final[Mapping[str, StrategyEntry]] = MappingProxyType(
         "backup": StrategyEntry(sync.start, backup.machine),
         "async": StrategyEntry(asynchronous.start, asynchronous.machine),
         "ssp": StrategyEntry(asynchronous.start, asynchronous.machine),
+        "hogwild": StrategyEntry(hogwild.start, hogwild.machine),
         "local_sgd": StrategyEntry(local.start, local.machine),
         "downpour": StrategyEntry(replicas.start, replicas.machine),
         "easgd": StrategyEntry(replicas.start, replicas.machine),

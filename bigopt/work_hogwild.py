@@ -1,0 +1,415 @@
+"""A turn of Hogwild: the threads of one replica update one vector, and none of them waits for another.
+
+A leaf is a replica's turn over some steps, as in `bigopt.work_local`; but within it there is one shared vector, and
+each thread takes the next piece of work from a counter, reads the vector as it happens to be, and subtracts its step
+from the entries one by one. There is no lock and no copy: a gradient may be computed from a vector that others are
+writing to (an inconsistent read), and in ``write: overwrite`` an update may be lost.
+
+- Batches of one row, linear models: compiled loops (`bigopt.models.fused_hogwild`) over pieces of up to `PIECE` rows.
+  The rows of a turn are the plan's; within a partition an epoch's order is one of *blocks of `BLOCK` rows*, each in
+  its own order, because memory is fast in order only.
+- Everything else: threads take the plan's mini-batches in turn; NumPy computes and subtracts.
+
+Gradients are numbered as their threads finish reading; the delay tau at gradient t is the largest t - k of the
+gradients k < t that it was read without, at least 1: sampled, and measured from both sides (see the loops). With one
+thread a turn is serial SGD, with the same bits every time.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bigopt.core import compiled, rng
+from bigopt.core.codec import wire
+from bigopt.core.csr import CSR
+from bigopt.core.sums import Sums, added, merge, whole
+from bigopt.data.cache import Meter
+from bigopt.data.plan import DISTINCT, REPEATED, Ints, Plan, redraw, rows_of
+from bigopt.data.shares import Shares
+from bigopt.data.view import Block, DataView
+from bigopt.models import fused_hogwild as loops
+from bigopt.models.base import Model
+from bigopt.models.fused_points import POINTS
+from bigopt.models.linear import LinearModel
+from bigopt.models.losses import HuberLoss
+from bigopt.models.penalties import Penalty
+from bigopt.work import cast, sum_rows, unit_rows
+
+Array = npt.NDArray[Any]
+Write = Literal["overwrite", "atomic_add"]
+Piece = tuple[int, Ints, int]
+"""Partition, row numbers in it, and how many rows of the turn come before."""
+
+BLOCK: Final = 64
+"""Rows that stay together in an epoch's order."""
+PIECE: Final = 4096
+"""Rows that a thread takes at a time, at most."""
+HELD: Final = 64
+"""Rows a rate: the schedule is asked once for so many steps of one row."""
+_WATCHED: Final = 16
+"""One of so many pieces of each thread is watched for lost updates."""
+
+DELAYS: Final = loops.BINS + 5
+"""Numbers of a turn's delays: histogram, samples, sum, maximum; watched rows, and updates of those that arrived."""
+_LARGEST: Final = loops.BINS + 2
+
+
+def joined_delays(left: Array, right: Array) -> Array:
+    """Return the delays of both, shape (DELAYS,)."""
+    both: Array = left + right
+    both[_LARGEST] = max(left[_LARGEST], right[_LARGEST])
+    return both
+
+
+def summary(delays: Array) -> dict[str, Any]:
+    """Return delays as they stand in a run's result.
+
+    Returns
+    -------
+    dict
+        ``tau``: mean, max and histogram (by the lower end of bins that are powers of two) of the sampled delays.
+        ``lost_share``: share of the updates of an entry that every row touches that were lost; a rarer entry loses
+        less. None where nothing was watched.
+    """
+    samples, total, largest, watched, arrived = (int(v) for v in delays[loops.BINS :])
+    return {
+        "tau": {
+            "mean": total / max(1, samples),
+            "max": largest,
+            "histogram": {str(1 << k): int(delays[k]) for k in range(loops.BINS) if delays[k]},
+        },
+        "lost_share": 1.0 - arrived / watched if watched else None,
+    }
+
+
+@wire
+class Touched(NamedTuple):
+    """In how many rows each column is not zero, shape (d,), int64."""
+
+    rows: Array
+
+    def merge(self, other: Touched) -> Touched:
+        """Add the rows of other partitions."""
+        return Touched(added(self.rows, other.rows))
+
+
+@wire
+@dataclass(frozen=True)
+class CountTouched:
+    """Counts the rows that touch each column, which the lazy penalty needs; needs no inputs."""
+
+    view: DataView
+
+    def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
+        """Need nothing."""
+        return inputs
+
+    def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Touched:
+        """Return the counts of a whole partition of sparse rows."""
+        with meter.block(self.view, int(unit[0])) as entry:
+            X = entry.block.X
+            assert isinstance(X, CSR)
+            return Touched(np.bincount(X.indices, minlength=X.columns))
+
+
+@wire
+class HogwildTurn(NamedTuple):
+    """What turns of replicas came to.
+
+    Parameters
+    ----------
+    params : ndarray, shape (p,)
+        sum over the replicas of rows x params at the end.
+    loss, weight : float
+        sum_i s_i loss_i as each gradient saw it, without penalty, and sum_i s_i.
+    square : float
+        Sum of the squared norms of the mean gradients (of batches of one row: without penalty).
+    rows, steps : int
+        Rows of all gradients, and gradients.
+    delays : ndarray, shape (DELAYS,), int64
+    """
+
+    params: Array
+    loss: float
+    weight: float
+    square: float
+    rows: int
+    steps: int
+    delays: Array
+
+    def merge(self, other: HogwildTurn) -> HogwildTurn:
+        """Add the turns of other replicas."""
+        return HogwildTurn(
+            added(self.params, other.params),
+            self.loss + other.loss,
+            self.weight + other.weight,
+            self.square + other.square,
+            self.rows + other.rows,
+            self.steps + other.steps,
+            joined_delays(self.delays, other.delays),
+        )
+
+
+def has_loop(model: Model) -> bool:
+    """Return whether batches of one row of a model have a compiled loop."""
+    if not isinstance(model, LinearModel):
+        return False
+    return model.loss.name == "categorical_cross_entropy" or (model.outputs == 1 and model.loss.name in POINTS)
+
+
+@wire
+@dataclass(frozen=True)
+class HogwildSteps:
+    """The steps of one replica; inputs are params, shape (p,), the rates of the turn, and rows that touch each column.
+
+    Parameters
+    ----------
+    model : Model
+    view : DataView
+    shares : Shares
+        Of one replica: a step is a whole batch of the plan, taken by one thread of one replica.
+    total_weight : float
+        W of all used rows.
+    penalty : Penalty
+        Its l2 part acts in every step.
+    dtype : str
+        ``run.dtype``, of the shared vector.
+    block_rows : int
+    turn : int
+        Steps of a whole turn; an epoch's turns begin at its multiples.
+    threads : int
+    write : {"overwrite", "atomic_add"}
+    kernels : str
+        The kernel set; ``numpy`` takes batches of one row by NumPy, which is slow.
+    """
+
+    model: Model
+    view: DataView
+    shares: Shares
+    total_weight: float
+    penalty: Penalty
+    dtype: str
+    block_rows: int
+    turn: int
+    threads: int = 1
+    write: Write = "overwrite"
+    kernels: str = compiled.NUMPY
+
+    @property
+    def looped(self) -> bool:
+        """Whether steps are rows of a compiled loop."""
+        return self.shares.size == 1 and self.kernels != compiled.NUMPY and has_loop(self.model)
+
+    @property
+    def rows_a_rate(self) -> int:
+        """Steps that have one rate in common."""
+        return HELD if self.looped else 1
+
+    @property
+    def counts_touched(self) -> bool:
+        """Whether the third input is needed: a lazy penalty on sparse rows."""
+        return self.looped and self.view.source.sparse and self.penalty.l2 > 0.0
+
+    def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
+        """Check the kernels of this process."""
+        compiled.uses_compiled(self.kernels)
+        return inputs
+
+    def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> HogwildTurn:
+        """Return the turn ``unit = (replica, first step of the turn, first, last + 1 of the replica)``."""
+        _, begin, first, last = (int(v) for v in unit)
+        shared = np.array(inputs[0], dtype=self.dtype)
+        counters = np.zeros((self.threads + 1, loops.LINE), dtype=np.int64)
+        run = self._rows if self.looped else self._batches
+        parts = run(shared, counters, inputs, meter, begin, first, last)
+        loss, weight, square = (float(v) for v in np.sum([part.sums for part in parts], axis=0))
+        rows, watched = sum(part.rows for part in parts), sum(part.watched for part in parts)
+        delays = np.zeros(DELAYS, dtype=np.int64)
+        for part in parts:
+            delays[:-2] = joined_delays(delays[:-2], part.delays)
+        delays[-2:] = watched, counters[self.threads, 0]
+        meter.rows += rows
+        meter.bytes_read += sum(part.bytes_read for part in parts)
+        shared *= rows
+        return HogwildTurn(shared, loss, weight, square, rows, last - first, delays)
+
+    def _rows(
+        self, shared: Array, counters: Array, inputs: tuple[Any, ...], meter: Meter, begin: int, first: int, last: int
+    ) -> list[_Part]:
+        """Take batches of one row by the compiled loop."""
+        model = self.model
+        assert isinstance(model, LinearModel)
+        rates = np.ascontiguousarray(inputs[1], dtype=np.float64)
+        pieces = self.pieces(first, last)
+        d, q = model.features, model.outputs
+        decay = np.empty(0)
+        if self.penalty.l2 > 0.0:
+            decay = np.full(d, 2.0 * self.penalty.l2)
+            if self.counts_touched:
+                decay *= self.shares.counts.sum() / np.maximum(1, inputs[2])
+        threshold = model.loss.threshold if isinstance(model.loss, HuberLoss) else 0.0
+        scale = float(self.shares.counts.sum()) / self.total_weight
+
+        def work(me: int, part: _Part, take: Callable[[], int]) -> None:
+            scratch = np.empty((4, q), dtype=self.dtype)
+            while (number := take()) < len(pieces):
+                partition, chosen, before = pieces[number]
+                watched = number % (_WATCHED * self.threads) < self.threads
+                with meter.blocks.block(self.view, partition) as (entry, bytes_read):
+                    part.bytes_read += bytes_read
+                    block = entry.block
+                    loop, data = self._loop(block), _arrays(block)
+                    loop(
+                        *(*data, chosen, shared, rates, decay, scratch, counters, part.delays, part.sums),
+                        *(threshold, scale, d, q, int(model.intercept), first - begin + before, HELD, me, int(watched)),
+                    )
+                part.rows += len(chosen)
+                part.watched += len(chosen) * watched
+
+        return self._run(work)
+
+    def _loop(self, block: Block) -> compiled.Kernel:
+        X, index = block.X, block.X.indices.dtype.name if isinstance(block.X, CSR) else "int32"
+        key = (self.model.loss.name, X.dtype.name, self.dtype, isinstance(X, CSR), self.write == "atomic_add")
+        return compiled.kernel(loops.make_rows, key, loops.signature(X.dtype.name, self.dtype, index))
+
+    def pieces(self, first: int, last: int) -> list[Piece]:
+        """Return the rows of steps first, ..., last - 1 of one turn, in order, in pieces."""
+        shares = self.shares
+        n = int(shares.counts.sum())
+        epoch, position = divmod(first, n)
+        number, skip = divmod(position, self.turn)
+        plan = Plan(shares.counts, self.turn, shares.lanes, shares.seed, shares.sampling)
+        most = max(BLOCK, min(PIECE, (last - first) // (8 * self.threads)))
+        found: list[Piece] = []
+        start, stop, at = skip, skip + last - first, 0
+        for unit in plan.units(epoch, number):
+            partition, rows = int(unit[0]), rows_of(unit[None])
+            if at + rows > start and at < stop:
+                order = row_order(shares.seed, unit, int(shares.counts[partition]))
+                lows = range(max(0, start - at), min(rows, stop - at), most)
+                found += [(partition, order[lo : min(lo + most, lows.stop)], at + lo - start) for lo in lows]
+            at += rows
+        return found
+
+    def _batches(
+        self, shared: Array, counters: Array, inputs: tuple[Any, ...], meter: Meter, begin: int, first: int, last: int
+    ) -> list[_Part]:
+        """Take mini-batches by NumPy."""
+        batches = [self.shares.units(0, step) for step in range(first, last)]
+        rates, layout = inputs[1], self.model.layout
+        scale = self.total_weight / float(self.shares.counts.sum())
+        sparse = self.view.source.sparse
+        numbers = itertools.count(1)
+
+        def work(me: int, part: _Part, take: Callable[[], int]) -> None:
+            mine = counters[me]
+            while (number := take()) < len(batches):
+                units, size = batches[number]
+                begun, mine[loops.BUSY] = int(counters[:-1, loops.READ].sum()), 1
+                sums = self._sums(shared, units, meter, part)
+                grad = np.asarray(sums.grad)
+                grad /= size * scale
+                self.penalty.add_gradient(grad, shared, layout)
+                mine[loops.READ] += 1
+                k = next(numbers)
+                part.sums += (sums.loss, sums.weight, float(np.dot(grad, grad)))
+                part.rows += sums.rows
+                grad *= rates[first - begin + number]
+                if sparse and self.penalty.l2 == 0.0:
+                    at = np.flatnonzero(grad)
+                    shared[at] -= grad[at]
+                else:
+                    np.subtract(shared, grad, out=shared)
+                mine[loops.WRITTEN] += 1
+                part.note(counters, me, begun, k)
+                mine[loops.BUSY] = 0
+
+        return self._run(work)
+
+    def _sums(self, shared: Array, units: Ints, meter: Meter, part: _Part) -> Sums:
+        """Fold a batch's gradient sums at the entries as they are while it is computed."""
+        total = None
+        ready = shared if self.view.source.sparse else cast(shared, self.view, "cpu")
+        for unit in units:
+            with meter.blocks.block(self.view, int(unit[0])) as (entry, bytes_read):
+                part.bytes_read += bytes_read
+                rows = unit_rows(entry, self.shares.seed, unit)
+                value = sum_rows(self.model, ready, rows, block_rows=self.block_rows, dtype=self.dtype)
+            total = value if total is None else merge(total, value)
+        return whole(total) if total is not None else Sums(np.zeros_like(shared), 0.0, 0.0, 0)
+
+    def _run(self, work: Callable[[int, _Part, Callable[[], int]], None]) -> list[_Part]:
+        """Let all threads work until there is nothing to take."""
+        pieces = itertools.count()
+        parts = [_Part() for _ in range(self.threads)]
+
+        def thread(me: int) -> None:
+            with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges is told so by its sums
+                work(me, parts[me], pieces.__next__)
+
+        if self.threads == 1:
+            thread(0)
+            return parts
+        with ThreadPoolExecutor(self.threads, "bigopt-hogwild") as pool:
+            for done in [pool.submit(thread, me) for me in range(self.threads)]:
+                done.result()
+        return parts
+
+
+class _Part:
+    """What one thread has done in a turn."""
+
+    def __init__(self) -> None:
+        self.sums = np.zeros(3)
+        self.delays = np.zeros(loops.BINS + 3, dtype=np.int64)
+        self.rows = self.watched = self.bytes_read = 0
+
+    def note(self, counters: Array, me: int, begun: int, number: int) -> None:
+        """Add the delay at a gradient of this thread that is now written, as the compiled loops do."""
+        others = np.delete(counters[:-1], me, axis=0)
+        reading = np.count_nonzero((others[:, loops.BUSY] == 1) & (others[:, loops.READ] == others[:, loops.WRITTEN]))
+        last = int(counters[:-1, loops.READ].sum()) + int(reading)
+        tau = max(1, last - number, number - 1 - begun)
+        self.delays[min(tau.bit_length() - 1, loops.BINS - 1)] += 1
+        self.delays[loops.BINS : _LARGEST] += (1, tau)
+        self.delays[_LARGEST] = max(tau, int(self.delays[_LARGEST]))
+
+
+def row_order(seed: int, unit: Ints, count: int) -> Ints:
+    """Return the rows that a unit of a turn stands for: a range of the shuffled blocks, or rows drawn anew.
+
+    Parameters
+    ----------
+    seed : int
+    unit : ndarray, shape (4,)
+        Of a plan whose batches are turns.
+    count : int
+        Used rows of its partition.
+    """
+    partition, epoch, start, stop = (int(v) for v in unit)
+    if epoch in (DISTINCT, REPEATED):
+        return redraw(seed, unit, count)
+    if epoch < 0:
+        return np.arange(start, stop)
+    blocks = rng.permutation(rng.stream(seed, "rows", epoch=epoch, partition=partition), -(-count // BLOCK))
+    rows = (blocks[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)
+    return rows[rows < count][start:stop]
+
+
+def _arrays(block: Block) -> tuple[Array, ...]:
+    """Return values, columns, row starts, targets and weights of a block as the loops take them."""
+    X, weight = block.X, block.weight
+    assert block.y is not None
+    y = np.ascontiguousarray(np.asarray(block.y).reshape(-1), dtype=X.dtype)
+    s = np.empty(0) if weight is None else np.ascontiguousarray(weight, dtype=np.float64)
+    if isinstance(X, CSR):
+        return X.data, X.indices, X.indptr, y, s
+    return X.reshape(-1), np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64), y, s
