@@ -30,6 +30,7 @@ from bigopt.recording import Recorder
 from bigopt.rewinding import Anchor
 from bigopt.rundir import RunDir
 from bigopt.setting import strategy_setting
+from bigopt.sharing import Shared
 from bigopt.stopping import Checks, Stopper
 from bigopt.strategies.base import Logged, Machine, Replicated, Setting
 from bigopt.strategies.table import strategy
@@ -45,6 +46,8 @@ def train(
     data: Datasets | None = None,
     progress: Progress | None = None,
     on_step: OnStep | None = None,
+    shared: Shared | None = None,
+    planned: float | None = None,
 ) -> dict[str, Any]:
     """Train a model.
 
@@ -57,6 +60,10 @@ def train(
     progress : Progress, optional
     on_step : callable, optional
         Called with (step, epoch, params) at the start (step 0) and after every step; params must not be changed.
+    shared : Shared, optional
+        An engine that stays open, for runs that follow one another.
+    planned : float, optional
+        Epochs that the schedule is made for, where the run will be resumed up to there; None: ``stop.*``.
 
     Returns
     -------
@@ -71,10 +78,16 @@ def train(
     data = data or open_data(conf)
     run = RunDir.create(Path(conf.run.dir), conf.model.name)
     with contextlib.closing(run):
-        return _Run(conf, data, run, progress, on_step).go(resume=False)
+        return _Run(conf, data, run, progress, on_step, shared, planned).go(resume=False)
 
 
-def resume(path: Path, overrides: list[str] | None = None, *, progress: Progress | None = None) -> dict[str, Any]:
+def resume(
+    path: Path,
+    overrides: list[str] | None = None,
+    *,
+    progress: Progress | None = None,
+    shared: Shared | None = None,
+) -> dict[str, Any]:
     """Go on with a run from its newest checkpoint, on any backend.
 
     Parameters
@@ -83,13 +96,17 @@ def resume(path: Path, overrides: list[str] | None = None, *, progress: Progress
         Run directory.
     overrides : list of str
         ``key=value`` for the keys that may change (backend, stop, checkpoint, ...).
+    progress : Progress, optional
+    shared : Shared, optional
+        An engine that stays open, for runs that follow one another.
     """
     from bigopt.config import resume_conf
 
     run = RunDir.open(path)
     with contextlib.closing(run):
         conf = resume_conf(run.path / "conf.yml", overrides or [])
-        return _Run(conf, open_data(conf), run, progress).go(resume=True)
+        data = open_data(conf) if shared is None else shared.data(conf)
+        return _Run(conf, data, run, progress, shared=shared).go(resume=True)
 
 
 class _Run:
@@ -102,12 +119,16 @@ class _Run:
         run: RunDir,
         progress: Progress | None = None,
         on_step: OnStep | None = None,
+        shared: Shared | None = None,
+        planned: float | None = None,
     ) -> None:
         self.conf = conf
         self.data = data
         self.run = run
         self.progress = progress or Silent()
         self.on_step = on_step
+        self.shared = shared
+        self.planned = planned
         self.ledger = Ledger()
         self.rounds = Rounds(self.ledger, conf.backend.retries)
         self.checkpoints = Checkpoints(run.path / "checkpoints", conf.checkpoint.keep)
@@ -140,7 +161,8 @@ class _Run:
         self.say(f"backend: {backend}, device {device}, kernels {self.kernels.name} ({self.kernels.why})")
         with self.signals.caught(), contextlib.ExitStack() as stack:
             try:
-                session = sessions.open_session(conf, backend, run.path.name)
+                shared = self.shared
+                session = shared.lend() if shared else sessions.open_session(conf, backend, run.path.name)
                 stack.callback(session.close)
                 for line in session.notes:
                     self.say(line)
@@ -184,7 +206,12 @@ class _Run:
     def _facts(self, session: Session, resume: bool) -> Facts:
         path = self.run.path / "facts.npz"
         if not (resume and path.exists()):
-            facts = profile(self.conf, self.data, session, self.rounds)
+            conf, data = self.conf, self.data
+
+            def find() -> Facts:
+                return profile(conf, data, session, self.rounds)
+
+            facts = find() if self.shared is None else self.shared.facts(conf, data, find)
             codec.save(path, facts)
             self.run.write_json(
                 "manifest.json", keeping.manifest(self.conf, self.conf_hash, self.mine, self.data.train, facts)
@@ -250,6 +277,8 @@ class _Run:
                 )
 
     def _loop(self, session: Session, problem: Problem, saved: Checkpoint | None) -> Loop:
+        from bigopt.config import fill
+
         conf, plan, facts = self.conf, problem.plan, problem.facts
         stopper = Stopper(
             conf.stop,
@@ -258,7 +287,8 @@ class _Run:
             best=saved.best if saved else None,
             stale=saved.stale if saved else 0,
         )
-        length = saved.length if saved else stopper.max_steps
+        planned = conf.stop if self.planned is None else fill(conf, {"stop.epochs": self.planned}, "the plan").stop
+        length = saved.length if saved else Stopper(planned, plan, seconds=0.0, best=None, stale=0).max_steps
         rewind = None if saved is None else saved.rewind
         anchor = None if rewind is None else Anchor(rewind)
         rate = 1.0 if anchor is None else anchor.rate
@@ -351,8 +381,10 @@ class _Run:
             raise DivergedError(
                 f"the final loss is {loss}", where=f"step {steps}", hint="a smaller schedule.learning_rate"
             )
+        found: dict[str, Any] = {}
         if problem.validation is not None:
             metrics = checks.metrics(problem.validation, params)
+            found = {"validation_loss": metrics["loss"]}
         elif problem.unbalanced is not problem.view:
             metrics = checks.metrics(problem.unbalanced, params)
         bundle.save(self.run, keeping.bundle_of(problem, params, self.data.train))
@@ -372,6 +404,7 @@ class _Run:
         if loop.anchor is not None:
             result["halvings"] = loop.anchor.rewind.halvings
         delays = keeping.delays(self.run.path, loop.machine.snapshot())
-        self.run.write_json("result.json", {**result, "ledger": vars(self.ledger), **delays})
-        self.say(keeping.picture(self.run.path))
+        self.run.write_json("result.json", {**result, **found, "ledger": vars(self.ledger), **delays})
+        if self.shared is None:  # else the sweep's picture has the curves of all
+            self.say(keeping.picture(self.run.path))
         return result
