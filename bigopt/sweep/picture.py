@@ -25,6 +25,7 @@ _INK, _GREY, _BEST = "#30343b", "#8a8f98", "#c8452e"
 _MOST_KEYS = 8
 _FAR = 4.0
 _HUGE = 1e100
+_WIDE = 5.0
 _MOST_NAMED = len(_COLOURS)
 
 
@@ -53,6 +54,8 @@ def draw(rows: Sequence[Row], metric: str, folder: Path) -> Path:
     shown = [row for row in rows if row.value is not None and not row.failed]
     edge = _edge([row.value for row in shown if row.value is not None])
     title = f"{len(rows)} trials, the star is the best"
+    beyond = any(row.value is not None and not _inside(row.value, shown[0].value or 0.0, edge) for row in shown)
+    title += ", triangles lie beyond" if beyond else ""
     failed = sum(row.failed for row in rows)
     title += ", rings stopped early" if any(row.status == "stopped early" for row in rows) else ""
     title += f", {failed} failed (not drawn)" if failed else ""
@@ -73,7 +76,7 @@ def draw(rows: Sequence[Row], metric: str, folder: Path) -> Path:
 def _style(axis: Axes, xlabel: str, ylabel: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
-    axis.tick_params(labelsize=8, colors=_INK)
+    axis.tick_params(which="both", labelsize=8, colors=_INK)
     axis.set_xlabel(xlabel, fontsize=9, color=_INK)
     axis.set_ylabel(ylabel, fontsize=9, color=_INK)
 
@@ -143,7 +146,7 @@ def _key(axis: Axes, rows: Sequence[Row], key: str, colours: tuple[str, dict[str
 
 
 def _scale(axis: Axes, values: Sequence[float]) -> None:
-    if values and min(values) > 0 and max(values) > 20 * min(values):
+    if values and min(values) > 0 and max(values) > _WIDE * min(values):
         axis.set_yscale("log")
 
 
@@ -168,7 +171,8 @@ def _curves(axis: Axes, rows: Sequence[Row], metric: str, colours: tuple[str, di
         _scale(axis, inside)
         low, high = min(*inside, best, edge), max(*inside, best, edge)
         room = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
-        axis.set_ylim(0.9 * low if axis.get_yscale() == "log" else low - room, high + room)
+        log = axis.get_yscale() == "log"
+        axis.set_ylim(0.9 * low if log else low - room, 1.1 * high if log else high + room)
     else:
         _scale(axis, everything)
     key, table = colours
@@ -177,6 +181,7 @@ def _curves(axis: Axes, rows: Sequence[Row], metric: str, colours: tuple[str, di
     if table:
         axis.legend(title=short_names([key])[key], frameon=False, fontsize=8, title_fontsize=8)
     axis.set_title("learning curves, the best one thick", loc="left", fontsize=9, color=_INK)
+    axis.set_xlim(left=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     _style(axis, "epoch", metric if held_out else "loss of a batch")
 
