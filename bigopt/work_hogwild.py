@@ -6,8 +6,7 @@ from the entries one by one. There is no lock and no copy: a gradient may be com
 writing to (an inconsistent read), and in ``write: overwrite`` an update may be lost.
 
 - Batches of one row, linear models: compiled loops (`bigopt.models.fused_hogwild`) over pieces of up to `PIECE` rows.
-  The rows of a turn are the plan's; within a partition an epoch's order is one of *blocks of `BLOCK` rows*, each in
-  its own order, because memory is fast in order only.
+  Which rows, and in which order, is in `bigopt.data.turns`.
 - Everything else: threads take the plan's mini-batches in turn; NumPy computes and subtracts.
 
 Gradients are numbered as their threads finish reading; the delay tau at gradient t is the largest t - k of the
@@ -26,13 +25,14 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bigopt.core import compiled, rng
+from bigopt.core import compiled
 from bigopt.core.codec import wire
 from bigopt.core.csr import CSR
 from bigopt.core.sums import Sums, added, merge, whole
 from bigopt.data.cache import Meter
-from bigopt.data.plan import DISTINCT, REPEATED, Ints, Plan, redraw, rows_of
+from bigopt.data.plan import Ints
 from bigopt.data.shares import Shares
+from bigopt.data.turns import BLOCK, turn_pieces
 from bigopt.data.view import Block, DataView
 from bigopt.models import fused_hogwild as loops
 from bigopt.models.base import Model
@@ -44,11 +44,7 @@ from bigopt.work import cast, sum_rows, unit_rows
 
 Array = npt.NDArray[Any]
 Write = Literal["overwrite", "atomic_add"]
-Piece = tuple[int, Ints, int]
-"""Partition, row numbers in it, and how many rows of the turn come before."""
 
-BLOCK: Final = 64
-"""Rows that stay together in an epoch's order."""
 PIECE: Final = 4096
 """Rows that a thread takes at a time, at most."""
 HELD: Final = 64
@@ -247,7 +243,8 @@ class HogwildSteps:
         model = self.model
         assert isinstance(model, LinearModel)
         rates = np.ascontiguousarray(inputs[1], dtype=np.float64)
-        pieces = self.pieces(first, last)
+        most = max(BLOCK, min(PIECE, (last - first) // (8 * self.threads)))
+        pieces = turn_pieces(self.shares, self.turn, first, last, most)
         d, q = model.features, model.outputs
         decay = np.empty(0)
         if self.penalty.l2 > 0.0:
@@ -279,25 +276,6 @@ class HogwildSteps:
         X, index = block.X, block.X.indices.dtype.name if isinstance(block.X, CSR) else "int32"
         key = (self.model.loss.name, X.dtype.name, self.dtype, isinstance(X, CSR), self.write == "atomic_add")
         return compiled.kernel(loops.make_rows, key, loops.signature(X.dtype.name, self.dtype, index))
-
-    def pieces(self, first: int, last: int) -> list[Piece]:
-        """Return the rows of steps first, ..., last - 1 of one turn, in order, in pieces."""
-        shares = self.shares
-        n = int(shares.counts.sum())
-        epoch, position = divmod(first, n)
-        number, skip = divmod(position, self.turn)
-        plan = Plan(shares.counts, self.turn, shares.lanes, shares.seed, shares.sampling)
-        most = max(BLOCK, min(PIECE, (last - first) // (8 * self.threads)))
-        found: list[Piece] = []
-        start, stop, at = skip, skip + last - first, 0
-        for unit in plan.units(epoch, number):
-            partition, rows = int(unit[0]), rows_of(unit[None])
-            if at + rows > start and at < stop:
-                order = row_order(shares.seed, unit, int(shares.counts[partition]))
-                lows = range(max(0, start - at), min(rows, stop - at), most)
-                found += [(partition, order[lo : min(lo + most, lows.stop)], at + lo - start) for lo in lows]
-            at += rows
-        return found
 
     def _batches(
         self, shared: Array, counters: Array, inputs: tuple[Any, ...], meter: Meter, begin: int, first: int, last: int
@@ -381,27 +359,6 @@ class _Part:
         self.delays[min(tau.bit_length() - 1, loops.BINS - 1)] += 1
         self.delays[loops.BINS : _LARGEST] += (1, tau)
         self.delays[_LARGEST] = max(tau, int(self.delays[_LARGEST]))
-
-
-def row_order(seed: int, unit: Ints, count: int) -> Ints:
-    """Return the rows that a unit of a turn stands for: a range of the shuffled blocks, or rows drawn anew.
-
-    Parameters
-    ----------
-    seed : int
-    unit : ndarray, shape (4,)
-        Of a plan whose batches are turns.
-    count : int
-        Used rows of its partition.
-    """
-    partition, epoch, start, stop = (int(v) for v in unit)
-    if epoch in (DISTINCT, REPEATED):
-        return redraw(seed, unit, count)
-    if epoch < 0:
-        return np.arange(start, stop)
-    blocks = rng.permutation(rng.stream(seed, "rows", epoch=epoch, partition=partition), -(-count // BLOCK))
-    rows = (blocks[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)
-    return rows[rows < count][start:stop]
 
 
 def _arrays(block: Block) -> tuple[Array, ...]:

@@ -20,11 +20,12 @@ from bigopt.core.errors import ConfError
 from bigopt.data.memory import from_arrays
 from bigopt.data.plan import Plan
 from bigopt.data.shares import Shares
+from bigopt.data.turns import row_order
 from bigopt.facts import Datasets
 from bigopt.fit import resume
 from bigopt.models import fused_hogwild
 from bigopt.strategies.hogwild import Hogwild, HogwildState
-from bigopt.work_hogwild import DELAYS, HogwildSteps, joined_delays, row_order, summary
+from bigopt.work_hogwild import DELAYS, HogwildSteps, joined_delays, summary
 
 KEYS = ["strategy.name=hogwild", "stop.epochs=3", "run.metrics_every_steps=1", "batch.lanes=0"]
 ROWS = [*KEYS, "model.init=zeros", "batch.size=1", "schedule.learning_rate=0.05"]
