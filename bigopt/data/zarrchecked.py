@@ -1,7 +1,8 @@
 """Zarr arrays read through a store that verifies and counts what it hands out.
 
-zarr decodes; every file that it asks for comes through `CheckedStore`, which counts the bytes and compares it with the
-manifest. What cannot be decoded is an error that names the chunk.
+Plain arrays are decoded by `bigopt.data.zarrplain`, all others by zarr; every file that is asked for comes through
+`CheckedStore`, which counts the bytes and compares it with the manifest. What cannot be decoded is an error that names
+the chunk.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from bigopt.data.files import Files, place
 from bigopt.data.manifest import Manifest
 from bigopt.data.source import Array
 from bigopt.data.zarrmeta import ArrayInfo
+from bigopt.data.zarrplain import PlainArray, plain_array
 
 _FAILURES: Final = (ValueError, RuntimeError, OSError, TypeError, KeyError, IndexError, MemoryError, BaseZarrError)
 
@@ -122,13 +124,17 @@ class CheckedStore(Store):  # type: ignore[misc]  # zarr is not followed by mypy
 
 
 def open_array(store: CheckedStore, info: ArrayInfo) -> Any:
-    """Return zarr's array.
+    """Return the array: a `PlainArray`, else zarr's.
 
     Raises
     ------
     DataError
         Where zarr cannot make one of its metadata.
     """
+    document = store.fetch(f"{info.name}/zarr.json")
+    plain = None if document is None else plain_array(info, document)
+    if plain is not None:
+        return plain
     with warnings.catch_warnings():
         if info.dtype == "text":
             warnings.simplefilter("ignore")
@@ -149,6 +155,8 @@ def read_rows(store: CheckedStore, array: Any, info: ArrayInfo, rows: range, col
     DataError
         Naming the chunk that cannot be decoded.
     """
+    if isinstance(array, PlainArray):
+        return array.read(store, rows, columns)
     try:
         return _select(array, rows, columns, info.dtype)
     except BigoptError:

@@ -96,6 +96,6 @@ def test_an_epoch_is_the_same_whether_it_is_reached_or_asked_for() -> None:
 def test_lanes_follow_the_batch_within_the_memory() -> None:
     counts = np.full(64, 100)
     plan = Plan(counts, 256, 2, 0, growth=Growth(4.0, open_lanes=5))
-    assert [plan.at(e).lanes for e in range(3)] == [choose_lanes(256, 64), 5, 5]
-    assert [Plan(counts, 256, 2, 0, growth=Growth(4.0)).at(e).lanes for e in range(3)] == [2, 8, 32]
+    assert [plan.at(e).lanes for e in range(3)] == [choose_lanes(256, 64), 4, 5]
+    assert [Plan(counts, 256, 2, 0, growth=Growth(4.0)).at(e).lanes for e in range(3)] == [2, 4, 16]
     assert Plan(counts, 256, 2, 0, growth=Growth(4.0, lanes=False)).at(2).lanes == 2
