@@ -35,8 +35,8 @@ study: setup ## a study to a picture and tables: NAME=example_4_1 (no NAME lists
 studies: setup ## all examples and case studies
 	@$(PY) pipelines/study.py --all $(ARGS)
 
-test: setup ## all tests but the long fault, memory and peer runs
-	@$(PY) -m pytest -m "not all" $(ARGS)
+test: setup ## all tests but the long fault, memory and peer runs, two at a time
+	@$(PY) -m pytest -n 2 --dist loadfile -m "not all" $(ARGS)
 
 test-fast: setup ## the tests that start no engine and train no whole run, two at a time
 	@$(PY) -m pytest -n 2 --dist loadfile -m "not all and not slow" $(ARGS)
