@@ -72,7 +72,7 @@ def summary(delays: Array) -> dict[str, Any]:
     dict
         ``tau``: mean, max and histogram (by the lower end of bins that are powers of two) of the sampled delays.
         ``lost_share``: share of the updates of an entry that every row touches that were lost; a rarer entry loses
-        less. None where nothing was watched.
+        less. None where nothing was watched, and with atomic_add.
     """
     samples, total, largest, watched, arrived = (int(v) for v in delays[loops.BINS :])
     return {
@@ -230,7 +230,8 @@ class HogwildSteps:
         delays = np.zeros(DELAYS, dtype=np.int64)
         for part in parts:
             delays[:-2] = joined_delays(delays[:-2], part.delays)
-        delays[-2:] = watched, counters[self.threads, 0]
+        if self.write == "overwrite":  # the counter of lost writes is itself written so; no atomic_add is ever lost
+            delays[-2:] = watched, counters[self.threads, 0]
         meter.rows += rows
         meter.bytes_read += sum(part.bytes_read for part in parts)
         shared *= rows

@@ -50,7 +50,12 @@ def test_signals(number: signal.Signals, code: int) -> None:
     print("ready", file=sys.stderr, flush=True)
     time.sleep(60)
     """
-    with subprocess.Popen(script(body), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    before = signal.signal(number, signal.SIG_DFL)  # where tests run in the background, SIGINT is ignored and inherited
+    try:
+        started = subprocess.Popen(script(body), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(number, before)
+    with started as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "ready\n"
         process.send_signal(number)
