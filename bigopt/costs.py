@@ -98,7 +98,9 @@ class Rates:
     memory: float
 
 
-FITTED: Final = Rates(round=0.6e-3, message=0.25e-3, rate=8e9, read=8e9, store=1.0e9, down=2.5e9, up=1.5e9, memory=6e9)
+FITTED: Final = Rates(
+    round=2.8e-3, message=1.2e-3, rate=8e9, read=5.5e9, store=1.0e9, down=5.2e9, up=1.6e10, memory=6e9
+)
 """One machine of two cores, workers in processes of their own, vectors over local sockets."""
 
 _PULL: Final = 0.02

@@ -20,6 +20,7 @@ import numpy as np
 
 from bigopt.core import rng
 from bigopt.core.codec import wire
+from bigopt.data.columns import x_names
 from bigopt.data.source import (
     Array,
     Dataset,
@@ -57,9 +58,9 @@ class SyntheticSource:
     dtype: str = "float32"
 
     @property
-    def columns(self) -> tuple[str, ...]:
+    def columns(self) -> Sequence[str]:
         """``x0, x1, ...``."""
-        return tuple(f"x{i}" for i in range(self.features))
+        return x_names(self.features)
 
     @property
     def stored(self) -> str:
