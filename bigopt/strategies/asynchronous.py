@@ -124,9 +124,7 @@ class Async:
     @property
     def epochs(self) -> float:
         """Rows behind the updates over n."""
-        epoch, position = divmod(self._steps, self._plan.steps_per_epoch)
-        size = self._plan.rows if self._plan.size is None else self._plan.size
-        return epoch + (0.0 if self._plan.full else position * size / self._plan.rows)
+        return self._plan.epochs_after(self._steps)
 
     def snapshot(self) -> AsyncState:
         """Return the state between two updates."""

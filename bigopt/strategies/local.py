@@ -131,9 +131,7 @@ class LocalSgd:
     @property
     def epochs(self) -> float:
         """Rows of all replicas over n."""
-        epoch, position = divmod(self._state.steps, self._plan.steps_per_epoch)
-        size = self._plan.rows if self._plan.size is None else self._plan.size
-        return epoch + (0.0 if self._plan.full else position * size / self._plan.rows)
+        return self._plan.epochs_after(self._state.steps)
 
     def snapshot(self) -> LocalState:
         """Return the state between two averages."""
