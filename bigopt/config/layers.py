@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from bigopt.config import rules, values
-from bigopt.config.names import GROUPS
+from bigopt.config.names import COMMON, GROUPS
 from bigopt.config.output import diff
 from bigopt.config.reader import Node, read_file, read_text
 from bigopt.config.settings import file_settings, leaf_of, override_settings
@@ -84,7 +84,7 @@ class _Merge:
                 self.nodes[leaf] = _graft(self.nodes.get(leaf), leaf, path, node)
 
     def _drop(self, group: str, name: Any, uses: Iterable[str]) -> None:
-        kept = {"name", *uses, *rules.COMMON.get(group, ())}
+        kept = {"name", *uses, *COMMON.get(group, ())}
         for path in [p for p in self.nodes if p.startswith(f"{group}.")]:
             key = path.split(".")[1]
             if key not in kept:

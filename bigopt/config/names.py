@@ -120,6 +120,9 @@ OWN_OPTIMIZER: Mapping[str, str] = {**dict.fromkeys(LOCAL_SGD, "sgd"), "downpour
 REPLICATED = ("local_sgd", "easgd", "downpour", "hogwild")
 """Strategies with local steps: l1 and batch normalisation do not act there, and rows are where the steps are."""
 
+COMMON: Mapping[str, tuple[str, ...]] = {"optimizer": ("clip_norm", "clip_value", "average")}
+"""Keys that every name of a group may have."""
+
 _MLP = {"hidden": None, "activation": None, "groups": None, "shortcut": None, "batchnorm": None, "init": None}
 _MODEL = dict.fromkeys(("loss", "huber_delta", "l2", "l1", "intercept", "standardize", "whiten", "init", "backprop"))
 
@@ -197,3 +200,8 @@ LOSSES_OF: Mapping[str, tuple[str, ...]] = {
 
 REGRESSION_LOSSES = ("squared", "huber")
 """Losses of numbers. All but these say that the target is classes; of these squared takes the labels -1 and +1 too."""
+
+
+def later(what: str) -> str:
+    """Return the message for something known that this version does not have."""
+    return f"{what} is not available in this version"

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bigopt.config import across, names, values
+from bigopt.config import across, names, strategy, values
 from bigopt.config.reader import Node
 from bigopt.core.errors import ConfError
 from bigopt.core.names import nearest
@@ -19,15 +19,7 @@ from bigopt.core.names import nearest
 if TYPE_CHECKING:
     from bigopt.config.layers import Conf
 
-COMMON: Mapping[str, tuple[str, ...]] = {"optimizer": ("clip_norm", "clip_value", "average")}
-"""Keys that every name of a group may have."""
-
 _CLASSIFY = ("logistic", "softmax", "perceptron", "svm")
-
-
-def later(what: str) -> str:
-    """Return the message for something known that this version does not have."""
-    return f"{what} is not available in this version"
 
 
 def known(path: str, node: Node) -> None:
@@ -54,7 +46,7 @@ def resolve(conf: Conf) -> Conf:
     conf = _own_optimizer(conf)
     _check_available(conf)
     _check_used(conf)
-    _check_strategy(conf)
+    strategy.check(conf)
     _check_data(conf)
     _check_model(conf)
     _check_l1(conf)
@@ -66,27 +58,20 @@ def resolve(conf: Conf) -> Conf:
     return _check_rate(conf)
 
 
-def _get(conf: Conf, path: str) -> Any:
-    value: Any = conf
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
-
-
 def _check_available(conf: Conf) -> None:
     for group, table in names.GROUPS.items():
-        name = _get(conf, f"{group}.name")
+        name = values.get(conf, f"{group}.name")
         if not table[name].available:
-            raise conf.error(f"{group}.name", f"{group}.name: " + later(f"{group} '{name}'"), _available(table))
+            raise conf.error(f"{group}.name", f"{group}.name: " + names.later(f"{group} '{name}'"), _available(table))
     for path, choices in names.VALUES.items():
-        value = _get(conf, path)
+        value = values.get(conf, path)
         if value is not None and not choices[value]:
             raise conf.error(
-                path, later(f"{path} '{value}'"), f"one of {', '.join(n for n, ok in choices.items() if ok)}"
+                path, names.later(f"{path} '{value}'"), f"one of {', '.join(n for n, ok in choices.items() if ok)}"
             )
     if conf.strategy.compression.name is not None:
         path, name = "strategy.compression.name", conf.strategy.compression.name
-        raise conf.error(path, f"{path}: " + later(f"compression '{name}'"), "leave it at null")
+        raise conf.error(path, f"{path}: " + names.later(f"compression '{name}'"), "leave it at null")
     if conf.model.init not in names.INIT_RULES:
         _check_init(conf)
 
@@ -106,10 +91,10 @@ def _available(table: Mapping[str, names.Name]) -> str:
 def unused(conf: Conf) -> Iterator[tuple[str, str]]:
     """Yield (group, path) of each key that is set and that the chosen name of its group does not use."""
     for group, table in names.GROUPS.items():
-        uses = {"name", *table[_get(conf, f"{group}.name")].uses, *COMMON.get(group, ())}
+        uses = {"name", *table[values.get(conf, f"{group}.name")].uses, *names.COMMON.get(group, ())}
         for path in values.leaves():
             parts = path.split(".")
-            if parts[0] == group and parts[1] not in uses and _get(conf, path) != values.default(path):
+            if parts[0] == group and parts[1] not in uses and values.get(conf, path) != values.default(path):
                 yield group, path
     if conf.strategy.compression.name is None and conf.strategy.compression.fraction is not None:
         yield "strategy.compression", "strategy.compression.fraction"
@@ -118,7 +103,7 @@ def unused(conf: Conf) -> Iterator[tuple[str, str]]:
 def _check_used(conf: Conf) -> None:
     for group, path in unused(conf):
         if group in names.STRICT_GROUPS or group == "strategy.compression":
-            name = _get(conf, f"{group}.name")
+            name = values.get(conf, f"{group}.name")
             table = names.GROUPS.get(group)
             uses = [*table[name].uses] if table else []
             takes = f"it uses {', '.join(uses)}" if uses else "it takes no keys"
@@ -134,40 +119,6 @@ def _own_optimizer(conf: Conf) -> Conf:
     if own is None or "optimizer.name" in conf.origins:
         return conf
     return fill(conf, {"optimizer.name": own}, f"strategy {conf.strategy.name}")
-
-
-def _check_strategy(conf: Conf) -> None:
-    """Refuse what does not go with the strategy."""
-    who, optimizer = f"strategy '{conf.strategy.name}'", conf.optimizer.name
-    if conf.strategy.name in names.LOCAL_SGD and optimizer != "sgd":
-        raise conf.error("optimizer.name", f"{who} takes plain sgd steps, not {optimizer}", "optimizer.name=sgd")
-    if conf.strategy.name in names.REPLICATED:
-        for path, none in (("model.l1", 0.0), ("model.backprop", "map"), ("model.batchnorm", False)):
-            if _get(conf, path) != none:
-                message = f"{path}={values.shown(_get(conf, path))} does not go with the local steps of {who}"
-                raise conf.error(path, message, "strategy sync")
-        for path in (f"optimizer.{key}" for key in COMMON["optimizer"]):
-            if conf.strategy.name in names.LOCAL_SGD and _get(conf, path) not in (None, False):
-                raise conf.error(path, f"{path} does not go with the plain sgd steps of {who}", "leave it at null")
-    if conf.strategy.shards_on == "workers":
-        raise conf.error("strategy.shards_on", later("strategy.shards_on: workers"), "driver")
-    if conf.strategy.shards not in (None, 1):
-        raise conf.error("strategy.shards", later(f"strategy.shards: {conf.strategy.shards}"), "1")
-    if conf.strategy.outer is not None:
-        _check_outer(conf, conf.strategy.outer)
-
-
-def _check_outer(conf: Conf, outer: Mapping[str, Any]) -> None:
-    path, name = "strategy.outer", outer.get("name")
-    entry = names.OPTIMIZERS.get(str(name))
-    if entry is None or entry.full_batch:
-        known = [n for n, other in names.OPTIMIZERS.items() if not other.full_batch]
-        raise conf.error(path, f"strategy.outer has no optimizer '{name}'", nearest(str(name), known))
-    for key, value in outer.items():
-        if key not in ("name", "learning_rate", *entry.uses):
-            raise conf.error(path, f"strategy.outer: {name} does not use '{key}'", nearest(key, [*entry.uses]))
-        if key != "name" and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise conf.error(path, f"strategy.outer: {key} is {values.shown(value)}, expected a number")
 
 
 def _check_data(conf: Conf) -> None:
@@ -269,8 +220,8 @@ def _check_search(conf: Conf) -> None:
     )
     if who is None:
         return
-    for path in (f"optimizer.{key}" for key in COMMON["optimizer"]):
-        if _get(conf, path) is not None and _get(conf, path) is not False:
+    for path in (f"optimizer.{key}" for key in names.COMMON["optimizer"]):
+        if values.get(conf, path) is not None and values.get(conf, path) is not False:
             raise conf.error(path, f"{path} does not go with the line search of {who}", "leave it at null")
     if conf.schedule.learning_rate == "auto":
         message = f"learning_rate: auto, but {who} finds every step by a line search"
@@ -333,7 +284,7 @@ def _check_batch(conf: Conf) -> None:
     if conf.batch.size == "full":
         return
     for group, table in (("optimizer", names.OPTIMIZERS), ("schedule", names.SCHEDULES)):
-        name = _get(conf, f"{group}.name")
+        name = values.get(conf, f"{group}.name")
         if table[name].full_batch:
             raise conf.error(
                 "batch.size",
@@ -354,7 +305,7 @@ def _check_rate(conf: Conf) -> Conf:
 def describe_defaults(conf: Conf) -> list[str]:
     """Return one line for each null that was filled in: ``schedule.learning_rate = 0.001 (default of adam)``."""
     return [
-        f"{path} = {values.shown(_get(conf, path))} ({conf.origins[path]})"
+        f"{path} = {values.shown(values.get(conf, path))} ({conf.origins[path]})"
         for path in values.leaves()
         if conf.origins.get(path, "").startswith("default of ")
     ]

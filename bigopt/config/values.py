@@ -98,6 +98,13 @@ def default(path: str) -> Any:
     return value
 
 
+def get(conf: Any, path: str) -> Any:
+    """Return the value of a conf at a path: ``get(conf, "stop.epochs")``."""
+    for part in path.split("."):
+        conf = getattr(conf, part)
+    return conf
+
+
 def _strip(kind: inspect.Type) -> tuple[inspect.Type, dict[str, Any]]:
     extra: dict[str, Any] = {}
     while isinstance(kind, inspect.Metadata):
