@@ -25,7 +25,7 @@ from bigopt.optim.build import build_method
 from bigopt.optim.method import FirstOrder, Method
 from bigopt.optim.schedules import Compressed
 from bigopt.problem import Problem
-from bigopt.strategies.base import Rates, Setting
+from bigopt.strategies.base import Blocks, Rates, Setting
 from bigopt.strategies.gates import Update, no_log
 from bigopt.strategies.hogwild import TURNS
 from bigopt.work_hogwild import HogwildSteps, has_loop
@@ -133,6 +133,18 @@ def strategy_setting(
         pace = 1 if method.unit == "epoch" else problem.plan.steps_per_epoch
         return replace(method, penalty=None, unit="epoch", schedule=Compressed(method.schedule, pace))
 
+    def blocks() -> Blocks:
+        return Blocks(
+            problem.model,
+            problem.view,
+            options.blocks or problem.facts.slots,
+            conf.run.dtype,
+            problem.block_rows,
+            problem.device,
+            problem.kernels,
+            conf.data.memory,
+        )
+
     return replace(
         common,
         steps=steps,
@@ -141,6 +153,7 @@ def strategy_setting(
         local=local,
         hogwild=hogwild,
         server=server,
+        blocks=blocks,
         log=log,
         replay=None if options.replay is None else read_updates(Path(options.replay)),
     )

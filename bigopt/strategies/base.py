@@ -23,7 +23,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy.typing as npt
 
 from bigopt.backends.ledger import Rounds
+from bigopt.core.arrays import Device
 from bigopt.data.plan import Plan
+from bigopt.data.view import DataView
+from bigopt.models.base import Model
 from bigopt.optim.method import AskKind, FirstOrder, Method
 from bigopt.optim.schedules import Scaled
 from bigopt.strategies.gates import Update, no_log
@@ -91,6 +94,37 @@ def none_here(*_: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """What a strategy that cuts the model itself is made from.
+
+    Parameters
+    ----------
+    model : Model
+    view : DataView
+        The training rows, with all their columns.
+    number : int
+        Blocks that the model is cut into: ``strategy.blocks``, or the workers at the first start.
+    dtype : str
+        ``run.dtype``.
+    block_rows : int
+    device : str
+    kernels : str
+        The kernel set of the run.
+    memory : int
+        ``data.memory``.
+    """
+
+    model: Model
+    view: DataView
+    number: int
+    dtype: str
+    block_rows: int
+    device: Device
+    kernels: str
+    memory: int
+
+
+@dataclass(frozen=True)
 class Setting:
     """What every strategy is made from.
 
@@ -123,6 +157,8 @@ class Setting:
     server : callable
         ``server(name, keys, learning_rate)`` gives a method without penalty for the outer step or the parameter
         server; no name means the conf's own optimizer, a rate of None the conf's schedule.
+    blocks : callable
+        ``blocks()`` gives what a cut model is made from.
     log : callable
         Takes every `Update` of an asynchronous strategy.
     replay : sequence of Update or None
@@ -143,6 +179,7 @@ class Setting:
     local: Callable[[int, Answer], tuple[LocalSteps, Rates]] = none_here
     hogwild: Callable[[], tuple[HogwildSteps, Rates, int]] = none_here
     server: Callable[[str | None, Mapping[str, Any], float | None], Method[Any]] = none_here
+    blocks: Callable[[], Blocks] = none_here
     log: Callable[[Update], object] = no_log
     replay: Sequence[Update] | None = None
 

@@ -1,0 +1,29 @@
+"""model_parallel: one model whose parameters are dealt to several workers; who deals them depends on the model.
+
+The linear family is cut into blocks of columns (`bigopt.strategies.columns_parallel`): a worker holds its columns of
+the rows and the parameters that go with them. This module only chooses the machine by the kind of model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bigopt.core.errors import ConfError
+from bigopt.strategies.base import Array, Machine, Setting
+
+
+def start(setting: Setting, params: Array) -> Any:
+    """Return the state before step 1; params of shape (p,) in ``run.dtype``."""
+    return _dealer(setting).start(setting, params)
+
+
+def machine(setting: Setting, state: Any) -> Machine:
+    """Return the machine for the kind of model; it takes over the state's buffers."""
+    found: Machine = _dealer(setting).machine(setting, state)
+    return found
+
+
+def _dealer(setting: Setting) -> Any:
+    """Return the module that deals models of this kind."""
+    model = type(setting.blocks().model).__name__
+    raise ConfError(f"model_parallel does not deal a {model}", where="strategy.name", hint="strategy sync")
