@@ -67,6 +67,9 @@ OPTIMIZERS: Mapping[str, Name] = {
     "lbfgs": Name({"history": 10}, 1.0, full_batch=True, l1=True, searches=True),
 }
 
+LAYERWISE = ("lars", "lamb")
+"""Optimizers whose step in an entry depends on its whole layer."""
+
 SEARCHERS = ("gd", "sgd")
 """Optimizers whose direction is -g: a line search as the schedule needs one of them."""
 

@@ -25,12 +25,23 @@ def check(conf: Conf) -> None:
         for path in (f"optimizer.{key}" for key in names.COMMON["optimizer"]):
             if conf.strategy.name in names.LOCAL_SGD and values.get(conf, path) not in (None, False):
                 raise conf.error(path, f"{path} does not go with the plain sgd steps of {who}", "leave it at null")
-    if conf.strategy.shards_on == "workers":
-        raise conf.error("strategy.shards_on", names.later("strategy.shards_on: workers"), "driver")
-    if conf.strategy.shards not in (None, 1):
-        raise conf.error("strategy.shards", names.later(f"strategy.shards: {conf.strategy.shards}"), "1")
+    _check_shards(conf)
     if conf.strategy.outer is not None:
         _check_outer(conf, conf.strategy.outer)
+
+
+def _check_shards(conf: Conf) -> None:
+    """Refuse what a shard of the parameter server cannot do: it sees its own entries only."""
+    if conf.strategy.shards_on == "workers":
+        raise conf.error("strategy.shards_on", names.later("strategy.shards_on: workers"), "driver")
+    if conf.strategy.shards in (None, 1):
+        return
+    if conf.optimizer.name in names.LAYERWISE:
+        message = f"{conf.optimizer.name} looks at whole layers, which strategy.shards={conf.strategy.shards} cut"
+        raise conf.error("optimizer.name", message, "strategy.shards=1, or adagrad")
+    if conf.optimizer.clip_norm is not None:
+        message = f"clip_norm is of the whole gradient, which strategy.shards={conf.strategy.shards} cut"
+        raise conf.error("optimizer.clip_norm", message, "strategy.shards=1, or optimizer.clip_value")
 
 
 def _check_outer(conf: Conf, outer: Mapping[str, Any]) -> None:

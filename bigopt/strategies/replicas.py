@@ -28,6 +28,7 @@ from bigopt.core.sums import Sums
 from bigopt.optim.method import Ask, Method
 from bigopt.strategies.base import Rates, Setting, StepRecord
 from bigopt.strategies.gates import Update, no_log
+from bigopt.strategies.shards import sharded
 from bigopt.work import Arrival, Order
 from bigopt.work_local import LocalSteps, Turns
 
@@ -224,7 +225,6 @@ class Replicas:
         self._limit = None if setting.steps is None else setting.steps * self._count
         self._order = order
         self._log = log
-        self._log = log
         self._slots = 1
         self._begun = False
         self._given = state.local_steps
@@ -344,7 +344,8 @@ def _exchange(setting: Setting, replicas: int) -> Exchange:
     options = setting.options
     if options["name"] == "easgd":
         return Elastic(options.get("alpha") or 0.9 / replicas, options["every"])
-    return Downpour(setting.server(None, {}, None), options["n_push"], options["n_fetch"])
+    server = sharded(setting.server(None, {}, None), options.get("shards") or 1)
+    return Downpour(server, options["n_push"], options["n_fetch"])
 
 
 def start(setting: Setting, params: Array) -> ReplicasState:
