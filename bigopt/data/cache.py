@@ -29,6 +29,7 @@ import numpy as np
 
 from bigopt.core.buffers import Buffers
 from bigopt.core.errors import ConfError
+from bigopt.data.kept import Kept
 from bigopt.data.plan import Ints, draw
 from bigopt.data.scratch import NodeScratch, is_mapped
 from bigopt.data.view import Block, DataView
@@ -82,10 +83,16 @@ class BlockCache:
     ----------
     budget : int
         Bytes of decoded rows, read buffers and temporaries that this process may hold.
+
+    Attributes
+    ----------
+    kept : Kept
+        What a run keeps here between two orders; not charged.
     """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
+        self.kept = Kept()
         self._entries: dict[Key, Entry] = {}
         self._loading: set[Key] = set()
         self._notes: dict[NoteKey, Note] = {}
