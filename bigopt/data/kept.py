@@ -1,4 +1,4 @@
-"""What a worker keeps for a run between two orders: values by name, index and version, never the only copy.
+"""What a worker keeps for a run between two orders: values by name, number and version, never the only copy.
 
 Work is pure: what it returns is a function of its inputs and its rows. Some inputs are too large to travel with every
 order and change with every order: the residual of a compressed gradient, a block of columns of a model. They may stay
@@ -38,14 +38,14 @@ class Missing(NamedTuple):
     Parameters
     ----------
     name : str
-    index : int
+    number : int
         Whose value it is: a replica, a group of units, a block.
     version : int
         The one that was asked for.
     """
 
     name: str
-    index: int
+    number: int
     version: int
 
 
@@ -57,7 +57,7 @@ class Kept:
         self._values: dict[tuple[str, int], dict[int, Any]] = {}
         self._lock = threading.Lock()
 
-    def get(self, run: str, name: str, index: int, version: int) -> Any | None:
+    def get(self, run: str, name: str, number: int, version: int) -> Any | None:
         """Return a value, or None where it is not here; nobody may change it.
 
         Parameters
@@ -66,16 +66,16 @@ class Kept:
             The run's token.
         name : str
             What it is ("residual", "block").
-        index : int
+        number : int
             Whose it is.
         version : int
         """
         with self._lock:
             if run != self._run:
                 return None
-            return self._values.get((name, index), {}).get(version)
+            return self._values.get((name, number), {}).get(version)
 
-    def put(self, run: str, name: str, index: int, version: int, value: Any) -> None:
+    def put(self, run: str, name: str, number: int, version: int, value: Any) -> None:
         """Keep a value, which belongs to this store from now on, and the version before it; drop all others.
 
         A version that is older than the one before the newest (an order that comes again, much later) changes nothing.
@@ -83,7 +83,7 @@ class Kept:
         with self._lock:
             if run != self._run:
                 self._run, self._values = run, {}
-            versions = self._values.setdefault((name, index), {})
+            versions = self._values.setdefault((name, number), {})
             versions[version] = value
             for old in sorted(versions)[:-_VERSIONS]:
                 del versions[old]

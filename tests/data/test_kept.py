@@ -29,7 +29,7 @@ def test_an_order_that_comes_again_late_takes_nothing_away() -> None:
     assert kept.get("run", "residual", 0, 2) == 2
 
 
-def test_names_and_indices_are_apart() -> None:
+def test_names_and_numbers_are_apart() -> None:
     kept = Kept()
     kept.put("run", "residual", 0, 1, "a")
     kept.put("run", "residual", 1, 7, "b")
