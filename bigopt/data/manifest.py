@@ -3,8 +3,12 @@
 ``bigopt-manifest.json`` lies in the dataset's folder and is written last. It holds rows, columns with dtype, kind and
 moments, targets and their classes, the row ranges of the partitions, the recipe of ingest, and for every **chunk** (a
 Zarr key or metadata file whole, a Parquet row group or a Parquet file's footer as a byte range) its rows, bytes and
-CRC-32. Its **fingerprint** is the SHA-256 of all that, so one hash names the dataset: driver, workers and checkpoints
+digest. Its **fingerprint** is the SHA-256 of all that, so one hash names the dataset: driver, workers and checkpoints
 compare it.
+
+A chunk's **digest** is the CRC-32C of all but its last four bytes, and then these as they are: processors compute
+CRC-32C at the rate of memory, and a chunk that ends with its own CRC-32C has the same CRC-32C whatever it holds. Of
+earlier datasets it is the CRC-32 of everything, which is read as well.
 
 Reading is strict: anything but what `Manifest.to_json` writes is a DataError, a path that leaves the folder a
 SecurityError.
@@ -16,22 +20,29 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from bigopt.core.errors import DataError, SecurityError
 from bigopt.data.columns import Names, Run
 from bigopt.data.files import Files, place, read_file
 
 NAME: Final = "bigopt-manifest.json"
-VERSION: Final = 1
+VERSION: Final = 2
 LAYOUTS: Final = ("columns", "list", "sparse")
 MAX_COLUMNS: Final = 1 << 40
 LIMIT: Final = 128 << 20
 """Most bytes of a manifest."""
 
+_OLD: Final = 8
+"""Digits of a digest that is a CRC-32."""
+
+Buffer = bytes | npt.NDArray[np.uint8]
 T = TypeVar("T")
 
 
@@ -68,13 +79,13 @@ class Column(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Bytes [start, start + bytes) of a file and their CRC-32; `rows` is 0 for metadata."""
+    """Bytes [start, start + bytes) of a file and their `digest_of`, in hex; `rows` is 0 for metadata."""
 
     key: str
     start: int
     bytes: int
     rows: int
-    crc32: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,7 @@ class Manifest:
     chunks: tuple[Chunk, ...]
     recipe: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    version: int = VERSION
 
     @cached_property
     def fingerprint(self) -> str:
@@ -117,7 +129,7 @@ class Manifest:
 
     def _tree(self) -> dict[str, Any]:
         return {
-            "bigopt_manifest": VERSION,
+            "bigopt_manifest": self.version,
             "format": self.format,
             "layout": self.layout,
             "rows": self.rows,
@@ -126,7 +138,7 @@ class Manifest:
             "weight": None if self.weight is None else _from_column(self.weight),
             "classes": None if self.classes is None else list(self.classes),
             "partitions": list(self.partitions),
-            "chunks": [[c.key, c.start, c.bytes, c.rows, f"{c.crc32:08x}"] for c in self.chunks],
+            "chunks": [list(chunk) for chunk in self.chunks],
             "recipe": self.recipe,
             "extra": self.extra,
         }
@@ -135,8 +147,13 @@ class Manifest:
         """Return the file's bytes."""
         return _dumps({**self._tree(), "fingerprint": self.fingerprint}).encode()
 
-    def check(self, key: str, data: bytes, where: str, *, start: int = 0) -> None:
+    def check(self, key: str, data: Buffer, where: str, *, start: int = 0) -> int | None:
         """Compare bytes read from a chunk with the manifest.
+
+        Returns
+        -------
+        int or None
+            The CRC-32C of all but the last four bytes, where that is what was compared.
 
         Raises
         ------
@@ -149,12 +166,16 @@ class Manifest:
         if len(data) != chunk.bytes:
             found = f"{len(data)} bytes, the manifest says {chunk.bytes}"
             raise DataError(found, where=where, hint="truncated or altered: ingest again")
-        if zlib.crc32(data) != chunk.crc32:
+        old = len(chunk.digest) == _OLD
+        digest = f"{zlib.crc32(memoryview(data)):08x}" if old else digest_of(data)
+        if digest != chunk.digest:
             raise DataError(
-                f"altered: CRC-32 {zlib.crc32(data):08x} of {len(data)} bytes, the manifest says {chunk.crc32:08x}",
+                f"altered: {'CRC-32' if old else 'CRC-32C and tail'} {digest} of {len(data)} bytes, the manifest says "
+                f"{chunk.digest}",
                 where=where,
                 hint="ingest again, or restore the file",
             )
+        return None if old else int(digest[:_OLD], 16)
 
     def check_present(self, listing: Mapping[str, int], uri: str) -> None:
         """Compare files and sizes with the manifest.
@@ -231,13 +252,13 @@ def _column(value: Any, what: str) -> Column:
 
 
 def _chunk(value: Any, what: str) -> Chunk:
-    key, start, size, rows, crc = _row(value, what, 5)
-    key, crc = _expect(key, str, what), _expect(crc, str, what)
+    key, start, size, rows, digest = _row(value, what, 5)
+    key, digest = _expect(key, str, what), _expect(digest, str, what)
     if key.startswith("/") or "\\" in key or "\0" in key or ".." in key.split("/"):
         raise SecurityError(f"manifest: {what} names '{key[:80]}', outside the dataset")
-    if len(crc) != 8 or not set(crc) <= set("0123456789abcdef"):
-        raise DataError(f"manifest: {what} has no CRC-32: {crc[:40]!r}")
-    return Chunk(key, _expect(start, int, what), _expect(size, int, what), _expect(rows, int, what), int(crc, 16))
+    if len(digest) not in (_OLD, 2 * _OLD) or not set(digest) <= set("0123456789abcdef"):
+        raise DataError(f"manifest: {what} has no digest: {digest[:40]!r}")
+    return Chunk(key, _expect(start, int, what), _expect(size, int, what), _expect(rows, int, what), digest)
 
 
 def _label(value: Any, what: str) -> Any:
@@ -278,8 +299,9 @@ _KEYS = frozenset({
 
 def _parse(tree: Any) -> Manifest:
     _expect(tree, dict, "file")
-    if _expect(tree.get("bigopt_manifest"), int, "version") != VERSION:
-        raise DataError(f"manifest: version {tree['bigopt_manifest']}, this bigopt reads {VERSION}")
+    version = _expect(tree.get("bigopt_manifest"), int, "version")
+    if not 1 <= version <= VERSION:
+        raise DataError(f"manifest: version {version}, this bigopt reads 1 to {VERSION}")
     if set(tree) != _KEYS:
         raise DataError(f"manifest: keys that differ: {', '.join(sorted(set(tree) ^ _KEYS))[:200]}")
     manifest = Manifest(
@@ -294,6 +316,7 @@ def _parse(tree: Any) -> Manifest:
         chunks=_each(tree["chunks"], "chunks", _chunk),
         recipe=None if tree["recipe"] is None else _expect(tree["recipe"], dict, "recipe"),
         extra=_expect(tree["extra"], dict, "extra"),
+        version=version,
     )
     if manifest.format not in ("zarr", "parquet") or manifest.layout not in LAYOUTS:
         raise DataError(f"manifest: format '{manifest.format[:20]}', layout '{manifest.layout[:20]}'")
@@ -329,9 +352,10 @@ def expected_manifest(files: Files, fingerprint: str) -> Manifest:
     return manifest
 
 
-def crc_of(parts: Iterable[bytes]) -> int:
-    """Return the CRC-32 of consecutive parts."""
-    value = 0
-    for part in parts:
-        value = zlib.crc32(part, value)
-    return value
+def digest_of(data: Buffer) -> str:
+    """Return the digest of a chunk: the CRC-32C of all but its last four bytes, and these, in 16 hexadecimal digits."""
+    from google_crc32c import value
+
+    body = np.frombuffer(data, dtype=np.uint8)
+    end = max(0, len(body) - 4)
+    return f"{value(body[:end]):08x}{bytes(body[end:]).hex():0<8}"

@@ -7,14 +7,13 @@ the files back to take their checksums.
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
 
-from bigopt.data.manifest import Chunk
+from bigopt.data.manifest import Chunk, digest_of
 from bigopt.data.source import Array
 
 FILE_BYTES: Final = 256 << 20
@@ -199,7 +198,7 @@ def chunks_of_folder(folder: Path, by_rows: Container[str], chunk_rows: int, row
         data = path.read_bytes()
         parts = key.split("/")
         held = min(chunk_rows, rows - int(parts[2]) * chunk_rows) if len(parts) > 2 and parts[0] in by_rows else 0
-        chunks.append(Chunk(key, 0, len(data), held, zlib.crc32(data)))
+        chunks.append(Chunk(key, 0, len(data), held, digest_of(data)))
     return chunks
 
 
@@ -218,8 +217,8 @@ def chunks_of_parquet(folder: Path) -> list[Chunk]:
                 handle.seek(start)
                 data = handle.read(stop - start)
                 rows = metadata.row_group(group).num_rows
-                chunks.append(Chunk(path.name, start, len(data), rows, zlib.crc32(data)))
+                chunks.append(Chunk(path.name, start, len(data), rows, digest_of(data)))
             handle.seek(stop)
             data = handle.read()
-            chunks.append(Chunk(path.name, stop, len(data), 0, zlib.crc32(data)))
+            chunks.append(Chunk(path.name, stop, len(data), 0, digest_of(data)))
     return chunks

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 
@@ -105,6 +109,45 @@ def test_damage_after_opening_is_noticed_by_the_worker(datasets: dict[str, Path]
     with pytest.raises(DataError, match=expected) as caught:
         [list(source.pieces(partition)) for partition in dataset.partitions]
     assert name in str(caught.value)
+
+
+def test_a_sound_chunk_in_the_place_of_another_is_noticed(datasets: dict[str, Path], tmp_path: Path) -> None:
+    """A chunk ends with its own checksum, so that the checksum of the whole file says nothing."""
+    shutil.copytree(datasets["zarr"], tmp_path / "d")
+    chunks = [tmp_path / "d" / "X" / "c" / str(k) / "0" for k in range(3)]
+    assert len({google_crc32c.value(chunk.read_bytes()) for chunk in chunks}) == 1
+    sizes = [chunk.stat().st_size for chunk in chunks]
+    same = [(a, b) for a, b in itertools.combinations(range(3), 2) if sizes[a] == sizes[b]]
+    assert same, sizes
+    first, second = (chunks[k].read_bytes() for k in same[0])
+    chunks[same[0][0]].write_bytes(second)
+    assert first != second
+    with pytest.raises(DataError, match="altered: CRC-32C"):
+        rows_of(open_dataset(str(tmp_path / "d")))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_manifests_of_version_1_are_read_and_still_notice_damage(
+    datasets: dict[str, Path], form: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "d"
+    shutil.copytree(datasets[form], path)
+    manifest = parse_manifest((path / NAME).read_bytes(), "here")
+    chunks = []
+    for chunk in manifest.chunks:
+        data = (path / chunk.key).read_bytes()[chunk.start : chunk.start + chunk.bytes]
+        chunks.append(chunk._replace(digest=f"{zlib.crc32(data):08x}"))
+    old = replace(manifest, chunks=tuple(chunks), version=1)
+    (path / NAME).write_bytes(old.to_json())
+    assert json.loads(old.to_json())["bigopt_manifest"] == 1
+    for a, b in zip(rows_of(open_dataset(str(datasets[form])))[:3], rows_of(open_dataset(str(path)))[:3], strict=True):
+        np.testing.assert_array_equal(a, b)
+    victim = path / next(chunk.key for chunk in manifest.chunks if chunk.rows)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 3] ^= 4
+    victim.write_bytes(bytes(data))
+    with pytest.raises(DataError, match="altered: CRC-32 "):
+        rows_of(open_dataset(str(path)))
 
 
 @pytest.mark.parametrize("form", FORMS)
