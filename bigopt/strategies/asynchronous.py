@@ -132,12 +132,10 @@ class Async:
         return AsyncState(self._inner, self._steps, self._ticket, np.array(sorted(tickets), dtype=np.int64))
 
     def more(self, slots: int) -> list[Order]:
-        """Give a ticket to every worker that has none."""
+        """Give a ticket to every worker that is to have one."""
         busy = {ticket.slot for ticket in (*self._arrived.values(), *self._out.values())}
         orders: list[Order] = []
-        for slot in range(slots):
-            if slot in busy:
-                continue
+        for slot in self._gate.places(slots, busy):
             number = self._draw()
             if number is None:
                 break

@@ -9,12 +9,14 @@ applied in the same order, hence the same bits.
 Why `Bounded` never locks up: let the tickets that are out be sorted by version, r_0 <= r_1 <= ... At version v all can
 be applied in time, oldest first, iff v + i - r_i <= bound for every i. A new ticket enters last, with r = v and i below
 the number of workers, so a bound of workers - 1 suffices. Applying the oldest shifts all others forward by one place
-and keeps every inequality; so the oldest may always be applied once it is there.
+and keeps every inequality; so the oldest may always be applied once it is there. Where workers join a run and are more
+than bound + 1, that many have tickets and the others wait.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -56,6 +58,10 @@ class Gate(Protocol):
         """Return the ticket to give out at `version` where `number` is the next of the stream, or None for none now."""
         ...
 
+    def places(self, slots: int, busy: Collection[int]) -> Iterable[int]:
+        """Return the slots that are offered a ticket, in order, where `busy` ones have tickets that are out."""
+        ...
+
 
 @dataclass(frozen=True)
 class Free:
@@ -68,6 +74,10 @@ class Free:
     def issue(self, number: int, version: int) -> int | None:
         """Return the next ticket."""
         return number
+
+    def places(self, slots: int, busy: Collection[int]) -> Iterable[int]:
+        """Return the slots that have none."""
+        return [slot for slot in range(slots) if slot not in busy]
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,11 @@ class Bounded:
     def issue(self, number: int, version: int) -> int | None:
         """Return the next ticket."""
         return number
+
+    def places(self, slots: int, busy: Collection[int]) -> Iterable[int]:
+        """Return slots that have none, so that bound + 1 tickets are out at most: workers may have joined."""
+        free = [slot for slot in range(slots) if slot not in busy]
+        return free[: max(0, self.bound + 1 - len(busy))]
 
 
 @dataclass
@@ -125,3 +140,7 @@ class Scripted:
         """Return a ticket that the log read at this version and that is not given out yet."""
         readers = self._readers.get(version)
         return readers.pop(0) if readers else None
+
+    def places(self, slots: int, busy: Collection[int]) -> Iterable[int]:
+        """Return all slots again and again: as many tickets are out as the log had, on however many workers."""
+        return itertools.cycle(range(slots))

@@ -120,3 +120,20 @@ def test_the_oldest_may_always_be_applied(tickets: list[tuple[int, bool]], slack
         assert now - out[chosen].version <= bound
         out.pop(chosen)
         now += 1
+
+
+def test_a_replay_needs_no_more_workers_than_one() -> None:
+    case = Case(optimizer="momentum")
+    machine, _, log = run_async(case, 4, 11)
+    again, records, second = run_async(Case(optimizer="momentum"), 1, 0, gate=Scripted(log))
+    assert [u[:2] for u in second] == [u[:2] for u in log]
+    assert again.params.tobytes() == machine.params.tobytes()
+    assert len(records) == 40
+
+
+@pytest.mark.parametrize("bound", [0, 1, 2])
+def test_ssp_goes_on_within_its_bound_where_more_workers_join_than_it_allows(bound: int) -> None:
+    _, records, log = run_async(Case(steps=30), 4, 3, gate=Bounded(bound))
+    assert sorted(u.ticket for u in log) == list(range(30))
+    assert max(r.staleness for r in records) <= bound
+    assert {u.worker for u in log} == set(range(bound + 1))
