@@ -22,7 +22,7 @@ from multiprocessing.connection import Client, Connection, Listener, answer_chal
 from typing import Any
 
 from bigopt.backends.base import check_fingerprint, fingerprint
-from bigopt.backends.link import Link, activity
+from bigopt.backends.link import Carrier, Link, activity
 from bigopt.backends.resident import (
     Address,
     Done,
@@ -91,7 +91,7 @@ class Hub:
         self._works: dict[int, tuple[int, Work]] = {}
         self._serial = 0
         self._closed = False
-        self._greeted: dict[Wire, threading.Thread] = {}
+        self._greeted: dict[Carrier, threading.Thread] = {}
         for listener in self._listeners:
             threading.Thread(target=self._accept, args=(listener,), name="bigopt-hub", daemon=True).start()
 
@@ -137,29 +137,38 @@ class Hub:
                 connection = listener.accept()
             except OSError:
                 return  # closed
-            wire = Wire(connection, self._pool, writable=True)
-            thread = threading.Thread(target=self._greet, args=(connection, wire), name="bigopt-link", daemon=True)
-            with self._lock:
-                if self._closed:
-                    wire.close()
-                    return
-                self._greeted[wire] = thread
-            thread.start()
+            self._start(Wire(connection, self._pool, writable=True), connection)
+            if self._closed:
+                return
 
-    def _greet(self, connection: Connection, wire: Wire) -> None:
+    def adopt(self, wire: Carrier) -> None:
+        """Take a worker that the engine itself carries messages to; its first one is a `Hello`."""
+        self._start(wire, None)
+
+    def _start(self, wire: Carrier, connection: Connection | None) -> None:
+        thread = threading.Thread(target=self._greet, args=(connection, wire), name="bigopt-link", daemon=True)
+        with self._lock:
+            if self._closed:
+                wire.close()
+                return
+            self._greeted[wire] = thread
+        thread.start()
+
+    def _greet(self, connection: Connection | None, wire: Carrier) -> None:
         try:
-            try:
-                deliver_challenge(connection, self.key)
-                answer_challenge(connection, self.key)
-            except (AuthenticationError, EOFError, OSError):
-                return  # a stranger, or a worker that died while it connected
+            if connection is not None:
+                try:
+                    deliver_challenge(connection, self.key)
+                    answer_challenge(connection, self.key)
+                except (AuthenticationError, EOFError, OSError):
+                    return  # a stranger, or a worker that died while it connected
             self._admit(wire)
         finally:
             with self._lock:  # never while another thread looks at its file descriptor
                 self._greeted.pop(wire, None)
                 wire.close()
 
-    def _admit(self, wire: Wire) -> None:
+    def _admit(self, wire: Carrier) -> None:
         """Compare fingerprints, give a worker that has the key a slot and read what it sends."""
         try:
             hello, _ = wire.receive()

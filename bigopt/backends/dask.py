@@ -6,20 +6,16 @@ would cost more than a round. One thread supervises: a worker that Dask has lost
 comes back (nannies restart theirs) or joins gets a resident again, and a resident that cannot run ends the run with the
 reason.
 
-A cluster of bigopt's own is a LocalCluster of single-thread processes on loopback. A cluster of the user's is named by
-``backend.address``: ``tcp://host:port``, ``tls://host:port`` or a scheduler file. Its workers connect back to the
-address from which the driver reaches the scheduler; what they prove is a random key that came with their task.
+Workers connect back to the driver and prove a random key that came with their task. Where they cannot, or
+``backend.channel`` is off, the residents are actors of Dask and their calls carry the same messages
+(`bigopt.backends.dask_actors`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
-import shutil
-import signal
-import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -28,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from bigopt.backends import dask_report
 from bigopt.backends.base import one_blas_thread
 from bigopt.backends.channel import Address, Hub, Unreachable, check_slots, serve
-from bigopt.backends.dask_tasks import DaskTaskSession
+from bigopt.backends.dask_actors import ActorWire, ResidentActor
+from bigopt.backends.dask_cluster import given_cluster, own_cluster
 from bigopt.core.errors import BigoptError, ClusterError, ConfError
 from bigopt.work import Arrival, Order
 
@@ -37,9 +34,7 @@ if TYPE_CHECKING:
 
 _TICK = 0.25
 _OTHERS_SECONDS = 10.0  # patience with further workers of a cluster that others use too
-_HUNG_SECONDS = "20s"  # a worker of our own cluster that is silent for so long is restarted
 _TRIES = 3
-_CLOSE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -57,13 +52,8 @@ def reside(ticket: Ticket) -> None:
     serve(ticket.addresses, ticket.key, ticket.memory, ticket.name)
 
 
-def dask_setup(worker: Any) -> None:  # noqa: ARG001
-    """Hook of a worker of our own that starts: Ctrl-C reaches it too, but what to do then is the driver's decision."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def open_session(backend: BackendConf, *, memory: int, bits: str, run: str) -> DaskSession | DaskTaskSession:
-    """Start or join a Dask cluster and put residents on its workers; where they cannot connect back, use tasks.
+def open_session(backend: BackendConf, *, memory: int, bits: str, run: str) -> DaskSession:
+    """Start or join a Dask cluster and put residents on its workers; where they cannot connect back, actors.
 
     Parameters
     ----------
@@ -85,116 +75,38 @@ def open_session(backend: BackendConf, *, memory: int, bits: str, run: str) -> D
     """
     if importlib.util.find_spec("distributed") is None:
         raise ConfError("Dask is not installed", where="backend.name", hint="pip install 'bigopt[dask]'")
+    own = backend.address is None
     with contextlib.ExitStack() as stack:
         stack.enter_context(one_blas_thread())
+        slots = (backend.workers or os.cpu_count() or 1) if own else 1
         if backend.address is None:
-            slots = backend.workers or os.cpu_count() or 1
-            client, link = _own_cluster(slots, stack), None
+            client, link = own_cluster(slots, stack), None
         else:
-            client, link = _given_cluster(backend.address, backend.timeout, stack)
-            slots = 1
-        most = slots if backend.address is None else backend.workers
+            client, link = given_cluster(backend.address, backend.timeout, stack)
+        most = slots if own else backend.workers
 
-        def tasks(*notes: str) -> DaskTaskSession:
-            return DaskTaskSession(client, most, memory=memory, bits=bits, run=run, notes=notes, stack=stack.pop_all())
+        def start(actors: bool, *notes: str) -> DaskSession:
+            hub = Hub(slots, timeout=backend.timeout, host=None if actors else link, bits=bits)
+            session = DaskSession(client, hub, most, memory, run, actors=actors, notes=notes)
+            try:
+                session.begin(own=own)
+            except BaseException:
+                session.close()
+                raise
+            return session
 
         if backend.channel == "off":
-            return tasks()
-        session = DaskSession(client, Hub(slots, timeout=backend.timeout, host=link, bits=bits), most, memory, run)
-        try:
-            session.begin(own=backend.address is None)
-        except Unreachable as error:
-            session.close()
-            if not client.scheduler_info(n_workers=-1)["workers"]:
-                raise
-            return tasks(f"warning: {error.message}; every round runs as tasks of Dask, which takes longer")
-        except BaseException:
-            session.close()
-            raise
+            session = start(actors=True)
+        else:
+            try:
+                session = start(actors=False)
+            except Unreachable as error:
+                if not client.scheduler_info(n_workers=-1)["workers"]:
+                    raise
+                text = f"warning: {error.message}; calls of Dask actors carry every round, which takes longer"
+                session = start(True, text)
         session.take(stack.pop_all())
     return session
-
-
-def _own_cluster(workers: int, stack: contextlib.ExitStack) -> Any:
-    """Start single-thread worker processes on this machine and return a client."""
-    import dask
-    from distributed import Client, LocalCluster
-
-    if importlib.util.find_spec("bokeh") is not None:
-        from bigopt.backends.dask_dashboard import register
-
-        register()
-    folder = tempfile.mkdtemp(prefix="bigopt-dask-")
-    stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    try:
-        with dask.config.set({"distributed.scheduler.worker-ttl": _HUNG_SECONDS, "temporary-directory": folder}):
-            cluster = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-                memory_limit=None,  # data.memory is the bound
-                preload=[__name__],
-                local_directory=folder,
-                silence_logs="ERROR",
-            )
-    except Exception as error:  # whatever Dask meets while it starts processes
-        raise ClusterError(
-            f"cannot start Dask workers on this machine: {error}",
-            where="backend.name",
-            hint="a script that trains on Dask needs: if __name__ == '__main__':",
-        ) from error
-    stack.callback(_close, cluster)
-    client = Client(cluster, set_as_default=False)
-    stack.callback(_close, client)
-    return client
-
-
-def _close(part: Any) -> None:
-    """Close a cluster or a client of ours; what does not answer in time ends with this process."""
-    with contextlib.suppress(Exception):
-        part.close(timeout=_CLOSE_SECONDS)
-
-
-def _given_cluster(address: str, timeout: float, stack: contextlib.ExitStack) -> tuple[Any, str | None]:
-    """Connect to a running scheduler; return a client and this machine's address as the cluster sees it."""
-    from distributed import Client
-    from distributed.comm import get_address_host
-
-    end = time.monotonic() + timeout
-    if "://" not in address and (os.sep in address or address.endswith(".json") or os.path.exists(address)):
-        address = _scheduler_file(address, end)
-    try:
-        client = Client(address, timeout=max(1.0, end - time.monotonic()), set_as_default=False)
-    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise ClusterError(
-            f"no Dask scheduler answers at {address} within {timeout:g} seconds: {error}",
-            where="backend.address",
-            hint="is it running, is the address right, and for tls:// are the certificates in Dask's configuration?",
-        ) from error
-    stack.callback(_close, client)
-    return client, get_address_host(client.scheduler_comm.comm.local_address)
-
-
-def _scheduler_file(path: str, end: float) -> str:
-    """Wait until a scheduler has written its file, and return the address in it."""
-    reason = "no such file"
-    while True:
-        try:
-            with open(path, encoding="utf-8") as handle:
-                return str(json.load(handle)["address"])
-        except FileNotFoundError:
-            reason = "no such file"
-        except (OSError, ValueError, LookupError, TypeError) as error:  # perhaps half written
-            reason = f"not a scheduler file ({type(error).__name__})"
-        if time.monotonic() > end:
-            raise ClusterError(
-                f"scheduler file '{path}': {reason}",
-                where="backend.address",
-                hint="start one with: dask scheduler --scheduler-file FILE",
-            )
-        time.sleep(0.1)
 
 
 class DaskSession:
@@ -208,19 +120,35 @@ class DaskSession:
         Most workers to use; None for all.
     memory : int
     run : str
+    actors : bool
+        Whether calls of actors carry the messages, instead of connections.
+    notes : tuple of str
+        Why there is no channel.
     """
 
-    def __init__(self, client: Any, hub: Hub, most: int | None, memory: int, run: str) -> None:
+    def __init__(
+        self,
+        client: Any,
+        hub: Hub,
+        most: int | None,
+        memory: int,
+        run: str,
+        *,
+        actors: bool = False,
+        notes: tuple[str, ...] = (),
+    ) -> None:
         self._client = client
         self._hub = hub
         self._most = most
         self._memory = memory
         self._run = run
         self._stack = contextlib.ExitStack()
+        self._actors = actors
         self._placed: dict[str, Any] = {}
+        self._wires: dict[str, ActorWire] = {}
         self._failures: dict[str, int] = {}
         self._count = 0
-        self._notes: list[str] = []
+        self._notes = list(notes)
         self._reporter = dask_report.Reporter(run, lambda topic, event: client.log_event(topic, event))
         self._ending = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="bigopt-dask", daemon=True)
@@ -320,14 +248,13 @@ class DaskSession:
         """Drop residents whose worker is gone, place residents where workers are free."""
         for name, future in list(self._placed.items()):
             if name not in addresses:
-                self._hub.drop(name)
-                del self._placed[name]
+                self._give_up(name)
                 future.cancel(force=True)
             elif future.status == "error":
-                del self._placed[name]
+                self._give_up(name)
                 self._failed(name, future)
-            elif future.done():  # ended, cancelled or forgotten by a scheduler that was restarted
-                del self._placed[name]
+            elif future.done() and not self._lives(name, future):
+                self._give_up(name)  # ended, cancelled or forgotten by a scheduler that was restarted
         self._hub.grow(check_slots(len(addresses), self._most))
         for name in addresses:
             if len(self._placed) >= self._hub.slots:
@@ -335,11 +262,29 @@ class DaskSession:
             if name not in self._placed:
                 self._placed[name] = self._place(name)
 
+    def _lives(self, name: str, future: Any) -> bool:
+        """Whether a task that is done has left an actor that answers; a new one is handed to the hub."""
+        if not self._actors or future.status != "finished":
+            return False
+        if name not in self._wires:
+            with self._client.as_current():  # an actor looks for its client there
+                self._wires[name] = ActorWire(future.result(timeout=10))
+            self._hub.adopt(self._wires[name])
+        return not self._wires[name].ended
+
+    def _give_up(self, name: str) -> None:
+        del self._placed[name]
+        if name in self._wires:
+            self._wires.pop(name).hang_up()
+        self._hub.drop(name)
+
     def _place(self, name: str) -> Any:
         self._count += 1
+        ticket = Ticket(self._hub.addresses, self._hub.key, self._memory, name)
+        body = (ResidentActor, self._memory, name) if self._actors else (reside, ticket)
         return self._client.submit(
-            reside,
-            Ticket(self._hub.addresses, self._hub.key, self._memory, name),
+            *body,
+            actor=self._actors,
             key=f"bigopt-resident-{self._run}-{self._count}",
             workers=[name],
             allow_other_workers=False,

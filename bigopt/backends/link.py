@@ -5,18 +5,37 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from bigopt.backends.resident import Hello
-from bigopt.backends.wire import Wire
 from bigopt.work import Order, Stats
+
+
+class Carrier(Protocol):
+    """One end of a connection to a worker, whatever carries the messages; see `bigopt.backends.wire.Wire`."""
+
+    def send(self, value: Any, origin: object = None) -> int:
+        """Send a value; return the bytes it stands for. Raise `OSError` where the worker is gone."""
+        ...
+
+    def receive(self) -> tuple[Any, int]:
+        """Return the next value and the bytes it stands for. Raise `EOFError` or `OSError` at the end."""
+        ...
+
+    def hang_up(self) -> None:
+        """End the connection; wake whoever is blocked in it."""
+        ...
+
+    def close(self) -> None:
+        """Give up what this end holds."""
+        ...
 
 
 @dataclass(eq=False)
 class Link:
     """A connected worker as the driver sees it; `last` is what it finished last, `since` when its state changed."""
 
-    wire: Wire
+    wire: Carrier
     slot: int
     hello: Hello
     orders: dict[int, tuple[Order, int]] = field(default_factory=dict)

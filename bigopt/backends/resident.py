@@ -115,7 +115,7 @@ def serve(addresses: Sequence[Address], key: bytes, memory: int, name: str = "")
         one_blas_thread(),
     ):
         wire.send(Hello(os.getpid(), socket.gethostname(), name, fingerprint()))
-        resident = _Resident(BlockCache(memory))
+        resident = Resident(BlockCache(memory))
         with contextlib.suppress(EOFError, OSError):  # the driver is gone; who placed this worker learns it from there
             while resident.turn(wire):
                 pass
@@ -133,7 +133,7 @@ def _connect(addresses: Sequence[Address], key: bytes) -> Connection:
 
 
 @dataclass
-class _Resident:
+class Resident:
     """A resident's state: caches and the works it was sent."""
 
     blocks: BlockCache
@@ -143,14 +143,15 @@ class _Resident:
     def turn(self, wire: Wire) -> bool:
         """Answer one message; return whether another may come.
 
-        The inputs die with the call of `_answer`, so that their memory is given back with the reply.
+        The inputs die with the call of `answer`, so that their memory is given back with the reply.
         """
-        reply = self._answer(wire.receive()[0])
+        reply = self.answer(wire.receive()[0])
         if reply is not None and not isinstance(reply, Stop):
             wire.send(reply)
         return not isinstance(reply, Stop)
 
-    def _answer(self, message: Any) -> Done | Failed | Stop | None:
+    def answer(self, message: Any) -> Done | Failed | Stop | None:
+        """Do what a message asks for; only an order has an answer, and `Stop`, which is returned."""
         if isinstance(message, Stop):
             return message
         if isinstance(message, Prepare):

@@ -341,7 +341,7 @@ class BackendConf(Group, frozen=True):
     timeout: Annotated[Positive, key("seconds to wait for workers")] = 60.0
     channel: Annotated[
         Literal["auto", "off"],
-        key("auto | off: workers that connect to the driver; off, or where none can: one engine task a slot and round"),
+        key("auto | off: workers connect to the driver; off, or where none can: calls of Dask actors, Spark jobs"),
     ] = "auto"
 
 

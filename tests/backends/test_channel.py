@@ -250,7 +250,7 @@ def test_a_session_may_end_the_run_from_any_thread(hub):
 
 def test_only_types_of_bigopt_are_imported_for_the_driver():
     with pytest.raises(ValueError, match="none of bigopt's"):
-        resident._Resident(None)._answer(resident.Prepare(("bigopt.core.tree", "antigravity")))
+        resident.Resident(None).answer(resident.Prepare(("bigopt.core.tree", "antigravity")))
     assert "antigravity" not in sys.modules
 
 

@@ -15,15 +15,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
-from probes import MEMORY, alive, closing, conf, direct, run_round, same, started, vector, view, wait_until
+from probes import MEMORY, SIZES, alive, closing, conf, direct, run_round, same, started, vector, view, wait_until
 
 from bigopt.backends import channel, dask, dask_report
-from bigopt.backends.dask_tasks import DaskTaskSession
+from bigopt.backends.dask_actors import ActorWire, ResidentActor
 from bigopt.backends.ledger import Ledger, Rounds
 from bigopt.backends.testing import Probe
+from bigopt.core import tree
 from bigopt.core.errors import ClusterError
+from bigopt.data.plan import whole
+from bigopt.work import Order
 
 BIN = Path(sys.executable).parent
 
@@ -41,9 +45,10 @@ def in_background(session: Any, work: Probe, rounds: Rounds) -> tuple[threading.
 
 
 @pytest.mark.slow
-def test_kills_in_mid_round_change_no_bit_and_count_nothing_twice(tmp_path):
+@pytest.mark.parametrize("channel", ["auto", "off"])
+def test_kills_in_mid_round_change_no_bit_and_count_nothing_twice(tmp_path, channel):
     """P1 and P2: one worker dies in its first unit, then both die at once."""
-    with closing(open_session()) as session:
+    with closing(open_session(channel=channel)) as session:
         rounds = Rounds(ledger := Ledger(), 3)
         for deaths in (1, 2):
             folder = tmp_path / str(deaths)
@@ -87,12 +92,97 @@ def test_a_resident_that_cannot_run_ends_the_run_with_the_reason(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("addresses", [("/nowhere/hub",), ("/nowhere/hub", ("127.0.0.1", 9))], ids=["unix", "tcp"])
-def test_workers_that_cannot_connect_compute_in_tasks(monkeypatch, addresses):
+def test_workers_that_cannot_connect_are_called_as_actors(monkeypatch, addresses):
     monkeypatch.setattr(channel.Hub, "addresses", addresses)
     with closing(open_session(workers=1)) as session:
-        assert isinstance(session, DaskTaskSession)
-        assert any("must reach the driver" in note or "as tasks of Dask" in note for note in session.notes)
+        assert all(isinstance(link.wire, ActorWire) for link in session._hub.links)
+        assert any("must reach the driver" in note or "calls of Dask actors" in note for note in session.notes)
         assert same(run_round(session, Probe(view()), vector())[0], direct(vector()))
+
+
+class Call:
+    """A call of an actor in this process; one that is `lost` never returns, as Dask's do where the worker is gone."""
+
+    def __init__(self, answer: Any, lost: bool) -> None:
+        self._answer, self._lost = answer, lost
+
+    def result(self, timeout: float) -> Any:
+        if self._lost:
+            time.sleep(timeout)
+            raise TimeoutError
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+
+class FakeActor:
+    """A `ResidentActor` whose calls are counted, and fail or are lost when a test says so."""
+
+    def __init__(self) -> None:
+        self.actor = ResidentActor(MEMORY, "w")
+        self.calls: list[int] = []
+        self.lost = False
+        self.error: Exception | None = None
+
+    def turn(self, *messages: bytes) -> Call:
+        self.calls.append(len(messages))
+        return Call(self.error or (None if self.lost else self.actor.turn(*messages)), self.lost)
+
+
+@pytest.fixture
+def hub() -> Iterator[channel.Hub]:
+    hub = channel.Hub(1, timeout=20.0)
+    yield hub
+    hub.close()
+
+
+def order(start: int, stop: int) -> Order:
+    return Order(1, 0, 0, WORK, (vector(),), 7, start, whole(np.arange(7), SIZES)[start:stop])
+
+
+WORK = Probe(view())
+
+
+def test_orders_travel_in_calls_of_an_actor_and_the_work_only_once(hub):
+    actor = FakeActor()
+    hub.adopt(ActorWire(actor))
+    assert hub.wait_for_workers(1) == 1
+    for start, stop in ((0, 4), (4, 7)):
+        hub.submit(order(start, stop))
+    nodes: dict[Any, Any] = {}
+    for _ in range(2):
+        arrival = hub.wait()
+        nodes |= arrival.nodes
+        assert arrival.stats.pid == os.getpid()
+    assert set(nodes) == {*tree.cover(0, 4, 7), *tree.cover(4, 7, 7)}
+    assert actor.calls == [0, 3, 1]  # a greeting; modules, work and order; an order
+
+
+@pytest.mark.parametrize("end", ["never returns", "fails", "dropped"])
+def test_an_actor_that_is_lost_gives_its_orders_back_once(hub, end):
+    actor = FakeActor()
+    wire = ActorWire(actor)
+    hub.adopt(wire)
+    hub.wait_for_workers(1)
+    actor.lost = end != "fails"
+    actor.error = None if actor.lost else OSError("Unable to contact Actor's worker")
+    orders = [order(0, 4), order(4, 7)]
+    for each in orders:
+        hub.submit(each)
+    if end == "never returns":
+        wire.hang_up()
+    elif end == "dropped":
+        hub.drop("w")
+    lost = [hub.wait() for _ in orders]
+    assert all(arrival.lost for arrival in lost)
+    assert [arrival.order for arrival in lost] == orders
+    assert wait_until(lambda: wire.ended)
+    assert hub.links == []
+    with pytest.raises(BrokenPipeError):
+        wire.send(1)
+    hub.adopt(ActorWire(FakeActor()))  # another takes its place
+    hub.submit(orders[0])
+    assert hub.wait().nodes is not None
 
 
 def cmdline(process: psutil.Process) -> list[str]:

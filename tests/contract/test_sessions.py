@@ -233,9 +233,7 @@ class TestSpark(SessionContract):
 
 
 @pytest.mark.slow
-class TestDaskTasks(SessionContract):
-    repeats = True
-
+class TestDaskActors(SessionContract):
     @staticmethod
     def open() -> Session:
         from bigopt.backends import dask
@@ -258,6 +256,5 @@ class TestSparkTasks(TestSpark):
 
 def test_every_backend_has_its_contract():
     names = set(get_args(get_type_hints(BackendConf)["name"])) - {"auto"}
-    assert names == {
-        c.__name__.removeprefix("Test").removesuffix("Tasks").lower() for c in SessionContract.__subclasses__()
-    }
+    tested = (c.__name__.removeprefix("Test") for c in SessionContract.__subclasses__())
+    assert names == {name.removesuffix("Tasks").removesuffix("Actors").lower() for name in tested}
