@@ -20,8 +20,11 @@ from bigopt.core.buffers import Buffers
 from bigopt.core.codec import wire
 from bigopt.core.csr import CSR
 from bigopt.core.errors import BigoptError, ConfError, DataError
-from bigopt.core.sums import Mergeable, Sums, merge, packed
-from bigopt.data.cache import BlockCache, Entry, Meter
+from bigopt.core.staging import Stage
+from bigopt.core.sums import Mergeable, Sums, merge, merging, packed
+from bigopt.core.vectors import Narrow
+from bigopt.data.cache import BlockCache, Meter
+from bigopt.data.entry import Entry
 from bigopt.data.plan import ALL, DISTINCT, REPEATED, Ints, redraw
 from bigopt.data.view import DataView
 from bigopt.models import sparse
@@ -145,8 +148,9 @@ def execute(
     meter = Meter(blocks, order=tuple(units[:, 0].tolist()), ahead=ahead, buffers=blocks.buffers)
     with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges is told so by its sums
         ready = work.prepare(inputs)
-        keep: Callable[[Any], Any] | None = work.owned if isinstance(work, GradientSum) else None
-        nodes = tree.fold((work(ready, unit, meter) for unit in units), leaves, merge, start=start, keep=keep)
+        keep: Callable[[Any], Any] | None = work.exact if isinstance(work, GradientSum) else None
+        leaf_values = (work(ready, unit, meter) for unit in units)
+        nodes = tree.fold(leaf_values, leaves, merging(blocks.buffers), start=start, keep=keep)
     if isinstance(work, GradientSum) and work.view.source.sparse:
         nodes = {node: packed(value, work.model.outputs) for node, value in nodes.items()}
     return nodes, Stats(time.perf_counter() - begin, meter.bytes_read, meter.rows)
@@ -162,6 +166,7 @@ def sum_rows(
     device: arrays.Device = "cpu",
     kernels: str = compiled.NUMPY,
     buffers: Buffers | None = None,
+    stage: Stage | None = None,
 ) -> Sums:
     """Fold the gradient sums of one unit's rows in blocks counted from its first row.
 
@@ -180,7 +185,9 @@ def sum_rows(
     kernels : str
         The kernel set; compiled kernels take all rows of a unit at once, and add in float64.
     buffers : Buffers or None
-        Where the gradient may lie until the next call, in `dtype` or in the block's; None: in memory of its own.
+        Lend the gradient's memory, in `dtype` or in the block's; None: in memory of its own, in `dtype`.
+    stage : Stage or None
+        The way of host rows to a card.
 
     Returns
     -------
@@ -192,7 +199,7 @@ def sum_rows(
         fused = fused_sum(model, params, X, y, weight) if kernels != compiled.NUMPY and device == "cpu" else None
         if fused is not None:
             return Sums(fused[0].astype(dtype, copy=False), *fused[1:], len(X))
-        return Sums(*_folded(model, params, rows, block_rows, dtype, device, buffers), len(X))
+        return Sums(*_folded(model, params, rows, block_rows, dtype, device, buffers, stage), X.shape[0])
     if not isinstance(model, LinearModel):
         raise ConfError("only linear models take sparse rows", where="model.name")
     columns, own = X.own()
@@ -209,18 +216,19 @@ def _folded(
     dtype: str,
     device: arrays.Device,
     buffers: Buffers | None = None,
+    stage: Stage | None = None,
 ) -> tuple[Array, float, float]:
     grad: Any = None
     loss = total = 0.0
-    several = len(rows[0]) > block_rows
-    for X, y, weight in row_blocks(rows, block_rows, device):
+    several = rows[0].shape[0] > block_rows
+    for X, y, weight in row_blocks(rows, block_rows, device, stage):
         g, value, mass = model.grad_sum(params, X, y, weight, buffers)
         if grad is not None:
             grad += g
         elif buffers is None or g.base is None:
-            grad = g.astype(dtype, copy=False)
+            grad = arrays.astype(g, dtype)
         elif several:  # the next block writes to the same memory
-            grad = buffers.take("sum", g.shape, dtype)
+            grad = buffers.lend(g.shape[0], dtype)
             grad[...] = g
         else:
             grad = g
@@ -235,13 +243,22 @@ def cast(vector: Array, view: DataView, device: arrays.Device) -> Any:
     return arrays.to_device(np.ascontiguousarray(vector, dtype=view.dtype), device)
 
 
-def row_blocks(rows: Rows, size: int, device: arrays.Device) -> Iterator[Rows]:
-    """Yield a unit's rows in blocks of `size`, counted from its first row, on the device."""
+def row_blocks(rows: Rows, size: int, device: arrays.Device, stage: Stage | None = None) -> Iterator[Any]:
+    """Yield a unit's rows in blocks of `size`, counted from its first row, on the device: (X, y, weight or None).
+
+    With a stage, host rows reach a card while it computes on the block before; then a block is valid until the next.
+    """
     X, y, weight = rows
-    for lo in range(0, len(X), size):
-        part = slice(lo, lo + size)
-        w = None if weight is None else arrays.to_device(weight[part], device)
-        yield arrays.to_device(X[part], device), arrays.to_device(y[part], device), w
+    n = X.shape[0]
+    cuts = (slice(lo, min(lo + size, n)) for lo in range(0, n, size))
+    if device == "gpu" and not isinstance(X, np.ndarray):
+        return (tuple(None if a is None else a[part, ...] for a in rows) for part in cuts)
+    blocks = ((X[part], y[part], None if weight is None else weight[part]) for part in cuts)
+    if device == "cpu":
+        return blocks
+    if stage is not None:
+        return stage.stream(blocks)
+    return (tuple(None if a is None else arrays.to_device(a, device) for a in block) for block in blocks)
 
 
 def unit_rows(entry: Entry, seed: int, unit: Ints, buffers: Buffers | None = None) -> tuple[Array, Any, Array | None]:
@@ -250,6 +267,10 @@ def unit_rows(entry: Entry, seed: int, unit: Ints, buffers: Buffers | None = Non
     With `buffers`, drawn features lie there until the next unit.
     """
     block, (_, epoch, start, stop) = entry.block, unit
+    on_card = not isinstance(block.X, np.ndarray | CSR)
+    if epoch == ALL and on_card:
+        X, y, weight = (None if a is None else a[int(start) : int(stop), ...] for a in block[:3])
+        return X, y, weight
     if epoch == ALL:
         part = slice(int(start), int(stop))
         return (
@@ -258,10 +279,13 @@ def unit_rows(entry: Entry, seed: int, unit: Ints, buffers: Buffers | None = Non
             None if block.weight is None else block.weight[part],
         )
     if epoch in (DISTINCT, REPEATED):
-        rows = redraw(seed, unit, len(block.X))
+        rows = redraw(seed, unit, block.X.shape[0])
     else:
-        entry.open = stop < len(block.X)
+        entry.open = stop < block.X.shape[0]
         rows = entry.order(seed, unit)[start:stop]
+    if on_card:
+        X, y, weight = (None if a is None else arrays.gathered(a, rows) for a in block[:3])
+        return X, y, weight
     return (
         block.X[rows] if buffers is None or isinstance(block.X, CSR) else _gathered(block.X, rows, buffers),
         None if block.y is None else block.y[rows],
@@ -305,7 +329,9 @@ class GradientSum:
         compiled.uses_compiled(self.kernels)
         return inputs if self.view.source.sparse else (cast(inputs[0], self.view, self.device),)
 
-    def sums(self, inputs: tuple[Any, ...], rows: Rows, buffers: Buffers | None = None) -> Sums:
+    def sums(
+        self, inputs: tuple[Any, ...], rows: Rows, buffers: Buffers | None = None, stage: Stage | None = None
+    ) -> Sums:
         """Return the `Sums` of a unit's rows."""
         return sum_rows(
             self.model,
@@ -316,7 +342,15 @@ class GradientSum:
             device=self.device,
             kernels=self.kernels,
             buffers=buffers,
+            stage=stage,
         )
+
+    def exact(self, value: Sums) -> Sums:
+        """Return sums that stand for ``run.dtype``, whatever their gradient is in."""
+        grad = value.grad
+        if not isinstance(grad, np.ndarray) or grad.dtype == self.dtype:
+            return value
+        return value._replace(grad=Narrow(grad, self.dtype))
 
     def owned(self, value: Sums) -> Sums:
         """Return sums that lie in memory of their own, in ``run.dtype``."""
@@ -327,11 +361,11 @@ class GradientSum:
 
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Sums:
         """Return the unit's `Sums`."""
-        buffers = meter.buffers if self.device == "cpu" else None
-        with meter.block(self.view, int(unit[0])) as entry:
+        buffers, stage = (meter.buffers, None) if self.device == "cpu" else (None, meter.stage)
+        with meter.block(self.view, int(unit[0]), self.device) as entry:
             rows = unit_rows(entry, self.seed, unit, buffers)
-            meter.rows += len(rows[0])
-            return self.sums(inputs, rows, buffers)
+            meter.rows += rows[0].shape[0]
+            return self.sums(inputs, rows, buffers, stage)
 
 
 @wire
@@ -361,7 +395,7 @@ class SelectRows:
         """Return copies of the unit's rows."""
         with meter.block(self.view, int(unit[0])) as entry:
             rows = unit_rows(entry, self.seed, unit)
-            meter.rows += len(rows[0])
+            meter.rows += rows[0].shape[0]
             return Selected((tuple(rows),))
 
 

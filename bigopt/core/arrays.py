@@ -13,6 +13,7 @@ import numpy as np
 
 from bigopt.core.errors import ConfError
 from bigopt.core.names import nearest
+from bigopt.core.staging import Stage
 
 Device = Literal["cpu", "gpu"]
 
@@ -73,6 +74,106 @@ def to_device(array: Any, device: Device) -> Any:
     return _cupy().asarray(array) if device == "gpu" else array
 
 
+def send(array: Any) -> Any:
+    """Copy a host array to the calling thread's card."""
+    return _cupy().asarray(array)
+
+
+def astype(array: Any, dtype: str) -> Any:
+    """Return an array in another dtype (no copy where it has it)."""
+    if isinstance(array, np.ndarray):
+        return array.astype(dtype, copy=False)
+    xp = namespace(array)
+    return xp.astype(array, getattr(xp, dtype), copy=False)
+
+
+def gathered(array: Any, rows: Any) -> Any:
+    """Return rows of an array on a card by their numbers, which are on the host."""
+    xp = namespace(array)
+    return xp.take(array, xp.asarray(rows), axis=0)
+
+
 def to_host(array: Any) -> Any:
     """Return a NumPy array of the same values (no copy where it is one)."""
     return array if isinstance(array, np.ndarray) else _cupy().asnumpy(array)
+
+
+def use_card(number: int) -> int:
+    """Let the calling thread compute on one of the visible cards.
+
+    Parameters
+    ----------
+    number : int
+        Of the slot: slots take the cards in turn, so that each has its own where there are enough, else they share.
+
+    Returns
+    -------
+    int
+        Number of the card among those that ``CUDA_VISIBLE_DEVICES`` leaves.
+    """
+    runtime = _cupy().cuda.runtime
+    card: int = number % runtime.getDeviceCount()
+    runtime.setDevice(card)
+    return card
+
+
+def card_number() -> int:
+    """Return the card that the calling thread computes on."""
+    found: int = _cupy().cuda.runtime.getDevice()
+    return found
+
+
+def free_card_memory() -> int:
+    """Return the bytes of the calling thread's card that nobody has taken."""
+    free, _ = _cupy().cuda.runtime.memGetInfo()
+    return int(free)
+
+
+class CudaCard:
+    """The calling thread's card (`bigopt.core.staging.Card`)."""
+
+    def __init__(self) -> None:
+        self._cuda = _cupy().cuda
+        self._copying = self._cuda.Stream(non_blocking=True)
+
+    def pinned(self, size: int, dtype: np.dtype[Any]) -> Any:
+        """Return an uninitialised vector in page-locked host memory."""
+        memory = self._cuda.alloc_pinned_memory(max(1, size * dtype.itemsize))
+        return np.frombuffer(memory, dtype=dtype, count=size)
+
+    def empty(self, size: int, dtype: np.dtype[Any]) -> Any:
+        """Return an uninitialised vector on the card."""
+        return _cupy().empty(size, dtype=dtype)
+
+    def shaped(self, vector: Any, shape: tuple[int, ...]) -> Any:
+        """Return the same memory of the card as an array of another shape."""
+        return vector.reshape(shape)
+
+    def copy(self, source: Any, target: Any) -> None:
+        """Let the copying stream copy pinned memory to the card."""
+        target.set(source, stream=self._copying)
+
+    def copied(self) -> Any:
+        """Return an event after all copies asked for so far."""
+        return self._copying.record()
+
+    def computed(self) -> Any:
+        """Return an event after all kernels asked for so far."""
+        return self._cuda.get_current_stream().record()
+
+    def copy_after(self, event: Any) -> None:
+        """Let the copying stream wait for an event."""
+        self._copying.wait_event(event)
+
+    def compute_after(self, event: Any) -> None:
+        """Let the computing stream wait for an event."""
+        self._cuda.get_current_stream().wait_event(event)
+
+    def host_after(self, event: Any) -> None:
+        """Wait here until an event has happened."""
+        event.synchronize()
+
+
+def stage() -> Stage:
+    """Return new lanes to the calling thread's card."""
+    return Stage(CudaCard())

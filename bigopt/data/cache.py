@@ -27,10 +27,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from bigopt.core import arrays
 from bigopt.core.buffers import Buffers
 from bigopt.core.errors import ConfError
+from bigopt.core.staging import Stage
+from bigopt.data.card import CardBlocks
+from bigopt.data.entry import Entry
 from bigopt.data.kept import Kept
-from bigopt.data.plan import Ints, draw
+from bigopt.data.plan import Ints
 from bigopt.data.scratch import NodeScratch, is_mapped
 from bigopt.data.view import Block, DataView
 
@@ -38,32 +42,6 @@ Key = tuple[str, int]
 NoteKey = tuple[str, tuple[int, ...]]
 
 _NOTHING: Final = Block(np.empty((0, 0)), None, None, 0, 0)
-
-
-@dataclass
-class Entry:
-    """A decoded block in the cache, pinned while somebody computes on it.
-
-    `open` says that the epoch has more of its rows to give; `awaited` that it was decoded ahead and nobody has used it,
-    `unpaid` how many bytes were read for it then.
-    """
-
-    block: Block
-    charge: int
-    pins: int = 0
-    open: bool = False
-    awaited: bool = False
-    unpaid: int = 0
-    last_use: int = 0
-    _order: tuple[int, int, Ints] | None = field(default=None, repr=False)
-
-    def order(self, seed: int, unit: Ints) -> Ints:
-        """Return the permutation of this epoch (kept until the next epoch asks)."""
-        kept = self._order
-        if kept is None or kept[:2] != (seed, int(unit[1])):
-            kept = (seed, int(unit[1]), draw(seed, unit, len(self.block.X)))
-            self._order = kept
-        return kept[2]
 
 
 @dataclass
@@ -102,6 +80,7 @@ class BlockCache:
         self._decoding_ahead = False
         self._threads = threading.local()
         self._nodes: dict[tuple[str, int], NodeScratch] = {}
+        self._cards: dict[int, CardBlocks] = {}
 
     @property
     def buffers(self) -> Buffers:
@@ -110,6 +89,23 @@ class BlockCache:
         if kept is None:
             kept = self._threads.buffers = Buffers()
         return kept
+
+    @property
+    def stage(self) -> Stage:
+        """The calling thread's way to its card, for what does not lie there."""
+        kept: Stage | None = getattr(self._threads, "stage", None)
+        if kept is None:
+            kept = self._threads.stage = arrays.stage()
+        return kept
+
+    @property
+    def card(self) -> CardBlocks:
+        """What lies on the calling thread's card: half of what was free there at the first use, at most."""
+        number = arrays.card_number()
+        with self._changed:
+            if number not in self._cards:
+                self._cards[number] = CardBlocks(arrays.free_card_memory() // 2, arrays.send)
+            return self._cards[number]
 
     @property
     def held(self) -> int:
@@ -349,13 +345,26 @@ class Meter:
     buffers: Buffers | None = None
     _at: int = field(default=0, repr=False)
 
+    @property
+    def stage(self) -> Stage:
+        """The calling thread's way to its card."""
+        return self.blocks.stage
+
     @contextlib.contextmanager
-    def block(self, view: DataView, index: int) -> Iterator[Entry]:
-        """Pin a partition's block for the length of a with statement, and count what it read."""
+    def block(self, view: DataView, index: int, device: arrays.Device = "cpu") -> Iterator[Entry]:
+        """Pin a partition's block for the length of a with statement, and count what it read.
+
+        For a GPU it is the block that lies on the card, where there is room for it.
+        """
+        card = self.blocks.card if device == "gpu" else None
+        kept = None if card is None else card.get(view.key, index)
+        if kept is not None:
+            yield kept
+            return
         with self.blocks.block(view, index) as (entry, bytes_read):
             self.bytes_read += bytes_read
             self._ahead(view, index)
-            yield entry
+            yield entry if card is None else card.put(view.key, index, entry)
 
     def _ahead(self, view: DataView, index: int) -> None:
         order, at = self.order, self._at
