@@ -261,16 +261,15 @@ def row_blocks(rows: Rows, size: int, device: arrays.Device, stage: Stage | None
     return (tuple(None if a is None else arrays.to_device(a, device) for a in block) for block in blocks)
 
 
-def unit_rows(entry: Entry, seed: int, unit: Ints, buffers: Buffers | None = None) -> tuple[Array, Any, Array | None]:
-    """The rows of a unit: a range of the block, of this epoch's permutation of it, or rows drawn for this step.
+def unit_rows(entry: Entry, seed: int, unit: Ints, buffers: Buffers | None = None) -> Any:
+    """The rows of a unit, (X, y, weight or None): a range of the block or of the epoch's permutation of it, or drawn.
 
     With `buffers`, drawn features lie there until the next unit.
     """
     block, (_, epoch, start, stop) = entry.block, unit
     on_card = not isinstance(block.X, np.ndarray | CSR)
     if epoch == ALL and on_card:
-        X, y, weight = (None if a is None else a[int(start) : int(stop), ...] for a in block[:3])
-        return X, y, weight
+        return tuple(None if a is None else a[int(start) : int(stop), ...] for a in block[:3])
     if epoch == ALL:
         part = slice(int(start), int(stop))
         return (
@@ -284,8 +283,7 @@ def unit_rows(entry: Entry, seed: int, unit: Ints, buffers: Buffers | None = Non
         entry.open = stop < block.X.shape[0]
         rows = entry.order(seed, unit)[start:stop]
     if on_card:
-        X, y, weight = (None if a is None else arrays.gathered(a, rows) for a in block[:3])
-        return X, y, weight
+        return tuple(None if a is None else arrays.gathered(a, rows) for a in block[:3])
     return (
         block.X[rows] if buffers is None or isinstance(block.X, CSR) else _gathered(block.X, rows, buffers),
         None if block.y is None else block.y[rows],

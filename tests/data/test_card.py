@@ -56,7 +56,7 @@ class StrictCard:
 
 @pytest.fixture(params=[0, 20_000, 10**9], ids=["nothing fits", "some fits", "all fits"])
 def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[int], list[int]]:
-    """Put array-api-strict in CuPy's place; return the card's memory, and sizes of what was sent to stay and to pass."""
+    """Put array-api-strict in CuPy's place; return its memory, and sizes of what was sent to stay and to pass."""
     kept: list[int] = []
     passing: list[int] = []
     runtime = types.SimpleNamespace(
