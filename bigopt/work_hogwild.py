@@ -247,11 +247,10 @@ class HogwildSteps:
         most = max(BLOCK, min(PIECE, (last - first) // (8 * self.threads)))
         pieces = turn_pieces(self.shares, self.turn, first, last, most)
         d, q = model.features, model.outputs
-        decay = np.empty(0)
-        if self.penalty.l2 > 0.0:
-            decay = np.full(d, 2.0 * self.penalty.l2)
-            if self.counts_touched:
-                decay *= self.shares.counts.sum() / np.maximum(1, inputs[2])
+        decay = np.full(d if self.penalty.l2 > 0.0 else 0, 2.0 * self.penalty.l2)
+        if self.counts_touched:
+            decay *= self.shares.counts.sum() / np.maximum(1, inputs[2])
+        decay = decay.astype(self.dtype)
         threshold = model.loss.threshold if isinstance(model.loss, HuberLoss) else 0.0
         scale = float(self.shares.counts.sum()) / self.total_weight
 
@@ -275,7 +274,8 @@ class HogwildSteps:
 
     def _loop(self, block: Block) -> compiled.Kernel:
         X, index = block.X, block.X.indices.dtype.name if isinstance(block.X, CSR) else "int32"
-        key = (self.model.loss.name, X.dtype.name, self.dtype, isinstance(X, CSR), self.write == "atomic_add")
+        lazy = self.penalty.l2 > 0.0
+        key = (self.model.loss.name, X.dtype.name, self.dtype, isinstance(X, CSR), self.write == "atomic_add", lazy)
         return compiled.kernel(loops.make_rows, key, loops.signature(X.dtype.name, self.dtype, index))
 
     def _batches(

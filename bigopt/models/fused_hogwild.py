@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from bigopt.models.fused_linear import SUMS
+from bigopt.models.fused_hogwild_access import make_read, make_read_many, make_write, make_write_many
 from bigopt.models.fused_points import EXACT, POINTS, exp_negative, log1p_unit
 
 SAMPLED: Final = 64
@@ -52,14 +52,14 @@ def signature(block: str, params: str, index: str) -> tuple[str, ...]:
     """
     return (
         *(f"{block}[::1]", f"{index}[::1]", "int64[::1]", f"{block}[::1]", "float64[::1]", "int64[::1]"),
-        *(f"{params}[::1]", "float64[::1]", "float64[::1]", f"{params}[:,::1]"),
+        *(f"{params}[::1]", "float64[::1]", f"{params}[::1]", f"{params}[:,::1]"),
         *("int64[:,::1]", "int64[::1]", "float64[::1]", "float64", "float64"),
         *("intp", "intp", "intp", "intp", "intp", "intp", "intp"),
     )
 
 
 def make_rows(
-    loss: str, _block: str, params: str, sparse: bool, atomic: bool
+    loss: str, _block: str, params: str, sparse: bool, atomic: bool, lazy: bool
 ) -> tuple[Callable[..., None], frozenset[str]]:
     """Return the loop.
 
@@ -73,6 +73,8 @@ def make_rows(
         Whether the rows are CSR.
     atomic : bool
         Whether entries are added to atomically.
+    lazy : bool
+        Whether there is a penalty.
     """
     from numba import njit
 
@@ -81,8 +83,11 @@ def make_rows(
     compiler = njit(fastmath=set(EXACT))
     point = compiler(make_softmax_point(T) if many else POINTS[loss](T))
     subtract = make_subtract() if atomic else compiler(_subtract)
+    if many:
+        read, write = make_read_many(T, sparse), make_write_many(T, sparse, lazy, subtract)
+    else:
+        read, write = make_read(T, sparse), make_write(T, sparse, lazy, subtract)
     finished, note = compiler(_finished), compiler(_note)
-    zero = T(0.0)
 
     def rows(
         data: Any,
@@ -119,28 +124,7 @@ def make_rows(
             begun, number, sampled = 0, 0, i % SAMPLED == SAMPLED // 4
             if sampled:
                 begun = finished(counters)
-            square = T(intercept)
-            for c in range(q):
-                v[c] = w[d * q + c] if intercept == 1 else zero
-            if many:
-                for k in range(start, stop):
-                    j = k - start
-                    if sparse:
-                        j = columns[k]
-                    x = T(data[k])
-                    square += x * x
-                    for c in range(q):
-                        v[c] += x * w[j * q + c]
-            else:
-                score = v[0]
-                for k in range(start, stop):
-                    j = k - start
-                    if sparse:
-                        j = columns[k]
-                    x = T(data[k])
-                    square += x * x
-                    score += x * w[j]
-                v[0] = score
+            square = T(intercept) + read(data, columns, w, v, start, stop, d, q, intercept)
             counters[me, READ] += 1
             if sampled:
                 number = finished(counters)
@@ -152,34 +136,13 @@ def make_rows(
             sums[0] += mass * value[0]
             sums[1] += mass
             eta = T(rates[(before + i) // held])
-            norm = zero
+            norm = T(0.0)
             for c in range(q):
                 g = delta[c] * T(mass * scale)
                 norm += g * g
                 delta[c] = eta * g
             sums[2] += norm * square
-            if decay.shape[0] > 0:
-                for k in range(start, stop):
-                    j = k - start
-                    if sparse:
-                        j = columns[k]
-                    shrink = eta * T(decay[j])
-                    for c in range(q):
-                        subtract(w, j * q + c, delta[c] * T(data[k]) + shrink * w[j * q + c])
-            elif many:
-                for k in range(start, stop):
-                    j = k - start
-                    if sparse:
-                        j = columns[k]
-                    for c in range(q):
-                        subtract(w, j * q + c, delta[c] * T(data[k]))
-            else:
-                step = delta[0]
-                for k in range(start, stop):
-                    j = k - start
-                    if sparse:
-                        j = columns[k]
-                    subtract(w, j, step * T(data[k]))
+            write(data, columns, w, delta, decay, eta, start, stop, q)
             if intercept == 1:
                 for c in range(q):
                     subtract(w, d * q + c, delta[c])
@@ -190,7 +153,7 @@ def make_rows(
                 note(counters, delays, me, begun, number)
         counters[me, BUSY] = 0
 
-    return rows, SUMS
+    return rows, EXACT
 
 
 def _subtract(w: Any, place: int, change: Any) -> None:

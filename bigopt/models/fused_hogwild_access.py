@@ -1,0 +1,139 @@
+"""How a row of Hogwild's loops reads and writes the shared vector: where nearly all of its time goes.
+
+A row touches its k nonzero columns twice, once for the score and once to step. What makes that fast, for one output:
+
+- rows are walked in order (`bigopt.data.turns`), so that values and columns stream in and only w is random access;
+- the score has four sums, which wait for nothing but their loads: as many cache misses are under way as the processor
+  can hold, also those of lines that another thread wrote last;
+- places are unsigned, for which the compiler does not ask whether they count from the end;
+- the constants of a problem (sparse or dense, penalty or none) are those of the function, not tests in its loop.
+
+For several outputs the entries of a column lie side by side, and the loops over outputs are inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bigopt.models.fused_linear import SUMS
+from bigopt.models.fused_points import EXACT
+
+_U = np.uint64
+
+
+def make_read(T: Any, sparse: bool) -> Callable[..., Any]:
+    """Return ``read(data, columns, w, v, start, stop, d, q, intercept)`` for one output.
+
+    It writes the score to ``v[0]`` and returns the squared norm of the row.
+    """
+    from numba import njit
+
+    zero, one, two, three, four = T(0.0), _U(1), _U(2), _U(3), _U(4)
+
+    def read_sparse(
+        data: Any, columns: Any, w: Any, v: Any, start: int, stop: int, d: int, _q: int, intercept: int
+    ) -> Any:
+        bias = w[_U(d)] if intercept == 1 else zero
+        v0, v1, v2, v3 = zero, zero, zero, zero
+        s0, s1, s2, s3 = zero, zero, zero, zero
+        k, end = _U(start), _U(stop)
+        while k + four <= end:
+            x0, x1, x2, x3 = T(data[k]), T(data[k + one]), T(data[k + two]), T(data[k + three])
+            v0 += x0 * w[_U(columns[k])]
+            v1 += x1 * w[_U(columns[k + one])]
+            v2 += x2 * w[_U(columns[k + two])]
+            v3 += x3 * w[_U(columns[k + three])]
+            s0 += x0 * x0
+            s1 += x1 * x1
+            s2 += x2 * x2
+            s3 += x3 * x3
+            k += four
+        while k < end:
+            x0 = T(data[k])
+            v0 += x0 * w[_U(columns[k])]
+            s0 += x0 * x0
+            k += one
+        v[0] = ((v0 + v1) + (v2 + v3)) + bias
+        return (s0 + s1) + (s2 + s3)
+
+    def read_dense(
+        data: Any, _columns: Any, w: Any, v: Any, start: int, _stop: int, d: int, _q: int, intercept: int
+    ) -> Any:
+        score, square = zero, zero
+        for j in range(d):
+            x = T(data[start + j])
+            score += x * w[j]
+            square += x * x
+        v[0] = score + w[d] if intercept == 1 else score
+        return square
+
+    made: Callable[..., Any] = (
+        njit(fastmath=set(EXACT))(read_sparse) if sparse else njit(fastmath=set(SUMS))(read_dense)
+    )
+    return made
+
+
+def make_write(T: Any, sparse: bool, lazy: bool, subtract: Any) -> Callable[..., None]:
+    """Return ``write(data, columns, w, delta, decay, eta, start, stop, q)`` for one output: the step of a row."""
+    from numba import njit
+
+    one = _U(1)
+
+    def write(
+        data: Any, columns: Any, w: Any, delta: Any, decay: Any, eta: Any, start: int, stop: int, _q: int
+    ) -> None:
+        step, first, k, end = delta[0], _U(start), _U(start), _U(stop)
+        while k < end:
+            j = _U(columns[k]) if sparse else k - first
+            if lazy:
+                subtract(w, j, step * T(data[k]) + (eta * decay[j]) * w[j])
+            else:
+                subtract(w, j, step * T(data[k]))
+            k += one
+
+    made: Callable[..., None] = njit(fastmath=set(EXACT))(write)
+    return made
+
+
+def make_read_many(T: Any, sparse: bool) -> Callable[..., Any]:
+    """Return what `make_read` does, for q outputs: scores to ``v``."""
+    from numba import njit
+
+    zero = T(0.0)
+
+    def read(data: Any, columns: Any, w: Any, v: Any, start: int, stop: int, d: int, q: int, intercept: int) -> Any:
+        square = zero
+        for c in range(q):
+            v[c] = w[d * q + c] if intercept == 1 else zero
+        for k in range(start, stop):
+            j = columns[k] if sparse else k - start
+            x = T(data[k])
+            square += x * x
+            for c in range(q):
+                v[c] += x * w[j * q + c]
+        return square
+
+    made: Callable[..., Any] = njit(fastmath=set(EXACT))(read)
+    return made
+
+
+def make_write_many(T: Any, sparse: bool, lazy: bool, subtract: Any) -> Callable[..., None]:
+    """Return what `make_write` does, for q outputs."""
+    from numba import njit
+
+    def write(data: Any, columns: Any, w: Any, delta: Any, decay: Any, eta: Any, start: int, stop: int, q: int) -> None:
+        for k in range(start, stop):
+            j, x = columns[k] if sparse else k - start, T(data[k])
+            if lazy:
+                shrink = eta * decay[j]
+                for c in range(q):
+                    subtract(w, j * q + c, delta[c] * x + shrink * w[j * q + c])
+            else:
+                for c in range(q):
+                    subtract(w, j * q + c, delta[c] * x)
+
+    made: Callable[..., None] = njit(fastmath=set(EXACT))(write)
+    return made
