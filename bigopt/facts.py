@@ -16,10 +16,12 @@ from bigopt.backends.ledger import Rounds
 from bigopt.core.codec import wire
 from bigopt.core.errors import ConfError, DataError
 from bigopt.core.sums import Moments, Scatter
+from bigopt.data.columnview import block_homes, column_cuts
 from bigopt.data.plan import Ints, homes, whole
 from bigopt.data.source import Dataset, block_dtype
 from bigopt.data.view import DataView, Split
 from bigopt.models.sparse import require_scipy
+from bigopt.work_columns import ProfileColumns, Profiles
 from bigopt.work_profile import Profile, ProfileData, ScatterData
 
 if TYPE_CHECKING:
@@ -198,6 +200,27 @@ def check_sparse(conf: Conf) -> None:
     require_scipy()
 
 
+def column_blocks(conf: Conf, data: Dataset, slots: int) -> Ints | None:
+    """Return where blocks of columns begin and end; None where workers hold whole rows.
+
+    Parameters
+    ----------
+    conf : Conf
+    data : Dataset
+        The training data.
+    slots : int
+        Workers at the first start.
+
+    Raises
+    ------
+    ConfError
+        Data that are not cut, or more blocks than columns.
+    """
+    if conf.strategy.name != "model_parallel" or conf.model.name == "mlp":
+        return None
+    return column_cuts(data.source, conf.strategy.blocks or slots)
+
+
 def profile(conf: Conf, data: Datasets, session: Session, rounds: Rounds) -> Facts:
     """Decode, check and count every row once, by one Map-Reduce a side.
 
@@ -210,8 +233,9 @@ def profile(conf: Conf, data: Datasets, session: Session, rounds: Rounds) -> Fac
     if data.train.sparse:
         check_sparse(conf)
     train_view, validation_view = views(conf, data)
-    work = ProfileData(train_view, labels, conf.model.standardize is not False)
-    found = _pass(session, rounds, work, "the first pass over the data")
+    cuts = column_blocks(conf, data.train, session.slots)
+    features = conf.model.standardize is not False
+    found = _pass(session, rounds, ProfileData(train_view, labels, features), cuts, "the first pass over the data")
     train = _side(found, train_view)
     if int(train.counts.sum()) == 0:
         raise DataError("no training rows", where=conf.data.uri or "", hint="empty data, or all rows held out or bad")
@@ -220,7 +244,8 @@ def profile(conf: Conf, data: Datasets, session: Session, rounds: Rounds) -> Fac
     validation = None
     if validation_view is not None:
         work = ProfileData(validation_view, False, False)
-        validation = _side(_pass(session, rounds, work, "the first pass over the validation data"), validation_view)
+        where = "the first pass over the validation data"
+        validation = _side(_pass(session, rounds, work, cuts, where), validation_view)
         if int(validation.counts.sum()) == 0:
             raise conf.error("data.validation", "no validation rows", "a larger fraction, or another URI")
     classes = tuple(conf.data.classes or ()) or tuple(v.item() for v in found.labels)
@@ -252,14 +277,23 @@ def _scatter(conf: Conf, view: DataView, side: Side, session: Session, rounds: R
     return result
 
 
-def _pass(session: Session, rounds: Rounds, work: ProfileData, where: str) -> Profile:
+def _pass(session: Session, rounds: Rounds, work: ProfileData, cuts: Ints | None, where: str) -> Profile:
     view = work.view
     counts = np.diff(view.bounds)
     units = whole(np.arange(view.partitions), counts)
     if len(units) == 0:
         raise DataError("0 rows", where=where, hint="the dataset is empty")
-    result: Profile = rounds.run(session, work, (), units, lambda slots: homes(counts, slots)[units[:, 0]], where)
-    return result
+    result: Profile
+    if cuts is None:
+        result = rounds.run(session, work, (), units, lambda slots: homes(counts, slots)[units[:, 0]], where)
+        return result
+    blocks, partitions = len(cuts) - 1, view.partitions
+    leaves = np.concatenate([units + np.array([block * partitions, 0, 0, 0]) for block in range(blocks)])
+    by_columns = ProfileColumns(view, cuts, work.labels, work.features)
+    found: Profiles = rounds.run(
+        session, by_columns, (), leaves, lambda slots: block_homes(blocks, slots)[leaves[:, 0] // partitions], where
+    )
+    return found.joined()
 
 
 def _side(found: Profile, view: DataView) -> Side:

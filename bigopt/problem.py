@@ -18,10 +18,11 @@ from bigopt.batches import batch_rate, build_plan, schedule_keys, span
 from bigopt.core import arrays, compiled
 from bigopt.core.errors import DataError
 from bigopt.core.sums import Moments, Scatter, whole
-from bigopt.data.plan import Plan
+from bigopt.data.columnview import column_views
+from bigopt.data.plan import Ints, Plan
 from bigopt.data.source import Dataset
 from bigopt.data.view import DataView, Preparation, Scaling, TargetKind, Targets, Whitening
-from bigopt.facts import Datasets, Facts, check_sparse, is_classification, views
+from bigopt.facts import Datasets, Facts, check_sparse, column_blocks, is_classification, views
 from bigopt.models.base import Model
 from bigopt.models.build import build_model
 from bigopt.models.linear import LinearModel
@@ -73,6 +74,8 @@ class Problem:
         What null became, and warnings.
     kernels : str
         The kernel set of the work; see `bigopt.kernelset`.
+    cuts : ndarray, shape (B + 1,), or None
+        Where blocks of columns begin and end; None where workers hold whole rows.
     """
 
     model: Model
@@ -86,6 +89,7 @@ class Problem:
     device: arrays.Device
     notes: tuple[str, ...]
     kernels: str = compiled.NUMPY
+    cuts: Ints | None = None
 
     def gradient(self, dtype: str) -> GradientSum:
         """Return the work of ``backprop: map``."""
@@ -205,7 +209,9 @@ def build(conf: Conf, data: Datasets, facts: Facts, device: arrays.Device) -> Pr
     place = None if conf.data.scratch is None else (str(Path(conf.data.scratch.dir).resolve()), conf.data.scratch.size)
     view = replace(train_view, scaling=scaling, targets=targets, class_weight=factors, scratch=place)
     block_rows = conf.data.block_rows or default_block_rows(len(view.source.columns), view.dtype, sparse=sparse)
-    plan = build_plan(conf, view, facts, notes)
+    cuts = column_blocks(conf, data.train, facts.slots)
+    held = view if cuts is None else column_views(view, cuts)[int(np.argmax(np.diff(cuts)))]  # by one worker
+    plan = build_plan(conf, held, facts, notes)
     skipped = int(facts.train.skipped.sum())
     if skipped:
         notes.append(f"{skipped} bad rows are left out (data.on_bad_rows=skip)")
@@ -220,6 +226,7 @@ def build(conf: Conf, data: Datasets, facts: Facts, device: arrays.Device) -> Pr
         block_rows=block_rows,
         device=device,
         notes=tuple(notes),
+        cuts=cuts,
     )
 
 

@@ -15,10 +15,13 @@ import numpy.typing as npt
 
 from bigopt.backends.base import Session
 from bigopt.backends.ledger import Rounds
-from bigopt.data.plan import Plan, homes, whole
+from bigopt.bycolumns import metrics_by_columns
+from bigopt.data.plan import Ints, Plan, homes, whole
 from bigopt.data.view import DataView
+from bigopt.models.linear import LinearModel
 from bigopt.problem import Problem
 from bigopt.work import MetricSum
+from bigopt.work_columns import Columns, PartialMargins
 
 if TYPE_CHECKING:
     from bigopt.config import StopConf
@@ -115,6 +118,7 @@ class Checks:
         self._session = session
         self._rounds = rounds
         self._work: dict[str, MetricSum] = {}
+        self._columns: dict[str, PartialMargins] = {}
         self.best_params = best_params
 
     def end_of_epoch(self, mean: float, params: Array) -> tuple[str, dict[str, float]]:
@@ -150,6 +154,8 @@ class Checks:
         """Evaluate params on a view by one Map-Reduce; the loss is that of the rows, without the penalty."""
         facts = self._problem.facts
         side = facts.train if view is not self._problem.validation or facts.validation is None else facts.validation
+        if self._problem.cuts is not None:
+            return self._by_columns(view, params, side.counts)
         units = whole(np.arange(view.partitions), side.counts)
         sums = self._rounds.run(
             self._session,
@@ -160,4 +166,13 @@ class Checks:
             "an evaluation",
         )
         values: dict[str, float] = sums.values()
+        return values
+
+    def _by_columns(self, view: DataView, params: Array, counts: Ints) -> dict[str, float]:
+        problem, model = self._problem, self._problem.model
+        assert isinstance(model, LinearModel)
+        assert problem.cuts is not None
+        columns = Columns(view, problem.cuts, model.outputs, problem.plan.seed, str(params.dtype), problem.block_rows)
+        work = self._columns.setdefault(view.key, PartialMargins(columns))
+        values: dict[str, float] = metrics_by_columns(self._session, self._rounds, model, params, work, counts).values()
         return values

@@ -110,7 +110,7 @@ STRATEGIES: Mapping[str, Name] = {
         }
     ),
     "easgd": Name({"replicas": None, "every": 10, "alpha": None, "local_learning_rate": None, "replay": None}),
-    "model_parallel": _later("replicas", "split", "blocks", "update_on"),
+    "model_parallel": Name({"blocks": None, "update_on": "driver", "split": None}),
     "hybrid": _later("replicas", "split", "blocks", "update_on"),
 }
 

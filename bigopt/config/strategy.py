@@ -26,6 +26,8 @@ def check(conf: Conf) -> None:
             if conf.strategy.name in names.LOCAL_SGD and values.get(conf, path) not in (None, False):
                 raise conf.error(path, f"{path} does not go with the plain sgd steps of {who}", "leave it at null")
     _check_shards(conf)
+    if conf.strategy.name == "model_parallel":
+        _check_blocks(conf)
     if conf.strategy.outer is not None:
         _check_outer(conf, conf.strategy.outer)
 
@@ -42,6 +44,43 @@ def _check_shards(conf: Conf) -> None:
     if conf.optimizer.clip_norm is not None:
         message = f"clip_norm is of the whole gradient, which strategy.shards={conf.strategy.shards} cut"
         raise conf.error("optimizer.clip_norm", message, "strategy.shards=1, or optimizer.clip_value")
+
+
+def _check_blocks(conf: Conf) -> None:
+    """Refuse what a model that is cut into blocks does not go with."""
+    if conf.model.name == "mlp":
+        raise conf.error("model.name", names.later("model_parallel of the mlp"), "a linear model, or strategy sync")
+    _check_columns(conf)
+
+
+def _check_columns(conf: Conf) -> None:
+    """Refuse what blocks of columns cannot do: no process sees whole rows, or all parameters of a gradient."""
+    who = "blocks of columns"
+    if conf.strategy.split is not None:
+        raise conf.error("strategy.split", "strategy.split is of the layers of an mlp", "leave it at null")
+    if conf.strategy.update_on == "worker":
+        raise conf.error("strategy.update_on", names.later("strategy.update_on: worker"), "driver")
+    for path, none, why, hint in (
+        ("model.whiten", False, "whitening mixes all columns", "model.standardize=true"),
+        ("model.backprop", "map", "rows are never sent", "model.backprop=map"),
+        ("data.on_bad_rows", "error", "a row that is bad in one block would have to be left out of all", "error"),
+        ("data.scratch", None, "whole rows are kept there", "leave it at null"),
+    ):
+        if values.get(conf, path) != none:
+            raise conf.error(path, f"{path}={values.shown(values.get(conf, path))} under {who}: {why}", hint)
+    if conf.backend.device == "gpu":
+        raise conf.error("backend.device", f"{who} are computed on the CPU", "backend.device=cpu")
+    optimizer, schedule = names.OPTIMIZERS[conf.optimizer.name], names.SCHEDULES[conf.schedule.name]
+    if optimizer.searches or schedule.searches:
+        path, name = next(
+            (path, name)
+            for path, name, entry in (
+                ("optimizer.name", conf.optimizer.name, optimizer),
+                ("schedule.name", conf.schedule.name, schedule),
+            )
+            if entry.searches
+        )
+        raise conf.error(path, f"{name} asks several times a step, {who} give one gradient", "strategy sync")
 
 
 def _check_outer(conf: Conf, outer: Mapping[str, Any]) -> None:

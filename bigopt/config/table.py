@@ -294,7 +294,9 @@ class CompressionConf(Group, frozen=True):
 class StrategyConf(Group, frozen=True):
     """When updates are applied, and to what. A key the chosen strategy does not use is refused."""
 
-    name: Annotated[Text, key("sync | backup | async | ssp | hogwild | local_sgd | downpour | easgd")] = "sync"
+    name: Annotated[
+        Text, key("sync | backup | async | ssp | hogwild | local_sgd | downpour | easgd | model_parallel")
+    ] = "sync"
     replicas: Annotated[
         Count | None, key("copies of w that take their own steps; null: the workers at the first start")
     ] = None
@@ -303,14 +305,16 @@ class StrategyConf(Group, frozen=True):
     n_fetch: Annotated[Count | None, key("downpour: steps between two fetches")] = None
     n_push: Annotated[Count | None, key("downpour: steps between two pushes")] = None
     local_learning_rate: Annotated[Positive | None, key("rate of local steps; null: the schedule's")] = None
-    update_on: Annotated[Literal["driver", "workers"] | None, key("model_parallel: where the update runs")] = None
+    update_on: Annotated[Literal["driver", "worker"] | None, key("model_parallel: where the update runs")] = None
     shards: Annotated[Count | None, key("pieces of the parameter server")] = None
     shards_on: Annotated[Literal["driver", "workers"] | None, key("where the pieces live")] = None
     alpha: Annotated[Portion | None, key("easgd: elastic force")] = None
     every: Annotated[Count | None, key("easgd: local steps between pulls; async, ssp: updates between checks")] = None
     spares: Annotated[Natural | None, key("backup: further holders of each group of partitions")] = None
     split: Annotated[Literal["units", "layers"] | None, key("model_parallel: how the layers are dealt")] = None
-    blocks: Annotated[Count | None, key("model_parallel: blocks of columns")] = None
+    blocks: Annotated[
+        Count | None, key("model_parallel: pieces of the model; null: the workers at the first start")
+    ] = None
     write: Annotated[
         Literal["overwrite", "atomic_add"] | None,
         key("hogwild: atomic_add loses no update (batches of 1)"),

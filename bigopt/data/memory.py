@@ -75,6 +75,11 @@ class MemorySource:
         else:
             yield Rows(_view(X, rows), _maybe(self.y, rows), _maybe(self.weight, rows))
 
+    def cut(self, start: int, stop: int, *, labels: bool) -> MemorySource:
+        """Return the same rows with the features [start, stop) alone; see `bigopt.data.columnview`."""
+        assert not isinstance(self.X, CSR), "sparse columns are not cut"
+        return MemorySource(self.X[:, start:stop], self.y if labels else None, self.weight, self.columns[start:stop])
+
     def place(self, partition: Partition, row: int) -> str:
         """Say where a row of the partition lies."""
         return f"row {partition.start + row} in memory"

@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import IO, Any, Final
 
@@ -108,6 +108,15 @@ class NpySource:
     def nonzeros(self, partition: Partition) -> int:
         """Return rows x d."""
         return partition.rows * len(self.columns)
+
+    def cut(self, start: int, stop: int, *, labels: bool) -> NpySource:
+        """Return the same rows with the features [start, stop) alone; see `bigopt.data.columnview`."""
+        return replace(
+            self,
+            columns=self.columns[start:stop],
+            indices=self.indices[start:stop],
+            labels=self.labels if labels else (),
+        )
 
     def identity(self) -> str:
         """Read the fingerprint again: of a zip's directory with its checksums, of an NPY's size and both ends."""

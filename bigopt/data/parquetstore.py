@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, Final
@@ -121,6 +121,12 @@ class ParquetSource:
     def nonzeros(self, partition: Partition) -> int:
         """Return rows x d."""
         return partition.rows * len(self.columns)
+
+    def cut(self, start: int, stop: int, *, labels: bool) -> ParquetSource:
+        """Return the same rows with the features [start, stop) alone; see `bigopt.data.columnview`."""
+        picks = () if self.feature_list is None else (self.picks or tuple(range(len(self.columns))))[start:stop]
+        columns = self.columns[start:stop]
+        return replace(self, columns=columns, picks=picks, target=self.target if labels else ())
 
     def identity(self) -> str:
         """Read the fingerprint again from the store."""

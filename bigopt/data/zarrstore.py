@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -95,6 +95,20 @@ class ZarrSource:
     def nonzeros(self, partition: Partition) -> int:
         """Return rows x d."""
         return partition.rows * len(self.columns)
+
+    @property
+    def chunk_columns(self) -> int:
+        """Columns of X that are stored together."""
+        return self.X.inner[1]
+
+    def cut(self, start: int, stop: int, *, labels: bool) -> ZarrSource:
+        """Return the same rows with the features [start, stop) alone; see `bigopt.data.columnview`."""
+        return replace(
+            self,
+            columns=self.columns[start:stop],
+            indices=self.indices[start:stop],
+            labels=self.labels if labels else (),
+        )
 
     def identity(self) -> str:
         """Read the fingerprint again from the store."""

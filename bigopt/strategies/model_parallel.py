@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from bigopt.core.errors import ConfError
+from bigopt.models.linear import LinearModel
+from bigopt.strategies import columns_parallel
 from bigopt.strategies.base import Array, Machine, Setting
 
 
@@ -25,5 +27,8 @@ def machine(setting: Setting, state: Any) -> Machine:
 
 def _dealer(setting: Setting) -> Any:
     """Return the module that deals models of this kind."""
-    model = type(setting.blocks().model).__name__
-    raise ConfError(f"model_parallel does not deal a {model}", where="strategy.name", hint="strategy sync")
+    model = setting.blocks().model
+    if isinstance(model, LinearModel):
+        return columns_parallel
+    name = type(model).__name__
+    raise ConfError(f"model_parallel does not deal a {name}", where="strategy.name", hint="strategy sync")

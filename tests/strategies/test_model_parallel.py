@@ -1,0 +1,209 @@
+"""Blocks of columns: the trajectory of sync, whatever holds the blocks; what they read; what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from problems import MODELS, files, run, run_on
+
+from bigopt import bundle, keeping
+from bigopt.config import load_conf
+from bigopt.core.errors import ConfError, DataError
+from bigopt.evaluate import evaluate
+from bigopt.fit import resume, train
+
+BLOCKS = ["strategy.name=model_parallel", "strategy.blocks=3"]
+STEPS = ["batch.size=40", "stop.steps=200"]
+
+
+def params(result: dict[str, Any]) -> np.ndarray:
+    return np.asarray(bundle.load(Path(result["run"])).params)
+
+
+def apart(result: dict[str, Any], other: dict[str, Any]) -> float:
+    return float(np.abs(params(result) - params(other)).max() / np.abs(params(other)).max())
+
+
+OPTIMIZERS = {
+    "sgd": ["optimizer.name=sgd", "schedule.learning_rate=0.02"],
+    "momentum l1": ["optimizer.name=momentum", "schedule.learning_rate=0.005", "model.l1=0.01"],
+    "adam cosine": ["optimizer.name=adam", "schedule.learning_rate=0.02", "schedule.name=cosine"],
+    "averaged, clipped": ["optimizer.name=nesterov", "optimizer.average=true", "optimizer.clip_norm=1"],
+}
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "picture", lambda run: f"no picture of {run}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [
+        *(("ridge", name) for name in OPTIMIZERS),
+        ("logistic", "sgd"),
+        ("softmax", "momentum l1"),
+        ("softmax", "adam cosine"),
+    ],
+)
+def test_the_trajectory_is_that_of_sync(tmp_path: Path, kind: str, optimizer: str) -> None:
+    problem, model = MODELS[kind]
+    seen: dict[str, list[np.ndarray]] = {}
+    results = {}
+    for name, keys in (("sync", []), ("blocks", BLOCKS)):
+        path = seen.setdefault(name, [])
+        results[name] = run(
+            tmp_path,
+            problem,
+            *model,
+            *OPTIMIZERS[optimizer],
+            *STEPS,
+            *keys,
+            "backend.workers=2",
+            on_step=lambda step, epoch, w, path=path: path.append(np.array(w)),
+        )
+    scale = max(np.abs(w).max() for w in seen["sync"])
+    assert len(seen["blocks"]) == len(seen["sync"]) == 201
+    assert max(np.abs(a - b).max() for a, b in zip(*seen.values(), strict=True)) <= 1e-10 * scale
+    assert results["blocks"]["loss"] == pytest.approx(results["sync"]["loss"], rel=1e-10)
+    assert results["blocks"]["metrics"] == pytest.approx(results["sync"]["metrics"], rel=1e-9)
+
+
+@pytest.mark.parametrize("size", ["40", "full"])
+def test_bits_do_not_depend_on_the_workers(tmp_path: Path, size: str) -> None:
+    problem, model = MODELS["softmax"]
+    keys = [*model, *BLOCKS, "optimizer.name=momentum", f"batch.size={size}", "stop.steps=20"]
+    found = [run(tmp_path, problem, *keys, f"backend.workers={k}") for k in (1, 2, 3, 5)]
+    assert len({result["params_sha256"] for result in found}) == 1
+    assert len({result["loss"] for result in found}) == 1
+
+
+@pytest.mark.parametrize("model", ["perceptron", "svm"])
+def test_models_of_signs(tmp_path: Path, model: str) -> None:
+    keys = [f"model.name={model}", "optimizer.name=sgd", "schedule.learning_rate=0.05", *STEPS, "backend.workers=2"]
+    assert apart(run(tmp_path, "two", *keys, *BLOCKS), run(tmp_path, "two", *keys)) < 1e-12
+
+
+@pytest.mark.parametrize("form", ["zarr", "parquet"])
+def test_stores_validation_weights_and_classes(tmp_path: Path, form: str) -> None:
+    """Everything that goes beside the gradient: held-out rows, class weights, centring, evaluate."""
+    data = files(tmp_path, "four", form)
+    keys = ["model.name=softmax", "data.validation=0.3", "data.class_weight=balanced", "model.standardize=center"]
+    keys += ["optimizer.name=adam", *STEPS, "backend.workers=2", "stop.tolerance=0.0"]
+    sync, cut = run_on(data, tmp_path, *keys), run_on(data, tmp_path, *keys, *BLOCKS)
+    assert apart(cut, sync) < 1e-10
+    assert cut["metrics"] == pytest.approx(sync["metrics"], rel=1e-9)
+    assert evaluate(Path(cut["run"]), str(data)) == evaluate(Path(sync["run"]), str(data))
+
+
+def test_a_run_that_was_cut_goes_on(tmp_path: Path) -> None:
+    problem, model = MODELS["logistic"]
+    data = files(tmp_path, problem, "parquet")
+    keys = [*model, "optimizer.name=adam", "batch.size=40", "strategy.name=model_parallel", "backend.workers=2"]
+    whole = run_on(data, tmp_path, *keys, "stop.steps=30")
+    part = run_on(data, tmp_path, *keys, "stop.steps=11", "checkpoint.every_steps=4")
+    rest = resume(Path(part["run"]), ["stop.steps=30", "backend.workers=1"])  # still two blocks
+    assert rest["params_sha256"] == whole["params_sha256"]
+
+
+REFUSED = {
+    "whiten": (["model.whiten=true"], "mixes all columns"),
+    "backprop": (["model.backprop=driver"], "rows are never sent"),
+    "bad rows": (["data.on_bad_rows=skip"], "left out of all"),
+    "split": (["strategy.split=units"], "layers of an mlp"),
+    "search": (["schedule.name=backtracking", "optimizer.name=gd"], "backtracking asks several times"),
+    "lbfgs": (["optimizer.name=lbfgs"], "lbfgs asks several times"),
+    "blocks": (["strategy.blocks=6"], "6 blocks of 5 columns"),
+    "memory": (["batch.size=full", "data.memory=14KB"], "margins and residuals of 451 rows"),
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_what_blocks_of_columns_refuse(tmp_path: Path, name: str) -> None:
+    keys, message = REFUSED[name]
+    blocks = [] if name == "blocks" else ["strategy.blocks=2"]
+    with pytest.raises(ConfError, match=message):
+        run(tmp_path, "numbers", "model.name=ridge", "strategy.name=model_parallel", *blocks, *keys)
+
+
+def test_sparse_rows_are_refused(tmp_path: Path) -> None:
+    from bigopt.core.csr import CSR
+    from bigopt.data.memory import from_arrays
+    from bigopt.facts import Datasets
+
+    rows = CSR(np.ones(40), np.tile([0, 2], 20).astype(np.int32), np.arange(0, 41, 2), 5)
+    data = Datasets(from_arrays(rows, np.arange(20.0)), None)
+    with pytest.raises(ConfError, match="dense rows"):
+        run(tmp_path, "", "model.name=ridge", *BLOCKS, data=data)
+
+
+def wide(folder: Path, *, n: int, d: int, rows: int, columns: int, seed: int = 0) -> Path:
+    """Write a Zarr group chunked both ways: normal features, a target that 20 columns decide."""
+    import zarr
+
+    rng = np.random.default_rng(seed)
+    path = folder / "wide.zarr"
+    group = zarr.open_group(str(path), mode="w", zarr_format=3)
+    X = group.create_array("X", shape=(n, d), chunks=(rows, columns), dtype="float32", compressors=None)
+    y = np.zeros(n)
+    weights = np.zeros(d)
+    weights[:: d // 20] = 1.0
+    for start in range(0, n, rows):
+        block = rng.standard_normal((min(rows, n - start), d), dtype=np.float32)
+        X[start : start + rows] = block
+        y[start : start + rows] = block @ weights
+    group.create_array("y", data=y + rng.normal(size=n), chunks=(n,))
+    return path
+
+
+WIDE = ["model.name=ridge", "model.l2=0.1", "data.dtype=float64", "optimizer.name=sgd", "batch.size=32"]
+
+
+def test_zarr_reads_each_chunk_once(tmp_path: Path) -> None:
+    """Four blocks together read what one pass over the whole reads, first pass and training together."""
+    path = wide(tmp_path, n=240, d=400, rows=60, columns=100)
+    keys = [*WIDE, "schedule.learning_rate=0.0002", "stop.steps=20", "backend.workers=2"]
+    found = run_on(path, tmp_path, *keys, "strategy.name=model_parallel", "strategy.blocks=4")
+    ledger = json.loads((Path(found["run"]) / "result.json").read_text())["ledger"]
+    stored = 240 * 400 * 4 + 240 * 8
+    assert stored <= ledger["bytes_read"] <= stored + 20_000  # zarr.json of each array, each time it is opened
+    assert apart(found, run_on(path, tmp_path, *keys)) < 1e-10
+
+
+def quarter(tmp: Path, backend: str, n: int, d: int, rows: int, steps: int) -> None:
+    """Train where no process may hold more than a quarter of the columns, and compare with the unsplit run."""
+    path = wide(tmp, n=n, d=d, rows=rows, columns=d // 4)
+    part = n * (d // 4) * 8
+    memory = int(1.1 * part + 2 * rows * (d // 4) * 8)  # one block, and what decoding a chunk takes beside it
+    assert memory < 2 * part
+    keys = [*WIDE, f"schedule.learning_rate={0.1 / d}", f"stop.steps={steps}"]
+    cut = ["strategy.name=model_parallel", "strategy.blocks=4", f"backend.name={backend}", "backend.workers=4"]
+    found = run_on(path, tmp, *keys, *cut, f"data.memory={memory}")
+    whole = run_on(path, tmp, *keys, f"data.memory={16 * part}", "backend.workers=2", "batch.sampling=permuted")
+    assert apart(found, whole) <= 1e-10
+    assert found["loss"] == pytest.approx(whole["loss"], rel=1e-9)
+    ledger = json.loads((Path(found["run"]) / "result.json").read_text())["ledger"]
+    if backend != "local":
+        assert ledger["bytes_read"] < 2.5 * n * d * 4
+
+
+def test_a_quarter_of_the_columns_is_enough(tmp_path: Path) -> None:
+    quarter(tmp_path, "local", n=256, d=2000, rows=64, steps=12)
+
+
+def test_labels_that_are_damaged_are_found(tmp_path: Path) -> None:
+    import zarr
+
+    path = wide(tmp_path, n=240, d=40, rows=60, columns=10)
+    X = zarr.open_array(str(path / "X"), mode="r+")
+    X[100, 33] = np.nan
+    with pytest.raises(DataError, match="column 'x33' is nan") as found:
+        run_on(path, tmp_path, *WIDE, "strategy.name=model_parallel", "strategy.blocks=4")
+    assert "global row 100" in found.value.where
+    conf = load_conf([], [f"data.uri={path}", f"run.dir={tmp_path}", *WIDE])
+    with pytest.raises(DataError, match="x33"):
+        train(conf)
