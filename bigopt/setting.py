@@ -143,6 +143,7 @@ def strategy_setting(
             problem.device,
             problem.kernels,
             conf.data.memory,
+            problem.facts.slots,
         )
 
     return replace(

@@ -174,7 +174,7 @@ class Piece:
     stage: Stage
     part: int = 0
 
-    @property
+    @cached_property
     def units(self) -> slice:
         """The units that are this piece's, of those that are dealt."""
         width, parts = _width(self.model, self.stage), self.stage.parts

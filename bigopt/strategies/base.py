@@ -112,6 +112,8 @@ class Blocks:
         The kernel set of the run.
     memory : int
         ``data.memory``.
+    slots : int
+        Workers at the first start.
     """
 
     model: Model
@@ -122,6 +124,7 @@ class Blocks:
     device: Device
     kernels: str
     memory: int
+    slots: int
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,388 @@
+"""model_parallel of an MLP: its layers cut by units or into stages, the optimizer on the driver.
+
+A batch, or a part of it, goes through the stages as a **walk**: up with v, and down again with dloss/dv. Each turn of a
+walk is one round whose leaves are the pieces of the stage (`bigopt.work_layers`), and its root is what the next turn
+begins with, so that a walk goes on when its own round is done and waits for no other:
+
+======================  ==================================  ========================  ===================
+split                   stages                              pieces of a stage         walks
+======================  ==================================  ========================  ===================
+units (Megatron-LM)     pairs of layers                     ``blocks``, by units      1
+layers (GPipe)          ``blocks``, even in multiply-adds   1, at home on one worker  ``micro_batches``
+hybrid                  early layers, and the last pair     ``blocks``: by rows, and  ``replicas``: groups
+                                                            by units                  of members
+======================  ==================================  ========================  ===================
+
+With several walks stages work at the same time: while one micro-batch is in stage 2 the next one is in stage 1 (fill
+and drain). At the top a stage of whole layers goes back at once; one that is cut by units must first sum its scores.
+The gradients of walks are added along a fixed tree by number, so that neither workers nor the order of arrival show in
+the bits; the update follows when all walks are back, and nothing is in flight between two steps.
+
+A worker is sent the parameters of its pieces once a step.
+
+Shoeybi et al. (2019), Huang et al. (2019), Krizhevsky (2014).
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from bigopt.backends.ledger import Round
+from bigopt.core import tree
+from bigopt.core.errors import ConfError, DivergedError
+from bigopt.core.sums import Sums, added
+from bigopt.data.plan import DISTINCT, REPEATED, Ints, homes, rows_of
+from bigopt.data.shares import cut
+from bigopt.models.mlp import MLP
+from bigopt.models.split import Stage, by_layers, by_units, check_splittable, most_parts
+from bigopt.optim.method import Ask, Method
+from bigopt.strategies.base import Blocks, Setting, StepRecord, scaled
+from bigopt.strategies.sync import SyncState
+from bigopt.work import Arrival, Order
+from bigopt.work_layers import Handed, StageTurn
+
+Array = npt.NDArray[Any]
+
+_HERE: Final = np.empty(0)
+"""In place of parameters that the worker has."""
+
+
+def dealt(units: Ints, number: int) -> list[Ints]:
+    """Return the units of a batch dealt to some takers: runs of rows that are equal within one.
+
+    Rows that were drawn anew belong to their partition's draw and are not cut: whole units are dealt, about evenly.
+    """
+    if units[0, 1] in (DISTINCT, REPEATED):
+        taker = homes(units[:, 3], number)
+        return [units[taker == k] for k in range(number)]
+    rows = rows_of(units)
+    return [cut(units, rows * k // number, rows * (k + 1) // number) for k in range(number)]
+
+
+@dataclass(frozen=True)
+class Deal:
+    """How an MLP is cut, and what its stages compute.
+
+    Parameters
+    ----------
+    model : MLP
+    stages : tuple of Stage
+        From the input up.
+    walks : int
+        Parts that a batch is cut into.
+    up, down : tuple of StageTurn
+        Work of each stage, forward and backward.
+    """
+
+    model: MLP
+    stages: tuple[Stage, ...]
+    walks: int
+    up: tuple[StageTurn, ...]
+    down: tuple[StageTurn, ...]
+
+    @classmethod
+    def of(cls, given: Blocks, stages: tuple[Stage, ...], walks: int, seed: int) -> Deal:
+        """Return the deal of a setting's model and rows, under a token of its own."""
+        model, run = check_splittable(given.model), secrets.token_hex(8)
+        up, down = (
+            tuple(
+                StageTurn(model, given.view, stage, back, run, seed, given.dtype, given.block_rows, given.device)
+                for stage in stages
+            )
+            for back in (False, True)
+        )
+        return cls(model, stages, walks, up, down)
+
+    def homes(self, walk: int, at: int, slots: int) -> Ints:
+        """Return the slot of each piece of a stage, ascending: the same in every round.
+
+        Stages of whole layers have a slot each; otherwise the members of a walk do, whatever the stage.
+        """
+        members = max(stage.parts for stage in self.stages)
+        if members == 1:
+            lanes, number = np.array([at]), len(self.stages)
+        else:
+            lanes, number = walk * members + np.arange(self.stages[at].parts), self.walks * members
+        return lanes.astype(np.int64) * min(slots, number) // number
+
+    def exchanged(self) -> int:
+        """Return the numbers a row that the driver holds at most: v below each stage, scores, and a delta."""
+        widths = [self.model.layers[stage.first][0] for stage in self.stages[1:]]
+        scores = self.model.outputs * self.stages[-1].by_units
+        return sum(widths) + scores + max([*widths, scores])
+
+
+@dataclass(eq=False)
+class _Walk:
+    """A part of a batch on its way."""
+
+    number: int
+    units: Ints
+    bounds: Ints
+    at: int = 0
+    back: bool = False
+    round: Round | None = None
+    v: dict[int, Array] = field(default_factory=dict)  # by the stage that takes it
+    brought: dict[str, Array] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Layers:
+    """Walks up and down the stages, and an update when all are back.
+
+    Parameters
+    ----------
+    setting : Setting
+        Its method asks for one gradient a step.
+    state : SyncState
+    deal : Deal
+    """
+
+    def __init__(self, setting: Setting, state: SyncState, deal: Deal) -> None:
+        self._setting = setting
+        self._state = state
+        self._deal = deal
+        self._plan = setting.plan.at(state.epoch)
+        self._method: Method[Any] = self._of_epoch(state.epoch)
+        self._walks: list[_Walk] = []
+        self._slots = 1
+        self._params: list[list[Array]] = []
+        self._sent: set[tuple[int, int, int]] = set()  # stage, piece, slot
+        self._sums: list[tree.Fold[Array]] = []
+        self._told = (0.0, 0.0, 0)  # loss, weight and rows
+        self._rss = 0
+
+    def _of_epoch(self, epoch: int) -> Method[Any]:
+        return scaled(self._setting.method, self._setting.pace(epoch))
+
+    @property
+    def steps(self) -> int:
+        """Updates so far."""
+        return self._state.steps
+
+    @property
+    def params(self) -> Array:
+        """The current parameters, or their average where the method keeps one."""
+        params: Array = self._method.result_params(self._state.method)
+        return params
+
+    @property
+    def epochs(self) -> float:
+        """Rows drawn over n."""
+        plan, state = self._plan, self._state
+        if plan.full or plan.size is None:
+            return float(state.epoch)
+        return state.epoch + state.position * plan.size / plan.rows
+
+    def snapshot(self) -> SyncState:
+        """Return the state between two steps."""
+        return self._state
+
+    def more(self, slots: int) -> list[Order]:
+        """Send the next batch on its way."""
+        if self._walks:
+            return []
+        state, deal = self._state, self._deal
+        params = self._method.ask(state.method).params
+        self._slots, self._sent = slots, set()
+        self._params = [[piece.take(params) for piece in work.pieces] for work in deal.up]
+        parts = [units for units in dealt(self._plan.units(state.epoch, state.position), deal.walks) if len(units)]
+        self._walks = [self._walk(number, units) for number, units in enumerate(parts)]
+        self._sums = [tree.Fold(len(parts), added) for _ in deal.stages]
+        self._told, self._rss = (0.0, 0.0, 0), 0
+        return [order for walk in self._walks for order in self._turn(walk)]
+
+    def _walk(self, number: int, units: Ints) -> _Walk:
+        lowest = self._deal.stages[0]
+        members = dealt(units, lowest.parts) if lowest.cut == "rows" else [units]
+        bounds = np.cumsum([0, *(len(part) for part in members)])
+        return _Walk(number, np.concatenate(members), bounds)
+
+    def _turn(self, walk: _Walk, *, all_params: bool = False) -> list[Order]:
+        """Order the next turn of a walk."""
+        deal, stage, step = self._deal, self._deal.stages[walk.at], self._state.steps
+        walk.back = walk.back or (walk.at == len(deal.stages) - 1 and not stage.by_units)
+        work = (deal.down if walk.back else deal.up)[walk.at]
+        have = {"units": walk.units, "bounds": walk.bounds, "v": walk.v.get(walk.at), **walk.brought}
+        inputs = tuple(have[name] for name in work.carried)
+        leaves = np.zeros((stage.parts, 4), dtype=np.int64)
+        leaves[:, 0], leaves[:, 1], leaves[:, 2] = np.arange(stage.parts), walk.number, step
+        slots = deal.homes(walk.number, walk.at, self._slots)
+        way = "backward" if walk.back else "forward"
+        where = f"step {step + 1}, {way} through layers {stage.first + 1}..{stage.last}"
+        walk.round = self._setting.rounds.new(work, inputs, leaves, slots, where=where)
+        return self._filled(walk, walk.round.orders(), all_params=all_params)
+
+    def _filled(self, walk: _Walk, orders: list[Order], *, all_params: bool) -> list[Order]:
+        """Give orders the parameters of their pieces, where their slot has not been sent them in this step."""
+        stage, found = self._deal.stages[walk.at], list[Order]()
+        for order in orders:
+            mine: list[Array] = []
+            for piece, params in enumerate(self._params[walk.at]):
+                place = walk.at, piece, order.slot
+                wanted = not stage.by_units or order.start <= piece < order.stop
+                send = wanted and (all_params or place not in self._sent)
+                mine.append(params if send else _HERE)
+                if send:
+                    self._sent.add(place)
+            found.append(replace(order, inputs=(*order.inputs, *mine)))
+        return found
+
+    def handle(self, arrival: Arrival) -> list[Order]:
+        """Accept an arrival; return the orders to repeat, or those of the walk's next turn."""
+        for walk in self._walks:
+            if walk.round is not None and walk.round.ticket == arrival.order.ticket:
+                again = walk.round.accept(arrival)
+                if walk.round.done:
+                    return self._landed(walk, walk.round)
+                return self._filled(walk, again, all_params=True)
+        self._setting.rounds.late(arrival)
+        return []
+
+    def _landed(self, walk: _Walk, done: Round) -> list[Order]:
+        """Take what a turn came to, and order the next one."""
+        handed, deal = done.value, self._deal
+        assert isinstance(handed, Handed)
+        walk.seconds, self._rss, walk.round = walk.seconds + done.seconds_map, max(self._rss, done.rss), None
+        if handed.missing:
+            return self._turn(walk, all_params=True)
+        if walk.back:
+            return self._went_down(walk, handed)
+        if walk.at == len(deal.stages) - 1:
+            walk.brought["scores"], walk.back = handed.out, True
+            return self._turn(walk)
+        if walk.at == 0:
+            walk.brought["y"], walk.brought["weight"] = handed.y, handed.weight
+        walk.at += 1
+        walk.v[walk.at] = handed.out
+        return self._turn(walk)
+
+    def _went_down(self, walk: _Walk, handed: Handed) -> list[Order]:
+        if walk.at == len(self._deal.stages) - 1:
+            walk.brought["loss"] = np.array([handed.loss, handed.total])
+            walk.brought["rows"] = np.array([handed.rows])
+        self._sums[walk.at].add((0, walk.number), handed.grad)
+        walk.v.pop(walk.at, None)
+        if walk.at == 0:
+            walk.at = -1
+            return []
+        walk.brought["delta"] = handed.out
+        walk.at -= 1
+        return self._turn(walk)
+
+    def advance(self) -> StepRecord | None:
+        """Update where all walks are back.
+
+        Raises
+        ------
+        DivergedError
+            Where loss or gradient is not finite; the state stays the last finite one.
+        """
+        walks = self._walks
+        if not walks or any(walk.at >= 0 for walk in walks):
+            return None
+        begin = time.perf_counter()
+        state, plan, method = self._state, self._plan, self._method
+        grad = self._gradient(state.method)
+        loss, weight = np.sum([walk.brought["loss"] for walk in walks], axis=0).tolist()
+        told = Sums(grad, loss, weight, int(sum(walk.brought["rows"][0] for walk in walks)))
+        if told.rows != sum(rows_of(walk.units) for walk in walks):
+            raise RuntimeError(f"step {state.steps + 1}: {told.rows} rows came through the stages")
+        rows = plan.batch_rows(state.position)
+        divisor = self._setting.total_weight if plan.full else rows * self._setting.total_weight / plan.rows
+        mean = loss / divisor + self._setting.penalty(method.ask(state.method).params)
+        self._walks = []
+        if not np.isfinite(mean):
+            raise DivergedError(
+                f"the loss is {mean}", where=f"step {state.steps + 1}", hint="a smaller schedule.learning_rate"
+            )
+        reduced = time.perf_counter()
+        inner, answer = method.tell(state.method, told, divisor, self.epochs)
+        assert not isinstance(answer, Ask), "methods that ask again are refused"
+        last = state.position + 1 == plan.steps_per_epoch
+        epoch, position = (state.epoch + 1, 0) if last else (state.epoch, state.position + 1)
+        self._state = SyncState(inner, state.steps + 1, epoch, position)
+        if last:
+            self._plan, self._method = self._setting.plan.at(epoch), self._of_epoch(epoch)
+        return StepRecord(
+            step=state.steps + 1,
+            epoch=state.epoch,
+            end_of_epoch=last,
+            loss=float(mean),
+            grad_norm=answer.grad_norm,
+            learning_rate=answer.learning_rate,
+            rows=rows,
+            staleness=0,
+            seconds_map=max(walk.seconds for walk in walks),
+            seconds_reduce=reduced - begin,
+            seconds_update=time.perf_counter() - reduced,
+            rss=self._rss,
+        )
+
+    def _gradient(self, state: Any) -> Array:
+        """Return the gradient sum, put together from the stages'."""
+        grad = np.empty_like(self._method.ask(state).params)
+        for work, sums in zip(self._deal.down, self._sums, strict=True):
+            start, found = 0, sums.root
+            for piece in work.pieces:
+                piece.put(found[start : start + piece.layout.size], grad)
+                start += piece.layout.size
+        return grad
+
+
+def start(setting: Setting, params: Array) -> SyncState:
+    """Return the state before step 1."""
+    return SyncState(setting.method.start(params)[0], 0, 0, 0)
+
+
+def deal(setting: Setting) -> Deal:
+    """Return how ``strategy.split`` cuts the model.
+
+    Raises
+    ------
+    ConfError
+        More pieces than there are units, layers or rows; a batch whose activations do not fit.
+    """
+    given, options = setting.blocks(), setting.options
+    model, asked = check_splittable(given.model), options.get("blocks")
+    if options.get("split") == "layers":
+        stages = by_layers(model, asked or min(given.number, len(model.layers)))
+        walks = options.get("micro_batches") or min(2 * len(stages), setting.plan.batch_rows(0))
+    else:
+        stages, walks = by_units(model, asked or min(given.number, most_parts(model))), 1
+    return checked(Deal.of(given, stages, walks, setting.plan.seed), setting, given)
+
+
+def checked(found: Deal, setting: Setting, given: Blocks) -> Deal:
+    """Return a deal, where batches can be cut so and the driver can hold what is exchanged.
+
+    Raises
+    ------
+    ConfError
+        Naming the batch, with what it takes.
+    """
+    stages = setting.plan.stages
+    rows, fewest = stages.batch(stages.last), stages.batch(0)
+    takers = found.walks * (found.stages[0].parts if found.stages[0].cut == "rows" else 1)
+    if fewest < takers:
+        raise ConfError(f"a batch of {fewest} rows in {takers} parts", where="batch.size", hint="a larger batch")
+    size = rows * found.exchanged() * np.dtype(given.view.dtype).itemsize
+    if size > given.memory:
+        raise ConfError(
+            f"the activations of {rows} rows that stages exchange take {size / 1e6:.0f} MB on the driver, data.memory "
+            f"is {given.memory / 1e6:.0f} MB",
+            where="batch.size",
+            hint="a smaller batch.size",
+        )
+    return found
+
+
+def machine(setting: Setting, state: SyncState) -> Layers:
+    """Return the machine of an MLP under ``strategy.name: model_parallel``."""
+    return Layers(setting, state, deal(setting))
