@@ -13,7 +13,7 @@ from bigopt.config.table import GrowthConf
 if TYPE_CHECKING:
     from bigopt.config.layers import Conf
 
-BETWEEN_STEPS = ("sync", "backup")
+BETWEEN_STEPS = ("sync", "backup", "model_parallel", "hybrid")
 """Strategies in which nothing is under way between two steps."""
 
 DEFAULT_BATCH = 128

@@ -110,8 +110,8 @@ STRATEGIES: Mapping[str, Name] = {
         }
     ),
     "easgd": Name({"replicas": None, "every": 10, "alpha": None, "local_learning_rate": None, "replay": None}),
-    "model_parallel": Name({"blocks": None, "update_on": "driver", "split": None}),
-    "hybrid": _later("replicas", "split", "blocks", "update_on"),
+    "model_parallel": Name({"blocks": None, "update_on": "driver", "split": None, "micro_batches": None}),
+    "hybrid": Name({"replicas": None, "blocks": 2, "update_on": "driver"}),
 }
 
 LOCAL_SGD = ("local_sgd", "easgd", "hogwild")

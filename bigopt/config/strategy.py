@@ -26,7 +26,7 @@ def check(conf: Conf) -> None:
             if conf.strategy.name in names.LOCAL_SGD and values.get(conf, path) not in (None, False):
                 raise conf.error(path, f"{path} does not go with the plain sgd steps of {who}", "leave it at null")
     _check_shards(conf)
-    if conf.strategy.name == "model_parallel":
+    if conf.strategy.name in ("model_parallel", "hybrid"):
         _check_blocks(conf)
     if conf.strategy.outer is not None:
         _check_outer(conf, conf.strategy.outer)
@@ -49,8 +49,33 @@ def _check_shards(conf: Conf) -> None:
 def _check_blocks(conf: Conf) -> None:
     """Refuse what a model that is cut into blocks does not go with."""
     if conf.model.name == "mlp":
-        raise conf.error("model.name", names.later("model_parallel of the mlp"), "a linear model, or strategy sync")
+        _check_layers(conf)
+        return
+    if conf.strategy.name == "hybrid":
+        message = f"hybrid cuts the layers of an mlp, and {conf.model.name} has one"
+        raise conf.error("model.name", message, "model.name=mlp, or strategy model_parallel")
+    if conf.strategy.micro_batches is not None:
+        raise conf.error("strategy.micro_batches", "strategy.micro_batches is of the layers of an mlp", "null")
     _check_columns(conf)
+
+
+def _check_layers(conf: Conf) -> None:
+    """Refuse what layers that are cut cannot do: a piece sees v of the layer below, and nothing else of it."""
+    who, split = "layers that are cut", conf.strategy.split or "units"
+    if conf.strategy.update_on == "worker":
+        raise conf.error("strategy.update_on", names.later(f"strategy.update_on: worker under {who}"), "driver")
+    if conf.strategy.micro_batches is not None and split != "layers":
+        message = f"strategy.micro_batches under strategy.split: {split}, where a batch stays whole"
+        raise conf.error("strategy.micro_batches", message, "strategy.split=layers")
+    for path, none in (
+        ("model.groups", None),
+        ("model.shortcut", False),
+        ("model.batchnorm", False),
+        ("model.backprop", "map"),
+    ):
+        if values.get(conf, path) != none:
+            message = f"{path}={values.shown(values.get(conf, path))} does not go with {who}"
+            raise conf.error(path, message, "strategy sync")
 
 
 def _check_columns(conf: Conf) -> None:

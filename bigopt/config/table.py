@@ -295,10 +295,10 @@ class StrategyConf(Group, frozen=True):
     """When updates are applied, and to what. A key the chosen strategy does not use is refused."""
 
     name: Annotated[
-        Text, key("sync | backup | async | ssp | hogwild | local_sgd | downpour | easgd | model_parallel")
+        Text, key("sync | backup | async | ssp | hogwild | local_sgd | downpour | easgd | model_parallel | hybrid")
     ] = "sync"
     replicas: Annotated[
-        Count | None, key("copies of w that take their own steps; null: the workers at the first start")
+        Count | None, key("copies of w that take their own steps; hybrid: groups; null: by the workers at the start")
     ] = None
     bound: Annotated[Natural | None, key("ssp: largest staleness")] = None
     local_steps: Annotated[Count | None, key("local_sgd: steps between two averages")] = None
@@ -311,9 +311,12 @@ class StrategyConf(Group, frozen=True):
     alpha: Annotated[Portion | None, key("easgd: elastic force")] = None
     every: Annotated[Count | None, key("easgd: local steps between pulls; async, ssp: updates between checks")] = None
     spares: Annotated[Natural | None, key("backup: further holders of each group of partitions")] = None
-    split: Annotated[Literal["units", "layers"] | None, key("model_parallel: how the layers are dealt")] = None
+    split: Annotated[Literal["units", "layers"] | None, key("model_parallel of an mlp: cut by units | layers")] = None
     blocks: Annotated[
         Count | None, key("model_parallel: pieces of the model; null: the workers at the first start")
+    ] = None
+    micro_batches: Annotated[
+        Count | None, key("split layers: parts of a batch that follow each other; null: two a stage")
     ] = None
     write: Annotated[
         Literal["overwrite", "atomic_add"] | None,

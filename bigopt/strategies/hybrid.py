@@ -9,15 +9,19 @@ The machine is that of cut layers (`bigopt.strategies.layers_parallel`), with a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from bigopt.data.plan import Plan
 from bigopt.models.split import check_splittable, dense_last
-from bigopt.strategies.base import Setting
+from bigopt.strategies.base import Blocks, Setting
 from bigopt.strategies.layers_parallel import Deal, Layers, checked, start
 from bigopt.strategies.sync import SyncState
 
 __all__ = ["deal", "machine", "start"]
 
 
-def deal(setting: Setting) -> Deal:
+def deal(given: Blocks, options: Mapping[str, Any], plan: Plan) -> Deal:
     """Return how the model and the batches are cut.
 
     Raises
@@ -25,13 +29,11 @@ def deal(setting: Setting) -> Deal:
     ConfError
         A model without layers to cut, more members than units, a batch too small or too large.
     """
-    given, options = setting.blocks(), setting.options
     members = options["blocks"]
     groups = options.get("replicas") or max(1, given.slots // members)
-    stages = dense_last(check_splittable(given.model), members)
-    return checked(Deal.of(given, stages, groups, setting.plan.seed), setting, given)
+    return checked(Deal.of(given, dense_last(check_splittable(given.model), members), groups, plan.seed), given, plan)
 
 
 def machine(setting: Setting, state: SyncState) -> Layers:
     """Return the machine of ``strategy.name: hybrid``."""
-    return Layers(setting, state, deal(setting))
+    return Layers(setting, state, deal(setting.blocks(), setting.options, setting.plan))

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -37,7 +38,7 @@ from bigopt.backends.ledger import Round
 from bigopt.core import tree
 from bigopt.core.errors import ConfError, DivergedError
 from bigopt.core.sums import Sums, added
-from bigopt.data.plan import DISTINCT, REPEATED, Ints, homes, rows_of
+from bigopt.data.plan import DISTINCT, REPEATED, Ints, Plan, homes, rows_of
 from bigopt.data.shares import cut
 from bigopt.models.mlp import MLP
 from bigopt.models.split import Stage, by_layers, by_units, check_splittable, most_parts
@@ -341,7 +342,7 @@ def start(setting: Setting, params: Array) -> SyncState:
     return SyncState(setting.method.start(params)[0], 0, 0, 0)
 
 
-def deal(setting: Setting) -> Deal:
+def deal(given: Blocks, options: Mapping[str, Any], plan: Plan) -> Deal:
     """Return how ``strategy.split`` cuts the model.
 
     Raises
@@ -349,17 +350,16 @@ def deal(setting: Setting) -> Deal:
     ConfError
         More pieces than there are units, layers or rows; a batch whose activations do not fit.
     """
-    given, options = setting.blocks(), setting.options
     model, asked = check_splittable(given.model), options.get("blocks")
     if options.get("split") == "layers":
         stages = by_layers(model, asked or min(given.number, len(model.layers)))
-        walks = options.get("micro_batches") or min(2 * len(stages), setting.plan.batch_rows(0))
+        walks = options.get("micro_batches") or min(2 * len(stages), plan.batch_rows(0))
     else:
         stages, walks = by_units(model, asked or min(given.number, most_parts(model))), 1
-    return checked(Deal.of(given, stages, walks, setting.plan.seed), setting, given)
+    return checked(Deal.of(given, stages, walks, plan.seed), given, plan)
 
 
-def checked(found: Deal, setting: Setting, given: Blocks) -> Deal:
+def checked(found: Deal, given: Blocks, plan: Plan) -> Deal:
     """Return a deal, where batches can be cut so and the driver can hold what is exchanged.
 
     Raises
@@ -367,16 +367,15 @@ def checked(found: Deal, setting: Setting, given: Blocks) -> Deal:
     ConfError
         Naming the batch, with what it takes.
     """
-    stages = setting.plan.stages
-    rows, fewest = stages.batch(stages.last), stages.batch(0)
+    rows, fewest = plan.stages.batch(plan.stages.last), plan.stages.batch(0)
     takers = found.walks * (found.stages[0].parts if found.stages[0].cut == "rows" else 1)
     if fewest < takers:
         raise ConfError(f"a batch of {fewest} rows in {takers} parts", where="batch.size", hint="a larger batch")
     size = rows * found.exchanged() * np.dtype(given.view.dtype).itemsize
     if size > given.memory:
         raise ConfError(
-            f"the activations of {rows} rows that stages exchange take {size / 1e6:.0f} MB on the driver, data.memory "
-            f"is {given.memory / 1e6:.0f} MB",
+            f"the activations of {rows} rows that stages exchange take {size / 1e6:.3g} MB on the driver, data.memory "
+            f"is {given.memory / 1e6:.3g} MB",
             where="batch.size",
             hint="a smaller batch.size",
         )
@@ -385,4 +384,4 @@ def checked(found: Deal, setting: Setting, given: Blocks) -> Deal:
 
 def machine(setting: Setting, state: SyncState) -> Layers:
     """Return the machine of an MLP under ``strategy.name: model_parallel``."""
-    return Layers(setting, state, deal(setting))
+    return Layers(setting, state, deal(setting.blocks(), setting.options, setting.plan))

@@ -1,7 +1,8 @@
 """model_parallel: one model whose parameters are dealt to several workers; who deals them depends on the model.
 
 The linear family is cut into blocks of columns (`bigopt.strategies.columns_parallel`): a worker holds its columns of
-the rows and the parameters that go with them. This module only chooses the machine by the kind of model.
+the rows and the parameters that go with them. The layers of an MLP are cut by units or dealt whole
+(`bigopt.strategies.layers_parallel`). This module only chooses the machine by the kind of model.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from typing import Any
 
 from bigopt.core.errors import ConfError
 from bigopt.models.linear import LinearModel
-from bigopt.strategies import columns_parallel
+from bigopt.models.mlp import MLP
+from bigopt.strategies import columns_parallel, layers_parallel
 from bigopt.strategies.base import Array, Machine, Setting
 
 
@@ -30,5 +32,7 @@ def _dealer(setting: Setting) -> Any:
     model = setting.blocks().model
     if isinstance(model, LinearModel):
         return columns_parallel
+    if isinstance(model, MLP):
+        return layers_parallel
     name = type(model).__name__
     raise ConfError(f"model_parallel does not deal a {name}", where="strategy.name", hint="strategy sync")

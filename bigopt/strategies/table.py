@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from bigopt.core.names import lookup
-from bigopt.strategies import asynchronous, backup, hogwild, local, model_parallel, replicas, sync
+from bigopt.strategies import asynchronous, backup, hogwild, hybrid, local, model_parallel, replicas, sync
 from bigopt.strategies.base import Array, Machine, Setting
 
 
@@ -37,6 +37,7 @@ STRATEGIES: Final[Mapping[str, StrategyEntry]] = MappingProxyType(
         "downpour": StrategyEntry(replicas.start, replicas.machine),
         "easgd": StrategyEntry(replicas.start, replicas.machine),
         "model_parallel": StrategyEntry(model_parallel.start, model_parallel.machine),
+        "hybrid": StrategyEntry(hybrid.start, hybrid.machine),
     }
 )
 """Names of ``strategy.name``."""

@@ -318,10 +318,15 @@ def test_float32_blocks() -> None:
 
 def test_null_takes_what_there_is() -> None:
     case = Deep((3, 2))
-    assert [len(s.stages) for s in (layers_parallel.deal(case.setting(split="layers", slots=9)),)] == [3]
-    assert layers_parallel.deal(case.setting(split="layers", slots=9)).walks == 6
-    assert {s.parts for s in layers_parallel.deal(case.setting(slots=9)).stages} == {2}
-    assert hybrid.deal(case.setting(blocks=2, slots=7)).walks == 3
+
+    def cut(room: Any, **options: Any) -> Any:
+        setting = case.setting(**options)
+        return room.deal(setting.blocks(), setting.options, setting.plan)
+
+    assert len(cut(layers_parallel, split="layers", slots=9).stages) == 3
+    assert cut(layers_parallel, split="layers", slots=9).walks == 6
+    assert {s.parts for s in cut(layers_parallel, slots=9).stages} == {2}
+    assert cut(hybrid, blocks=2, slots=7).walks == 3
 
 
 def test_refused_with_numbers() -> None:
@@ -333,7 +338,7 @@ def test_refused_with_numbers() -> None:
         Deep((6, 4)).machine(split="layers", blocks=2, micro_batches=33)
     with pytest.raises(ConfError, match="a batch of 3 rows in 4 parts"):
         Deep((6, 4, 5), size=3).machine(blocks=2, replicas=2)
-    with pytest.raises(ConfError, match="the activations of 200 rows that stages exchange take 1 MB on the driver"):
+    with pytest.raises(ConfError, match="the activations of 200 rows that stages exchange take 1.28 MB on the driver"):
         Deep((6, 400), size=None, memory=1000).machine(split="units", blocks=2)
 
 
