@@ -404,7 +404,8 @@ class _Run:
         if loop.anchor is not None:
             result["halvings"] = loop.anchor.rewind.halvings
         delays = keeping.delays(self.run.path, loop.machine.snapshot())
-        self.run.write_json("result.json", {**result, **found, "ledger": vars(self.ledger), **delays})
+        idle = {"idle_by_worker": loop.recorder.idleness.shares()}
+        self.run.write_json("result.json", {**result, **found, "ledger": vars(self.ledger), **delays, **idle})
         if self.shared is None:  # else the sweep's picture has the curves of all
             self.say(keeping.picture(self.run.path))
         return result

@@ -124,17 +124,17 @@ class Loop:
             Where loss or gradient is not finite; the machine is as it was before that step.
         """
         machine, session = self.machine, self.session
+        self.recorder.idleness.begin()
         why = self.stopper.limit(machine.steps)
         self._tell()
         if not why:
             self._submit(machine.more(session.slots))
         while not why:
-            begin = time.perf_counter()
             arrival = self.rounds.wait(session)
-            waited = time.perf_counter() - begin
+            self.recorder.idleness.arrived(arrival, session.slots)
             self._submit(machine.handle(arrival))
             while not why and (record := machine.advance()) is not None:
-                why = self._after_step(record, waited) or self.stopper.limit(record.step)
+                why = self._after_step(record) or self.stopper.limit(record.step)
                 if self.signals.received:
                     return ""
                 if not why and self.cadence.due(record.step, machine.epochs):
@@ -151,20 +151,20 @@ class Loop:
         if self.on_step is not None:
             self.on_step(self.machine.steps, self.machine.epochs, self.machine.params)
 
-    def _after_step(self, record: StepRecord, waited: float) -> str:
+    def _after_step(self, record: StepRecord) -> str:
         """Record a step; at the end of an epoch look at validation and targets. Return why to end, or nothing."""
         self._tell()
         if self.audit is not None:
             self.audit = chained(self.audit, self.machine.snapshot())
-        line = self.recorder.line(
-            record, self.machine, seconds=self.stopper.seconds, waited=waited, audit=self.audit or ""
-        )
+        line = self.recorder.line(record, self.machine, seconds=self.stopper.seconds, audit=self.audit or "")
         why = ""
         if record.end_of_epoch:
             mean = self.recorder.end_of_epoch()
             if self.anchor is not None:
                 self.anchor.end_of_epoch(mean, self.machine.snapshot())
+            begin = time.perf_counter()
             why, found = self.checks.end_of_epoch(mean, self.machine.params)
+            self.recorder.idleness.pause(time.perf_counter() - begin)
             if found:
                 line["validation"] = found
         self.recorder.show(line, end_of_epoch=record.end_of_epoch)

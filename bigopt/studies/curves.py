@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from bigopt.keeping import delays
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#2f6db3", "#d9822b", "#4c9a6a", "#8a8f98"
+_LABELLED = 12
 
 
 def records(run: Path) -> list[dict[str, Any]]:
@@ -33,12 +34,12 @@ def learning_curve(run: Path) -> Path:
     found = [r for r in records(run) if r["loss"] is not None]
     checks = [r for r in found if r.get("validation")]
     names = [k for k in (checks[0]["validation"] if checks else {}) if k in ("r2", "accuracy", "auc")]
-    figure = Figure(figsize=(9.6, 6.2), layout="constrained")
-    axes = figure.subplots(2, 3)
+    figure = Figure(figsize=(12.4, 6.2), layout="constrained")
+    axes = figure.subplots(2, 4)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-    for axis in (*axes[0], axes[1, 1]):
+    for axis in axes[0]:
         axis.set_xlabel("epoch")
     _loss(axes[0, 0], found, checks)
     axes[0, 1].plot([r["epoch"] for r in found], [r["grad_norm"] for r in found], color=_GREY, lw=1.0)
@@ -54,13 +55,12 @@ def learning_curve(run: Path) -> Path:
         axes[0, 2].legend(frameon=False, fontsize=8)
     else:
         _say(axes[0, 2], "no validation data")
+    _sent(axes[0, 3], found)
+    left = _left(run)
     _seconds(axes[1, 0], found)
-    axes[1, 1].set_title("sent, both ways (MB)", loc="left")
-    if any(r["bytes_sent"] for r in found):
-        axes[1, 1].plot([r["epoch"] for r in found], [r["bytes_sent"] / 1e6 for r in found], color=_BLUE, lw=1.2)
-    else:
-        _say(axes[1, 1], "nothing: workers in this process")
-    _staleness(axes[1, 2], run)
+    _idle(axes[1, 1], left)
+    _updates(axes[1, 2], left)
+    _staleness(axes[1, 3], left)
     path = run / "learning_curve.png"
     figure.savefig(path, dpi=130)
     return path
@@ -75,6 +75,25 @@ def _loss(axis: Axes, found: list[dict[str, Any]], checks: list[dict[str, Any]])
     axis.legend(frameon=False, fontsize=8)
 
 
+def _left(run: Path) -> dict[str, Any]:
+    """Return what the run's result says of its workers; of a run that has none yet, what its log says."""
+    path = run / "result.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else delays(run)
+
+
+def _sent(axis: Axes, found: list[dict[str, Any]]) -> None:
+    """Vectors to the workers and back, added up; runs of older versions know the sum only."""
+    axis.set_title("sent (MB)", loc="left")
+    if not any(r["bytes_sent"] for r in found):
+        _say(axis, "nothing: workers in this process")
+        return
+    ways = (("bytes_down", _BLUE, "to workers"), ("bytes_up", _ORANGE, "to the driver"))
+    for key, color, label in ways if "bytes_up" in found[0] else (("bytes_sent", _BLUE, "both ways"),):
+        axis.plot([r["epoch"] for r in found], [r[key] / 1e6 for r in found], color=color, lw=1.2, label=label)
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False, fontsize=8)
+
+
 def _seconds(axis: Axes, found: list[dict[str, Any]]) -> None:
     """Where the time of a step went, as the median over the records."""
     parts = ("map", "reduce", "update", "idle")
@@ -85,22 +104,57 @@ def _seconds(axis: Axes, found: list[dict[str, Any]]) -> None:
     axis.set_title("a step (ms, median)", loc="left")
 
 
-def _staleness(axis: Axes, run: Path) -> None:
-    """Histogram of the staleness, with the updates of each worker said below."""
-    found = delays(run)
-    axis.set_title("staleness", loc="left")
-    if not found:
+def _idle(axis: Axes, left: dict[str, Any]) -> None:
+    """Share of its time that each worker computed no rows."""
+    axis.set_title("workers idle (% of the time)", loc="left")
+    shares = {k: 100.0 * v for k, v in left.get("idle_by_worker", {}).items()}
+    if not shares:
+        _say(axis, "not recorded")
+        return
+    _bars(axis, shares, _GREY, "%.0f")
+    axis.set_ylim(0, 110)
+    axis.set_xlabel("worker")
+
+
+def _updates(axis: Axes, left: dict[str, Any]) -> None:
+    """Updates that came from each worker, or replica."""
+    axis.set_title("updates", loc="left")
+    if "updates_by_worker" not in left:
+        _say(axis, "all workers have a part in each")
+        return
+    _bars(axis, left["updates_by_worker"], _GREEN, "%d")
+    axis.set_xlabel("worker or replica they came from")
+
+
+def _bars(axis: Axes, values: dict[str, float], color: str, form: str) -> None:
+    bars = axis.bar([int(k) for k in values], list(values.values()), color=color)
+    if len(values) <= _LABELLED:
+        axis.bar_label(bars, fmt=form, padding=2, fontsize=8)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.margins(y=0.15)
+
+
+def _staleness(axis: Axes, left: dict[str, Any]) -> None:
+    """Histogram of the staleness, or of Hogwild's tau."""
+    name = next((name for name in ("staleness", "tau") if name in left), "")
+    axis.set_title(name or "staleness", loc="left")
+    if not name:
         _say(axis, "0: a synchronous strategy")
         return
-    counts = {int(k): n for k, n in found["staleness"]["histogram"].items()}
-    axis.bar(list(counts), list(counts.values()), color=_BLUE)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    workers = found["updates_by_worker"]
-    said = ", ".join(f"{k}: {n}" for k, n in list(workers.items())[:8]) + (", ..." if len(workers) > 8 else "")
-    axis.set_xlabel(f"versions; mean {found['staleness']['mean']:.3g}\nupdates by worker: {said}", fontsize=8)
+    found = left[name]
+    counts = {int(k): n for k, n in found["histogram"].items()}
+    if name == "tau":  # bins that are powers of two
+        axis.bar([f"{k}" for k in counts], list(counts.values()), color=_BLUE)
+        axis.tick_params(axis="x", labelsize=7, rotation=90 if len(counts) > _LABELLED else 0)
+    else:
+        axis.bar(list(counts), list(counts.values()), color=_BLUE)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    unit = "versions" if name == "staleness" else "gradients missing in x"
+    axis.set_xlabel(f"{unit}; mean {found['mean']:.3g}, most {found['max']:,}", fontsize=8)
 
 
 def _say(axis: Axes, text: str) -> None:
     axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes, color=_GREY, fontsize=9)
+    axis.set_xlabel("")
     axis.set_xticks([])
     axis.set_yticks([])

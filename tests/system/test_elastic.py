@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from problems import MODELS, files, run_on
 
@@ -103,6 +104,8 @@ def elastic(name: str, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyP
     if name in SAME_HASH:
         assert result["params_sha256"] == expected["params_sha256"]
         assert ledger["accepted"] == ledger["planned"]
+    elif name == "hogwild":  # averaged over workers, where the threads of one machine share a vector
+        assert result["loss"] < 0.75 * np.log(4)
     else:
         assert result["loss"] == pytest.approx(expected["loss"], rel=0.1)
     if name in (*SAME_HASH, "hogwild"):
