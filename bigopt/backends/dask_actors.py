@@ -19,12 +19,34 @@ import threading
 import weakref
 from typing import Any, Final
 
+import numpy as np
+
 from bigopt.backends.base import fingerprint, one_blas_thread
 from bigopt.backends.resident import Hello, Resident, Stop, Task
-from bigopt.backends.tasks import from_bytes, to_bytes
+from bigopt.backends.segments import Bytes
+from bigopt.core import codec
 from bigopt.data.cache import BlockCache
 
 _LOOK_SECONDS: Final = 0.5
+
+Parts = list[Bytes]
+"""A message as Dask carries it without copies: the codec's header, then arrays of bytes."""
+
+
+def to_parts(value: Any) -> Parts:
+    """Return a value as arrays of bytes that share its memory."""
+    return [np.frombuffer(part, np.uint8) for part in codec.dumps(value)]
+
+
+def from_parts(parts: Parts) -> Any:
+    """Return the value again; its arrays are aligned and may be written to."""
+    header, *arrays = parts
+    return codec.loads([header.tobytes(), *(np.array(array) for array in arrays)])
+
+
+def size_of(parts: Parts) -> int:
+    """Return the bytes of a message."""
+    return sum(part.nbytes for part in parts)
 
 
 class ResidentActor:
@@ -45,12 +67,14 @@ class ResidentActor:
         stack.enter_context(one_blas_thread())
         weakref.finalize(self, stack.close).atexit = False
 
-    def turn(self, *messages: bytes) -> bytes:
+    def turn(self, *messages: Parts) -> Parts:
         """Take messages and return the answer to the last of them, an order; without messages say who this is."""
-        reply: Any = Hello(os.getpid(), socket.gethostname(), self._name, fingerprint())
+        reply: Any = None
         for message in messages:
-            reply = self._resident.answer(from_bytes(message))
-        return to_bytes(reply)
+            reply = self._resident.answer(from_parts(message))
+        if not messages:
+            reply = Hello(os.getpid(), socket.gethostname(), self._name, fingerprint())
+        return to_parts(reply)
 
 
 class ActorWire:
@@ -64,8 +88,8 @@ class ActorWire:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
-        self._before: list[bytes] = []
-        self._calls: queue.SimpleQueue[tuple[bytes, ...] | None] = queue.SimpleQueue()
+        self._before: list[Parts] = []
+        self._calls: queue.SimpleQueue[tuple[Parts, ...] | None] = queue.SimpleQueue()
         self._calls.put(())  # the first answer is a `Hello`
         self._ended = threading.Event()
 
@@ -80,12 +104,12 @@ class ActorWire:
             raise BrokenPipeError
         if isinstance(value, Stop):  # an actor ends when nobody holds it
             return 0
-        data = to_bytes(value)
-        self._before.append(data)
+        parts = to_parts(value)
+        self._before.append(parts)
         if isinstance(value, Task):
             self._calls.put(tuple(self._before))
             self._before = []
-        return len(data)
+        return size_of(parts)
 
     def receive(self) -> tuple[Any, int]:
         """Make the next call and return its answer and the bytes of it. One thread at a time."""
@@ -98,12 +122,12 @@ class ActorWire:
             raise ConnectionResetError(str(error)) from error
         while not self.ended:
             try:
-                data: bytes = call.result(timeout=_LOOK_SECONDS)
+                parts: Parts = call.result(timeout=_LOOK_SECONDS)
             except TimeoutError:
                 continue
             except Exception as error:  # its worker died, or the way to it is closed
                 raise ConnectionResetError(str(error)) from error
-            return from_bytes(data), len(data)
+            return from_parts(parts), size_of(parts)
         raise EOFError
 
     def hang_up(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bigopt.backends.base import Watched, check_fingerprint, fingerprint, one_blas_thread
+from bigopt.backends.base import Watched, check_fingerprint, fingerprint
 from bigopt.backends.resident import Done, Failed, Install, Task, answer, checked, untravelled
 from bigopt.core import codec
 from bigopt.core.codec import wire
@@ -135,13 +135,33 @@ def run(setting: Setting, parcel: Parcel) -> bytes:
             raise ValueError(f"module {name} is none of bigopt's")
         importlib.import_module(name)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(one_blas_thread())
+        stack.enter_context(_one_blas_thread())
         if os.path.isdir(setting.folder) and os.getcwd() != setting.folder:
             stack.enter_context(contextlib.chdir(setting.folder))
         blocks, watched = _kept(setting)
         task = from_bytes(parcel.task)._replace(inputs=from_bytes(parcel.inputs))
         outcome: Done | Failed = answer(blocks, _installed(setting.session, parcel.install), task, watched)
-        return to_bytes(Reply(fingerprint(), outcome))
+        return to_bytes(Reply(_fingerprint(), outcome))
+
+
+@functools.lru_cache(maxsize=1)
+def _fingerprint() -> dict[str, str]:
+    return fingerprint()  # which libraries a process has loaded takes milliseconds to find out
+
+
+def _one_blas_thread() -> contextlib.AbstractContextManager[Any]:
+    try:
+        limited: contextlib.AbstractContextManager[Any] = _libraries().limit(limits=1, user_api="blas")
+    except ImportError:  # a bare machine: see `bigopt.backends.base.one_blas_thread`
+        return contextlib.nullcontext()
+    return limited
+
+
+@functools.lru_cache(maxsize=1)
+def _libraries() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 @functools.lru_cache(maxsize=1)

@@ -124,7 +124,7 @@ class FakeActor:
         self.lost = False
         self.error: Exception | None = None
 
-    def turn(self, *messages: bytes) -> Call:
+    def turn(self, *messages: Any) -> Call:
         self.calls.append(len(messages))
         return Call(self.error or (None if self.lost else self.actor.turn(*messages)), self.lost)
 
