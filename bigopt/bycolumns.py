@@ -8,7 +8,7 @@ driver the margins of a group, and the data are read once.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,10 @@ from bigopt.backends.base import Session
 from bigopt.backends.ledger import Rounds
 from bigopt.core.errors import DataError
 from bigopt.core.sums import merge
-from bigopt.data.columnview import block_homes
+from bigopt.data.columnview import block_homes, column_views
 from bigopt.data.plan import Ints, whole
+from bigopt.data.rooms import finite_rows
+from bigopt.data.view import DataView
 from bigopt.models.linear import LinearModel
 from bigopt.models.metrics import MetricSums, metric_sums
 from bigopt.work_columns import Margins, PartialMargins, leaves
@@ -73,3 +75,49 @@ def metrics_by_columns(
         raise DataError("no rows were evaluated")
     result: MetricSums = total
     return result
+
+
+class Scored(NamedTuple):
+    """Scores of some rows.
+
+    Parameters
+    ----------
+    values : ndarray, shape (rows, q)
+        Those of a bad row are the intercepts.
+    bad : ndarray of bool, shape (rows,)
+        Rows with a value that is missing or not finite.
+    """
+
+    values: Array
+    bad: npt.NDArray[np.bool_]
+
+
+def scored(view: DataView, cuts: Ints, model: LinearModel, params: Array) -> Iterator[Scored]:
+    """Yield the scores of each partition, read a block of columns at a time in this process.
+
+    Parameters
+    ----------
+    view : DataView
+        Scaled, without labels.
+    cuts : ndarray, shape (B + 1,)
+    model : LinearModel
+    params : ndarray, shape (p,), in the block dtype
+    """
+    views, q = column_views(view, cuts), model.outputs
+    for index in range(view.partitions):
+        partition = view.partition(index)
+        values, bad = np.zeros((partition.rows, q), dtype=view.dtype), np.zeros(partition.rows, dtype=np.bool_)
+        for block, own in enumerate(views):
+            weights = params[cuts[block] * q : cuts[block + 1] * q].reshape(-1, q)
+            at = 0
+            for rows in own.source.pieces(partition):
+                X, part = np.array(rows.X, dtype=view.dtype, order="C"), slice(at, at + len(rows.X))
+                if own.scaling is not None:
+                    own.scaling.apply(X)
+                wrong = ~finite_rows(X)
+                X[wrong] = 0
+                bad[part] |= wrong if rows.bad is None else wrong | rows.bad
+                values[part] += X @ weights
+                at = part.stop
+        values[bad] = 0
+        yield Scored(values + params[-q:] if model.intercept else values, bad)

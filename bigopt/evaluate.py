@@ -7,7 +7,8 @@ columns that the ingest recipe started from; the recipe travels in the model and
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,17 +19,21 @@ from bigopt import bundle, sessions
 from bigopt.backends.base import one_blas_thread
 from bigopt.backends.ledger import Ledger, Rounds
 from bigopt.bundle import Bundle
+from bigopt.bycolumns import metrics_by_columns, scored
 from bigopt.core.csr import CSR
 from bigopt.core.errors import ConfError, DataError
 from bigopt.core.sums import merge
-from bigopt.data.plan import homes, whole
+from bigopt.data.columnview import cuts_within
+from bigopt.data.plan import Ints, homes, whole
 from bigopt.data.predictions import PredictionWriter
 from bigopt.data.rooms import finite_rows
 from bigopt.data.source import Dataset, Rows
-from bigopt.data.view import DataView
+from bigopt.data.view import DataView, Whitening
+from bigopt.models.linear import LinearModel
 from bigopt.models.metrics import MetricSums, evaluate_block, predicted_class
 from bigopt.problem import default_block_rows
 from bigopt.work import MetricSum
+from bigopt.work_columns import Columns, PartialMargins
 from bigopt.work_profile import Profile, ProfileData
 
 if TYPE_CHECKING:
@@ -151,11 +156,23 @@ def _map_reduce(conf: Conf, model: Bundle, dataset: Dataset, *, on_engine: bool)
             counts = np.zeros_like(counts)
             counts[found.partitions] = found.used
             units = whole(np.arange(view.partitions), counts)
-        work = MetricSum(model.model, view, default_block_rows(len(model.columns), model.dtype, sparse=dataset.sparse))
+        block_rows = default_block_rows(len(model.columns), model.dtype, sparse=dataset.sparse)
+        cuts = None if view.skip_bad else _cuts(conf, model, view)
+        if cuts is not None and isinstance(model.model, LinearModel):
+            columns = Columns(view, cuts, model.model.outputs, 0, str(model.params.dtype), block_rows)
+            return metrics_by_columns(session, rounds, model.model, model.params, PartialMargins(columns), counts)
+        work = MetricSum(model.model, view, block_rows)
         result: MetricSums = rounds.run(
             session, work, (model.params,), units, lambda k: homes(counts, k)[units[:, 0]], "the evaluation"
         )
         return result
+
+
+def _cuts(conf: Conf, model: Bundle, view: DataView) -> Ints | None:
+    """Return blocks of columns where a linear model's rows do not fit ``data.memory`` whole."""
+    if not isinstance(model.model, LinearModel) or isinstance(model.scaling, Whitening):
+        return None
+    return cuts_within(view, conf.data.memory)
 
 
 def _in_process(model: Bundle, batches: Iterator[Rows], where: str) -> MetricSums:
@@ -221,6 +238,13 @@ def predict(
         opened = _open(conf, model, data, predict=True)
         batches = opened.batches
         if opened.dataset is not None:
+            view = _view(conf, model, opened.dataset)
+            cuts = _cuts(conf, model, view)
+            if cuts is not None and isinstance(model.model, LinearModel):
+                for found, bad in scored(view, cuts, model.model, params):
+                    link = partial(model.model.loss.link, found)
+                    writer.append(_columns(model, found, link, scores), bad if bad.any() else None)
+                return {"status": "completed", "out": str(Path(out).resolve()), "rows": writer.rows}
             source, partitions = opened.dataset.source, opened.dataset.partitions
             batches = (piece for partition in partitions for piece in source.pieces(partition))
         assert batches is not None
@@ -235,14 +259,15 @@ def predict(
                     X.data[np.repeat(bad, np.diff(X.indptr))] = 0
                 else:
                     X[bad] = 0
-                writer.append(_columns(model, params, X, scores), bad if bad.any() else None)
+                found, link = model.model.scores(params, X), partial(model.model.predict, params, X)
+                writer.append(_columns(model, found, link, scores), bad if bad.any() else None)
     return {"status": "completed", "out": str(Path(out).resolve()), "rows": writer.rows}
 
 
-def _columns(model: Bundle, params: Array, X: Array | CSR, scores: bool) -> dict[str, Array]:
-    found = model.model.scores(params, X)
+def _columns(model: Bundle, found: Array, link: Callable[[], Array], scores: bool) -> dict[str, Array]:
+    """Return the columns of some rows, from their scores and what `link` makes of them."""
     if model.targets.kind == "values":
-        values = model.model.predict(params, X)
+        values = link()
         names = ["prediction"] if values.shape[1] == 1 else [f"prediction_{name}" for name in model.target]
         if len(names) != values.shape[1]:
             names = [f"prediction_{i}" for i in range(values.shape[1])]
@@ -250,7 +275,7 @@ def _columns(model: Bundle, params: Array, X: Array | CSR, scores: bool) -> dict
     classes = model.targets.classes or tuple(range(found.shape[1]))
     label = np.asarray(classes)[predicted_class(model.model.loss, found)]
     scores = scores or model.targets.kind == "sign"
-    kind, values = ("score", found) if scores else ("probability", model.model.predict(params, X))
+    kind, values = ("score", found) if scores else ("probability", link())
     if scores and found.shape[1] == 1:
         return {"prediction": label, "score": np.asarray(found[:, 0], dtype=np.float64)}
     columns = {f"{kind}_{c}": np.asarray(values[:, i], dtype=np.float64) for i, c in enumerate(classes)}

@@ -157,7 +157,29 @@ def block_homes(blocks: int, slots: int) -> Ints:
     return np.arange(blocks, dtype=np.int64) * min(slots, blocks) // blocks
 
 
-def blocks_within(view: DataView, memory: int) -> int:
-    """Return the fewest blocks of columns of which one partition can be decoded within some memory, at most d."""
-    d, largest = len(view.source.columns), max(view.decoded_bytes(m) for m in range(view.partitions))
-    return int(min(d, max(1, -(-2 * largest // max(1, memory)))))
+def cuts_within(view: DataView, memory: int) -> Ints | None:
+    """Return the fewest blocks of columns of which a partition can be decoded within some memory.
+
+    Parameters
+    ----------
+    view : DataView
+    memory : int
+        Bytes, for what is decoded and for what is kept of it.
+
+    Returns
+    -------
+    ndarray, shape (B + 1,), or None
+        None where whole rows fit, and where they cannot be cut.
+    """
+    source, d = view.source, len(view.source.columns)
+    largest = max((view.decoded_bytes(m) for m in range(view.partitions)), default=0)
+    number = -(-2 * largest // max(1, memory))
+    if number <= 1 or source.sparse or not isinstance(source, Cuttable):
+        return None
+    while number <= d:
+        cuts = column_cuts(source, number)
+        widest = column_views(view, cuts)[int(np.argmax(np.diff(cuts)))]
+        if 2 * max(widest.decoded_bytes(m) for m in range(widest.partitions)) <= memory:
+            return cuts
+        number += 1
+    return None

@@ -13,7 +13,7 @@ from problems import MODELS, files, run, run_on
 from bigopt import bundle, keeping
 from bigopt.config import load_conf
 from bigopt.core.errors import ConfError, DataError
-from bigopt.evaluate import evaluate
+from bigopt.evaluate import evaluate, predict
 from bigopt.fit import resume, train
 
 BLOCKS = ["strategy.name=model_parallel", "strategy.blocks=3"]
@@ -174,25 +174,66 @@ def test_zarr_reads_each_chunk_once(tmp_path: Path) -> None:
     assert apart(found, run_on(path, tmp_path, *keys)) < 1e-10
 
 
-def quarter(tmp: Path, backend: str, n: int, d: int, rows: int, steps: int) -> None:
-    """Train where no process may hold more than a quarter of the columns, and compare with the unsplit run."""
+def quarter(tmp: Path, backend: str, n: int, d: int, rows: int, steps: int, *more: str) -> None:
+    """Train where no process may hold more than a quarter of the columns; the trajectory is that of the unsplit run."""
     path = wide(tmp, n=n, d=d, rows=rows, columns=d // 4)
     part = n * (d // 4) * 8
     memory = int(1.1 * part + 2 * rows * (d // 4) * 8)  # one block, and what decoding a chunk takes beside it
     assert memory < 2 * part
     keys = [*WIDE, f"schedule.learning_rate={0.1 / d}", f"stop.steps={steps}"]
-    cut = ["strategy.name=model_parallel", "strategy.blocks=4", f"backend.name={backend}", "backend.workers=4"]
-    found = run_on(path, tmp, *keys, *cut, f"data.memory={memory}")
-    whole = run_on(path, tmp, *keys, f"data.memory={16 * part}", "backend.workers=2", "batch.sampling=permuted")
-    assert apart(found, whole) <= 1e-10
+    cut = [*more, "strategy.name=model_parallel", "strategy.blocks=4", f"backend.name={backend}", "backend.workers=4"]
+    seen: list[list[np.ndarray]] = [[], []]
+
+    def trained(path_of: list[np.ndarray], *keys: str) -> dict[str, Any]:
+        def keep(step: int, _: float, w: np.ndarray) -> None:
+            if step % max(1, steps // 10) == 0:
+                path_of.append(np.array(w))
+
+        return train(load_conf([], [f"data.uri={path}", f"run.dir={tmp}", *keys]), on_step=keep)
+
+    found = trained(seen[0], *keys, *cut, f"data.memory={memory}")
+    whole = trained(seen[1], *keys, f"data.memory={16 * part}", "backend.workers=2", "batch.sampling=permuted")
+    scale = max(np.abs(w).max() for w in seen[1])
+    assert max(np.abs(a - b).max() for a, b in zip(*seen, strict=True)) <= 1e-10 * scale
     assert found["loss"] == pytest.approx(whole["loss"], rel=1e-9)
+    assert found["metrics"] == pytest.approx(whole["metrics"], rel=1e-9)
     ledger = json.loads((Path(found["run"]) / "result.json").read_text())["ledger"]
-    if backend != "local":
+    if backend != "local":  # four processes: each reads its own columns
         assert ledger["bytes_read"] < 2.5 * n * d * 4
 
 
 def test_a_quarter_of_the_columns_is_enough(tmp_path: Path) -> None:
-    quarter(tmp_path, "local", n=256, d=2000, rows=64, steps=12)
+    quarter(tmp_path, "local", 256, 2000, 64, 12)
+
+
+@pytest.mark.slow
+def test_a_quarter_of_the_columns_is_enough_for_a_dask_worker(tmp_path: Path) -> None:
+    quarter(tmp_path, "dask", 256, 2000, 64, 12)
+
+
+@pytest.mark.all
+@pytest.mark.timeout(1200)
+def test_200_000_columns_in_four_blocks(tmp_path: Path) -> None:
+    quarter(tmp_path, "dask", 400, 200_000, 50, 200)
+
+
+@pytest.mark.parametrize("kind", ["ridge", "softmax"])
+def test_evaluate_and_predict_within_little_memory(tmp_path: Path, kind: str) -> None:
+    """Where a partition does not fit whole, a linear model is evaluated a few columns at a time."""
+    problem, model = MODELS[kind]
+    data = files(tmp_path, problem, "zarr")
+    run = Path(run_on(data, tmp_path, *model, "optimizer.name=adam", "batch.size=40", "stop.steps=20")["run"])
+    metrics = [evaluate(run, str(data), [f"data.memory={memory}"])["metrics"] for memory in ("2GB", "9KB")]
+    for name, value in metrics[0].items():
+        assert np.allclose(metrics[1][name], value, rtol=1e-12), name
+    tables = []
+    for memory in ("2GB", "9KB"):
+        out = tmp_path / f"{memory}.csv"
+        assert predict(run, str(data), str(out), [f"data.memory={memory}"])["rows"] == 451
+        lines = [line.split(",") for line in out.read_text().splitlines()]
+        tables.append((lines[0], np.array(lines[1:], dtype=np.float64)))
+    assert tables[0][0] == tables[1][0]
+    assert np.allclose(tables[0][1], tables[1][1], rtol=1e-12, atol=1e-12)
 
 
 def test_labels_that_are_damaged_are_found(tmp_path: Path) -> None:

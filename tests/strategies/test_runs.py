@@ -24,8 +24,9 @@ STRATEGIES: dict[str, list[str]] = {
     "local_sgd": ["strategy.local_steps=4", "strategy.replicas=2"],
     "downpour": ["strategy.n_push=3", "strategy.n_fetch=3", "strategy.replicas=2"],
     "easgd": ["strategy.every=3", "strategy.replicas=2"],
+    "model_parallel": ["strategy.blocks=2"],
 }
-SAME_BITS = ("sync", "backup", "local_sgd")
+SAME_BITS = ("sync", "backup", "local_sgd", "model_parallel")
 
 
 def train(tmp: Path, name: str, *keys: str) -> dict[str, Any]:
