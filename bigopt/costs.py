@@ -137,6 +137,30 @@ def seconds(work: Round, rates: Rates) -> float:
     return sum(parts(work, rates).values())
 
 
+def ticket(work: Round, replicas: int, local_steps: int) -> Round:
+    """Return what one worker does between two messages, where a batch is given whole to one, or shared by replicas.
+
+    Parameters
+    ----------
+    work : Round
+        A batch on all slots.
+    replicas : int
+        Into how many shares a batch is cut; 1 for async and ssp.
+    local_steps : int
+        Batches between two messages.
+    """
+    share = local_steps / replicas
+    return replace(
+        work, multiply_adds=work.multiply_adds * share, row_bytes=work.row_bytes * share, slots=1, units=1, shared=False
+    )
+
+
+def message_factor(work: Round, rates: Rates) -> float:
+    """Return how many times as long the messages of a ticket take as its Map; above 1 they dominate."""
+    found = parts(work, rates)
+    return (found["fixed"] + found["messages"] + found["down"] + found["up"]) / found["map"]
+
+
 def tree_parts(work: Round, rates: Rates, fan_in: int) -> dict[str, float]:
     """Return the parts of a round whose vectors go down and up a tree of workers of some fan-in.
 

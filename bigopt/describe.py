@@ -14,6 +14,7 @@ person can follow by hand:
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ import numpy as np
 from bigopt.batches import batch_rate, schedule_keys, span
 from bigopt.core.sums import Moments
 from bigopt.core.tree import height
-from bigopt.costs import FITTED, Round, best_slots, parts
+from bigopt.costs import FITTED, Round, best_slots, message_factor, parts, ticket
 from bigopt.data.source import Dataset
 from bigopt.data.view import DataView
 from bigopt.facts import Datasets, Facts, Side, is_classification, open_data, side_view
@@ -41,6 +42,13 @@ if TYPE_CHECKING:
 
 _HASHED_ROWS = 10**7
 _STAGES = 8
+_REMEDIES: Mapping[str, str] = {
+    **dict.fromkeys(("sync", "backup", "async", "ssp"), ""),
+    "local_sgd": "local_steps",
+    "easgd": "every",
+    "downpour": "n_push",
+}
+"""The key of each strategy that says how many batches lie between two messages."""
 
 
 def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
@@ -75,6 +83,7 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
     slots = conf.backend.workers or os.cpu_count() or 1
     cost = _round(conf, problem, layers, rows, slots)
     memory = _memory(conf, problem, rows, slots)
+    work = _work(conf, problem, cost, slots)
     lines = [
         f"data: {problem.plan.rows:,} training rows of {data.train.rows:,}, {len(data.train.columns)} features, "
         f"{_sparsity(data.train)}"
@@ -84,7 +93,8 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
         *_growth(conf, problem),
         *_schedule(conf, problem),
         *_places(conf, slots, problem.renewal()),
-        _predicted(conf, problem, cost, slots, steps),
+        _predicted(work, steps),
+        *_messages(conf, work, slots),
         *_encoding(conf, problem, rows),
         *_bottlenecks(layers),
         *(line for line in (*data.train.warnings, *problem.notes, *conf.notices) if line),
@@ -289,11 +299,11 @@ def _memory_part(memory: list[tuple[str, str, int]]) -> dict[str, Any]:
     return {"title": "memory of a process", "columns": ["part", "bytes", "meaning"], "rows": rows}
 
 
-def _predicted(conf: Conf, problem: Problem, cost: dict[str, int], slots: int, steps: int) -> str:
-    """Seconds of a round by the cost model, and where they go."""
+def _work(conf: Conf, problem: Problem, cost: dict[str, int], slots: int) -> Round:
+    """What a synchronous round does, for the cost model."""
     vector = problem.model.layout.size * np.dtype(conf.run.dtype).itemsize
     rows = problem.plan.batch_rows(0)
-    work = Round(
+    return Round(
         multiply_adds=float(cost["multiply_adds"]),
         row_bytes=float(rows * _row_values(problem.view) * np.dtype(problem.view.dtype).itemsize),
         stored_bytes=0.0,
@@ -303,6 +313,10 @@ def _predicted(conf: Conf, problem: Problem, cost: dict[str, int], slots: int, s
         state=3 + state_vectors(conf.optimizer.name, problem.model.layout.size, conf.optimizer.history),
         shared=conf.backend.address is None,
     )
+
+
+def _predicted(work: Round, steps: int) -> str:
+    """Seconds of a round by the cost model, and where they go."""
     found = parts(work, FITTED)
     total = sum(found.values())
     shares = ", ".join(f"{name} {value / total:.0%}" for name, value in found.items() if value > 0.005 * total)
@@ -310,6 +324,30 @@ def _predicted(conf: Conf, problem: Problem, cost: dict[str, int], slots: int, s
         f"prediction: {1e3 * total:.3g} ms a round with the rows in memory ({shares}), {steps * total:.3g} s an epoch; "
         f"at most {best_slots(work, FITTED):,} slots pay off (rates of docs/scaling.md)"
     )
+
+
+def _messages(conf: Conf, work: Round, slots: int) -> list[str]:
+    """A warning where the messages of a ticket take longer than its Map, with what to raise, and about how far."""
+    from bigopt.config.names import STRATEGIES
+
+    name, spec = conf.strategy.name, conf.strategy
+    if conf.backend.name == "local" or name not in _REMEDIES:
+        return []
+    key = _REMEDIES[name]
+    per_ticket = getattr(spec, key) or STRATEGIES[name].uses[key] if key else 1
+    if name in ("async", "ssp"):
+        work = ticket(work, 1, 1)
+    elif key:
+        work = ticket(work, spec.replicas or slots, per_ticket)
+    factor = message_factor(work, FITTED)
+    if factor <= 1.0:
+        return []
+    remedy = f"strategy.{key} ({per_ticket:,})" if key else "batch.size, or strategy local_sgd with local_steps"
+    n_fetch = " and n_fetch" if name == "downpour" else ""
+    return [
+        f"warning: messages dominate: they take about {factor:.2g} times as long as the rows between them; raise "
+        f"{remedy}{n_fetch}, or the batch: about {math.ceil(factor):,} times as many rows a message would balance them"
+    ]
 
 
 def _schedule(conf: Conf, problem: Problem) -> list[str]:

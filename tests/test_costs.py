@@ -7,7 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bigopt.costs import CLUSTER, FITTED, Rates, Round, best_slots, fit, parts, seconds, tree_parts
+from bigopt.costs import (
+    CLUSTER,
+    FITTED,
+    Rates,
+    Round,
+    best_slots,
+    fit,
+    message_factor,
+    parts,
+    seconds,
+    ticket,
+    tree_parts,
+)
 
 WORK = Round(multiply_adds=4e8, row_bytes=8e8, stored_bytes=0.0, vector_bytes=8e5, slots=4, units=16)
 
@@ -51,3 +63,13 @@ def test_more_slots_than_the_best_are_slower() -> None:
     assert here < seconds(replace(work, slots=min(10_000, best * 8)), CLUSTER)
     many = replace(work, slots=10_000)
     assert sum(tree_parts(many, CLUSTER, 32).values()) < seconds(many, CLUSTER)
+
+
+def test_messages_of_a_ticket_by_hand() -> None:
+    rates = Rates(1e-3, 1e-4, 1e9, 4e9, 1e9, 1e9, 2e9, 4e9)
+    batch = Round(multiply_adds=4e6, row_bytes=8e6, stored_bytes=0.0, vector_bytes=8e5, slots=4, units=16)
+    work = ticket(batch, 2, 5)
+    found = parts(work, rates)
+    assert found["map"] == pytest.approx(5 / 2 * 4e6 / 1e9)
+    assert message_factor(work, rates) == pytest.approx((1e-3 + 1e-4 + 8e5 / 1e9 + 8e5 / 2e9) / found["map"])
+    assert message_factor(ticket(batch, 2, 50), rates) == pytest.approx(message_factor(work, rates) / 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +177,34 @@ def test_sparse_rows_cost_their_values_and_send_their_columns() -> None:
     assert found["round"]["multiply_adds"] == 2 * 5 * 32
     assert found["round"]["bytes_up"] == (5 * 32 + 4) * 12  # four sums of disjoint rows, with their intercepts
     assert found["memory"]["block"] < 32 * 200
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["strategy.name=sync"], "raise batch.size, or strategy local_sgd with local_steps"),
+        (["strategy.name=async"], "raise batch.size, or strategy local_sgd with local_steps"),
+        (["strategy.name=local_sgd"], r"raise strategy.local_steps \(8\)"),
+        (["strategy.name=downpour"], r"raise strategy.n_push \(5\) and n_fetch"),
+        (["strategy.name=easgd", "strategy.every=3"], r"raise strategy.every \(3\)"),
+    ],
+)
+def test_messages_that_dominate_are_said_with_the_remedy(keys: list[str], said: str) -> None:
+    def warnings(*more: str) -> list[str]:
+        model = ["model.name=ridge", "batch.size=20", "backend.workers=2", *keys]
+        conf = load_conf([], ["data.uri=memory", *model, *more])
+        return [line for line in describe(conf, data())["lines"] if line.startswith("warning: messages")]
+
+    (line,) = warnings("backend.name=dask")
+    assert re.search(said, line)
+    factor = float(line.split("about ")[1].split()[0])
+    assert factor > 10
+    assert warnings("backend.name=local") == []
+
+
+def test_messages_that_do_not_dominate_are_not_mentioned() -> None:
+    wide = data(rows=400, columns=64, partition_rows=200)
+    for strategy in ("sync", "async", "local_sgd"):
+        model = ["model.name=mlp", "model.hidden=[4096,1024]", "batch.size=400", "backend.workers=2"]
+        conf = load_conf([], ["data.uri=memory", *model, "backend.name=dask", f"strategy.name={strategy}"])
+        assert not [line for line in describe(conf, wide)["lines"] if "messages dominate" in line]
