@@ -139,7 +139,7 @@ class Problem:
             quadratic=is_quadratic(self.model),
             shifted=shifted_classes(self.model),
             kernels=self.kernels,
-            penalty=lambda grad, params: self.penalty.add_gradient(grad, params, layout),
+            penalty=(lambda grad, params: self.penalty.add_gradient(grad, params, layout)) if self.penalty.l2 else None,
         )
         return scaled(method, rate * batch_rate(conf, self.plan.batch_rows(0)))
 
@@ -208,7 +208,9 @@ def build(conf: Conf, data: Datasets, facts: Facts, device: arrays.Device) -> Pr
     factors = _class_weight(conf, facts, targets, notes)
     place = None if conf.data.scratch is None else (str(Path(conf.data.scratch.dir).resolve()), conf.data.scratch.size)
     view = replace(train_view, scaling=scaling, targets=targets, class_weight=factors, scratch=place)
-    block_rows = conf.data.block_rows or default_block_rows(len(view.source.columns), view.dtype, sparse=sparse)
+    block_rows = conf.data.block_rows or default_block_rows(
+        len(view.source.columns), view.dtype, sparse=sparse, layers=conf.model.name == "mlp"
+    )
     cuts = column_blocks(conf, data.train, facts.slots)
     held = view if cuts is None else column_views(view, cuts)[int(np.argmax(np.diff(cuts)))]  # by one worker
     plan = build_plan(conf, held, facts, notes)
@@ -239,14 +241,16 @@ def _host(conf: Conf, device: arrays.Device, notes: list[str]) -> arrays.Device:
     return "cpu"
 
 
-def default_block_rows(features: int, dtype: str, *, sparse: bool = False) -> int:
+def default_block_rows(features: int, dtype: str, *, sparse: bool = False, layers: bool = False) -> int:
     """Return the rows of a block: a power of two of about 1 MB, between 32 and 8192; 8192 sparse rows.
 
-    Every block of sparse rows costs one pass over the gradient of its unit, so there are few of them.
+    Every block of sparse rows costs one pass over the gradient of its unit, so there are few of them. So does every
+    block of a network, whose gradient is long: its `layers` take blocks of about 4 MB, and the products inside them
+    are blocked for the cache anyway.
     """
     if sparse:
         return _MOST_BLOCK_ROWS
-    rows = _BLOCK_BYTES // max(1, features * np.dtype(dtype).itemsize)
+    rows = _BLOCK_BYTES * (4 if layers else 1) // max(1, features * np.dtype(dtype).itemsize)
     return int(min(_MOST_BLOCK_ROWS, max(32, 1 << max(0, rows.bit_length() - 1))))
 
 

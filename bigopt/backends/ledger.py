@@ -15,8 +15,9 @@ import numpy as np
 
 from bigopt.backends.base import Session
 from bigopt.core import tree
+from bigopt.core.buffers import Buffers
 from bigopt.core.errors import ClusterError
-from bigopt.core.sums import merge
+from bigopt.core.sums import merge, merging
 from bigopt.data.plan import Ints
 from bigopt.work import Arrival, Order, Work
 
@@ -45,6 +46,8 @@ class Ledger:
         Bytes read from the store.
     rows : int
         Rows summed.
+    bytes_codes, bytes_uncoded : int
+        Bytes of compressed gradients that were used, and what they would have been uncompressed.
     """
 
     rounds: int = 0
@@ -58,6 +61,8 @@ class Ledger:
     bytes_received: int = 0
     bytes_read: int = 0
     rows: int = 0
+    bytes_codes: int = 0
+    bytes_uncoded: int = 0
 
 
 class Round:
@@ -79,6 +84,8 @@ class Round:
         Counters to add to.
     where : str
         What the round is, for messages ("step 12").
+    merge : callable
+        What the tree is folded with.
     """
 
     def __init__(
@@ -92,6 +99,7 @@ class Round:
         retries: int,
         ledger: Ledger,
         where: str,
+        merge: Callable[[Any, Any], Any] = merge,
     ) -> None:
         if len(units) == 0:
             raise ValueError("a round without units")
@@ -221,12 +229,23 @@ class Rounds:
         self.ledger = ledger
         self._retries = retries
         self._ticket = 0
+        self._merge = merging(Buffers())
         self._kept: deque[Arrival] = deque()
 
     def new(self, work: Work, inputs: tuple[Any, ...], units: Ints, homes: Ints, *, where: str) -> Round:
         """Return the next round; see `Round`."""
         self._ticket += 1
-        return Round(self._ticket, work, inputs, units, homes, retries=self._retries, ledger=self.ledger, where=where)
+        return Round(
+            self._ticket,
+            work,
+            inputs,
+            units,
+            homes,
+            retries=self._retries,
+            ledger=self.ledger,
+            where=where,
+            merge=self._merge,
+        )
 
     def run(
         self,

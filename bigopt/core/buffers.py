@@ -2,15 +2,22 @@
 
 Fresh memory is not free: the system clears every page of it, and a batch of a few hundred rows is over sooner than
 that. Whoever takes an array from here must be done with it before the same name is taken again.
+
+What is handed on to somebody who may keep it is *lent* instead: its memory is used again when nobody holds a view of it
+any more. Every view refers to the array that owns the memory, so that its count of references says so.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+import sys
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+_HERE: Final = 3
+"""References to an array in a list that is being looked at: the list's, the loop's and the question's."""
 
 
 class Buffers:
@@ -18,6 +25,23 @@ class Buffers:
 
     def __init__(self) -> None:
         self._kept: dict[str, npt.NDArray[Any]] = {}
+        self._lent: dict[tuple[int, np.dtype[Any]], list[npt.NDArray[Any]]] = {}
+
+    def lend(self, size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Return an uninitialised vector that is the caller's for as long as anybody holds it, or a view of it.
+
+        As many are kept as were ever held at a time, of one size: a vector of another size replaces those that are
+        free.
+        """
+        key = size, np.dtype(dtype)
+        if key not in self._lent:
+            self._lent = {k: held for k, kept in self._lent.items() if (held := _held(kept))}
+        kept = self._lent.setdefault(key, [])
+        for array in kept:
+            if sys.getrefcount(array) <= _HERE:
+                return array[:]
+        kept.append(np.empty(size, dtype=key[1]))
+        return kept[-1][:]
 
     def take(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Return an uninitialised C-contiguous array; it never owns its memory (`array.base` is not None)."""
@@ -26,6 +50,10 @@ class Buffers:
         if kept is None or kept.dtype != kind or kept.size < size:
             kept = self._kept[name] = np.empty(size, dtype=kind)
         return kept[:size].reshape(shape)
+
+
+def _held(kept: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    return [array for array in kept if sys.getrefcount(array) > _HERE]
 
 
 def room(buffers: Buffers | None, name: str, shape: tuple[int, ...], like: Any) -> dict[str, Any]:

@@ -7,12 +7,14 @@ same bits (`bigopt.core.vectors`); `whole` gives the dense one to whoever asked 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from bigopt.core import vectors
+from bigopt.core.buffers import Buffers
 from bigopt.core.codec import wire
 
 
@@ -33,6 +35,18 @@ def merge(left: Any, right: Any) -> Any:
         return left.merge(right)
 
 
+def merging(buffers: Buffers) -> Callable[[Any, Any], Any]:
+    """Return `merge` for a process that adds what others computed: new gradient sums are lent by `buffers`."""
+
+    def both(left: Any, right: Any) -> Any:
+        if not isinstance(left, Sums):
+            return merge(left, right)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return left.plus(right, buffers)
+
+    return both
+
+
 def added(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return left + right, in left's buffer where that may be written."""
     total: npt.NDArray[Any] = np.add(left, right, out=left if left.flags.writeable else None)
@@ -45,7 +59,7 @@ class Sums(NamedTuple):
 
     Parameters
     ----------
-    grad : ndarray, shape (p,), or SparseVector
+    grad : ndarray, shape (p,), SparseVector or Narrow
         sum_i s_i grad loss_i in ``run.dtype``: the true gradient sum (2 sum e x for squared loss), no penalty.
     loss : float
         sum_i s_i loss_i, float64.
@@ -62,7 +76,11 @@ class Sums(NamedTuple):
 
     def merge(self, other: Sums) -> Sums:
         """Add two sums."""
-        grad = vectors.added(self.grad, other.grad)
+        return self.plus(other, None)
+
+    def plus(self, other: Sums, buffers: Buffers | None) -> Sums:
+        """Add two sums, in memory that is lent where new memory is needed."""
+        grad = vectors.added(self.grad, other.grad, buffers)
         return Sums(grad, self.loss + other.loss, self.weight + other.weight, self.rows + other.rows)
 
 

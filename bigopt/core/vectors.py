@@ -5,6 +5,10 @@ stands for is the dense vector with +0.0 everywhere else. `added` gives, for any
 the bits that adding the dense vectors gives, down to the sign of a zero (-0.0 + 0.0 is 0.0). So every node of a tree
 may choose the encoding that is cheaper to add, and every message the shorter one; only the vector itself decides.
 
+A gradient of one block is in the block's dtype, and its tree adds in ``run.dtype``. Where that is wider every number
+of the first is one of the second: `Narrow` is the vector in its own dtype, half as long on its way, and widened by who
+adds it.
+
 A flat vector of a linear model with q outputs is a matrix of rows of q, one for each column of X and one for the
 intercepts: a row is what a position names.
 """
@@ -16,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bigopt.core.buffers import Buffers
 from bigopt.core.codec import wire
 
 Array = npt.NDArray[Any]
@@ -48,12 +53,34 @@ class SparseVector(NamedTuple):
         return self.positions.nbytes + self.values.nbytes
 
 
-Vector = Array | SparseVector
-"""Either encoding of a flat vector."""
+@wire
+class Narrow(NamedTuple):
+    """A flat vector of numbers that fit a smaller dtype.
+
+    Parameters
+    ----------
+    values : ndarray, shape (p,)
+    dtype : str
+        Of the vector it stands for: one that holds every value of `values`.
+    """
+
+    values: Array
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return self.values.nbytes
+
+
+Vector = Array | SparseVector | Narrow
+"""Any encoding of a flat vector."""
 
 
 def dense(vector: Any) -> Array:
     """Return the flat vector, shape (size,): the array itself where it is one."""
+    if isinstance(vector, Narrow):
+        return vector.values.astype(vector.dtype)
     if not isinstance(vector, SparseVector):
         plain: Array = vector
         return plain
@@ -70,7 +97,7 @@ def encoded(positions: Array, values: Array, size: int) -> Vector:
 
 def packed(vector: Vector, width: int) -> Vector:
     """Return the shorter encoding of a vector with rows of `width`, for the wire: rows of +0.0 alone are left out."""
-    if isinstance(vector, SparseVector):
+    if isinstance(vector, SparseVector | Narrow):
         return vector
     table = vector.reshape(-1, width)
     kept = table.view(f"i{vector.itemsize}") != 0  # -0.0 is not 0 here
@@ -91,8 +118,19 @@ def _integers(size: int, width: int) -> np.dtype[Any]:
     return np.dtype(np.int32 if size < width << 31 else np.int64)
 
 
-def added(left: Vector, right: Vector) -> Vector:
-    """Return left + right, in left's buffer where that is dense and may be written."""
+def added(left: Vector, right: Vector, buffers: Buffers | None = None) -> Vector:
+    """Return left + right, in left's buffer where that is dense and may be written.
+
+    What is added to a narrow vector needs memory: it is lent by `buffers`, where there are any.
+    """
+    if isinstance(right, Narrow):
+        right = right.values if not isinstance(left, SparseVector) else dense(right)  # NumPy widens as it adds
+    if isinstance(left, Narrow):
+        if isinstance(right, SparseVector):
+            return added(dense(left), right)
+        out = None if buffers is None else buffers.lend(right.size, left.dtype)
+        total: Array = np.add(left.values, right, out=out, dtype=left.dtype)
+        return total
     if isinstance(left, SparseVector):
         if isinstance(right, SparseVector) and not _crowded(len(left.positions) + len(right.positions), left):
             return _union(left, right)

@@ -248,6 +248,8 @@ def target_kind(dtype: np.dtype[Any]) -> TargetKind:
 def chosen_partition_rows(rows: int, row_bytes: int) -> int:
     """Return the rows of a partition where nobody said: about 16 MB decoded, at least 8 partitions, at most 2^20 rows.
 
+    The partitions are equal, up to a row: lanes of as many partitions then give as many rows to a batch.
+
     Parameters
     ----------
     rows : int
@@ -255,6 +257,10 @@ def chosen_partition_rows(rows: int, row_bytes: int) -> int:
     row_bytes : int
         Decoded bytes of a row.
     """
+    return -(-rows // -(-rows // _most_partition_rows(rows, row_bytes)))
+
+
+def _most_partition_rows(rows: int, row_bytes: int) -> int:
     share = -(-rows // MIN_PARTITIONS)
     return max(1, min(PARTITION_BYTES // max(1, row_bytes), PARTITION_ROWS, share))
 
@@ -301,7 +307,7 @@ def coalesce(sizes: Sequence[int], row_bytes: int) -> tuple[int, ...]:
     tuple of int
         Rows of each partition.
     """
-    limit = chosen_partition_rows(sum(sizes), row_bytes)
+    limit = _most_partition_rows(sum(sizes), row_bytes)
     joined: list[int] = []
     for size in sizes:
         if joined and joined[-1] + size <= limit:

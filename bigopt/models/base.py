@@ -53,7 +53,7 @@ class Model(Protocol):
         """Return (sum_i s_i dloss_i/dparams, sum_i s_i loss_i, sum_i s_i).
 
         The gradient has shape (p,) and X's dtype, without penalty and not divided by anything; loss and weight are
-        summed in float64. With `buffers` (NumPy only) it may lie there, until the next call with the same.
+        summed in float64. With `buffers` (NumPy only) its memory may be lent by them.
         """
         ...
 

@@ -170,7 +170,7 @@ class MLP:
         if buffers is None:
             grad = namespace(X).empty(params.shape, dtype=X.dtype)
         else:
-            grad = buffers.take("grad", params.shape, X.dtype)
+            grad = buffers.lend(params.shape[0], X.dtype)
         g = self._parameters(grad)
         value, steps = self.backward(params, X, y, weight, buffers)
         for k, z, delta in steps:

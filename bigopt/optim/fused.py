@@ -2,7 +2,7 @@
 
 `Fused` wraps a transform, or a chain of clipping and a transform, and is one itself: its state is the wrapped one's,
 so a checkpoint does not know whether a step was fused. Nor do the bits (`bigopt.optim.fused_updates`). What it adds is
-`moved`, which writes params + delta over the gradient.
+`moved`, which writes params + delta over the gradient, and `measured`, the norm of a sum's mean in one pass.
 
 Long vectors are cut into pieces for several threads. Every entry is computed alone, so the number of threads does not
 appear in the bits either.
@@ -27,8 +27,10 @@ from bigopt.optim.adam_kin import AdaMax, AdaMaxState, NAdam, NAdamState, Yogi
 from bigopt.optim.adaptive import Adadelta, Adagrad, RMSProp, Squares, SquaresAndSteps
 from bigopt.optim.clip import ClipNorm, ClipValue
 from bigopt.optim.descent import SGD, Momentum, Nesterov, Velocity
+from bigopt.optim.fused_means import make_squares, pairs
+from bigopt.optim.fused_means import signature as squares_signature
 from bigopt.optim.fused_updates import SCALARS, make_update, signature
-from bigopt.optim.transform import Chain, ChainState, Transform, Vector, norm, owned
+from bigopt.optim.transform import TILE, Chain, ChainState, Transform, Vector, norm, owned, root_of_tiles
 
 PIECE: Final = 1 << 19
 """Entries that are worth a thread of their own."""
@@ -165,56 +167,116 @@ class Fused:
         """Do what the wrapped transform does; see `Transform.update`."""
         return self.inner.update(grad, state, params, step, learning_rate)
 
-    def moved(self, grad: Vector, state: Any, params: Vector, step: int, learning_rate: float) -> tuple[Vector, Any]:
+    def measured(self, total: Vector, divisor: float) -> tuple[float, float]:
+        """Return the norm of the mean gradient, and what `total` is still to be divided by.
+
+        Parameters
+        ----------
+        total : ndarray, shape (p,)
+            Sum of gradients, writable. One that stays in the cache is divided in place.
+        divisor : float
+            What makes it a mean.
+
+        Returns
+        -------
+        norm : float
+            With the bits of `norm` of the mean.
+        divisor : float
+            For `moved`: 1 where total is the mean now, or the divisor as it was.
+        """
+        how, scale = _division(divisor)
+        if how == "over" and total.size < PIECE:
+            how, divisor = "write", 1.0
+        kernel = compiled.kernel(make_squares, (total.dtype.name, how), squares_signature(total.dtype.name))
+        count = -(-total.size // TILE)
+        sums = np.empty(count)
+        order, last = pairs(TILE), pairs(total.size % TILE or TILE)
+
+        def work(first: int, stop: int) -> None:
+            kernel(total, scale, first, stop, TILE, order, last, sums, np.empty(max(order[0], last[0])))
+
+        self._shared(work, count, total.size)
+        size = root_of_tiles(sums.tolist())
+        if size is None:
+            size = norm(total if how == "write" or divisor == 1.0 else total / divisor)
+        return size, divisor
+
+    def moved(
+        self,
+        grad: Vector,
+        state: Any,
+        params: Vector,
+        step: int,
+        learning_rate: float,
+        divisor: float = 1.0,
+        size: float | None = None,
+    ) -> tuple[Vector, Any]:
         """Return (params + delta, next state), with the bits of `update` and an addition.
 
         Parameters
         ----------
         grad, state, params, step, learning_rate
             As in `Transform.update`; the result lies in the gradient's buffer.
+        divisor : float
+            What the gradient is to be divided by first.
+        size : float or None
+            Norm of the gradient, where it is known.
         """
         if not isinstance(self.inner, Chain):
             update = UPDATES[type(self.inner)](self.inner, state, step, float(learning_rate))
-            self._run(update, grad, params, 1.0)
+            self._run(update, grad, params, 1.0, divisor)
             return grad, update.state
         *clips, last = self.inner.links
         *clipped, own = state.links
         factor = 1.0
         for clip, nothing in zip(clips, clipped, strict=True):
-            if isinstance(clip, ClipNorm) and clip is clips[-1]:
-                factor = min(1.0, clip.clip_norm / (norm(grad) + 1e-6))
-            else:
-                grad, _ = clip.update(grad, nothing, params, step, learning_rate)
+            if isinstance(clip, ClipNorm) and clip is clips[-1] and (size is not None or divisor == 1.0):
+                factor = min(1.0, clip.clip_norm / ((norm(grad) if size is None else size) + 1e-6))
+                continue
+            if divisor != 1.0:
+                grad, divisor = np.divide(grad, divisor, out=grad), 1.0
+            grad, _ = clip.update(grad, nothing, params, step, learning_rate)
+            size = None
         update = UPDATES[type(last)](last, own, step, float(learning_rate))
-        self._run(update, grad, params, factor)
+        self._run(update, grad, params, factor, divisor)
         return grad, ChainState((*clipped, update.state))
 
-    def _run(self, update: Update, grad: Vector, params: Vector, factor: float) -> None:
+    def _run(self, update: Update, grad: Vector, params: Vector, factor: float, divisor: float) -> None:
         dtype = grad.dtype.name
-        scalars = np.zeros(SCALARS, dtype=grad.dtype)
-        scalars[: len(update.scalars)] = update.scalars
-        scale = np.array([factor], dtype=grad.dtype)
+        how, scale = ("mean", 1.0) if divisor == 1.0 else _division(divisor)
+        scalars = np.array([*update.scalars, *[0.0] * (SCALARS - len(update.scalars))], dtype=grad.dtype)
+        factors = np.array([factor, scale], dtype=grad.dtype)
         kernels: dict[str, compiled.Kernel] = {}
         jobs: list[tuple[compiled.Kernel, slice]] = []
         for rule, s in _spans(update, grad.size):
             if rule not in kernels:
-                kernels[rule] = compiled.kernel(make_update, (rule, dtype), signature(rule, dtype))
+                kernels[rule] = compiled.kernel(make_update, (rule, dtype, how), signature(rule, dtype))
             jobs.append((kernels[rule], s))
 
         def work(start: int, stop: int) -> None:
             for kernel, s in jobs:
                 a, b = max(start, s.start), min(stop, s.stop)
                 if a < b:
-                    kernel(grad[a:b], params[a:b], scalars, scale, *(v[a:b] for v in update.vectors))
+                    kernel(grad[a:b], params[a:b], scalars, factors, *(v[a:b] for v in update.vectors))
 
-        pieces = min(self.threads or _cores(), grad.size // PIECE)
-        cuts = [grad.size * k // max(1, pieces) for k in range(max(1, pieces) + 1)]
-        others = [threading.Thread(target=work, args=cuts[k : k + 2]) for k in range(1, len(cuts) - 1)]
+        self._shared(work, grad.size, grad.size)
+
+    def _shared(self, work: Callable[[int, int], None], count: int, size: int) -> None:
+        """Do ``work(start, stop)`` over ``0..count`` in as many threads as a vector of `size` is worth."""
+        pieces = max(1, min(self.threads or _cores(), size // PIECE))
+        cuts = [count * k // pieces for k in range(pieces + 1)]
+        others = [threading.Thread(target=work, args=cuts[k : k + 2]) for k in range(1, pieces)]
         for other in others:
             other.start()
         work(*cuts[:2])
         for other in others:
             other.join()
+
+
+def _division(divisor: float) -> tuple[str, float]:
+    """Return how to divide by a number: times its inverse where that is exact, a power of two."""
+    exact = math.frexp(divisor)[0] == 0.5 and 2.0**-60 < divisor < 2.0**60
+    return ("times", 1.0 / divisor) if exact else ("over", divisor)
 
 
 def fused(transform: Transform[Any]) -> Transform[Any]:

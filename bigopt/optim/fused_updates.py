@@ -6,8 +6,8 @@ same scalars, and the compiler may neither fuse a product with a sum nor reorder
 rounded by IEEE 754, so the bits are those of the class.
 
 A body is ``(g, a, b, c, w, k0, ..., k7) -> (delta, a, b, c)``: an entry of the gradient, of up to three vectors of the
-state, and of the params, with the scalars of the step. The loop around it scales the gradient first (clipping by norm)
-and writes w + delta over the gradient.
+state, and of the params, with the scalars of the step. The loop around it makes the mean of a sum where that was left
+to it, scales it (clipping by norm), and writes w + delta over the gradient.
 """
 
 from __future__ import annotations
@@ -150,12 +150,12 @@ def make_bodies() -> Mapping[str, Body]:
 
 
 def signature(rule: str, dtype: str) -> tuple[str, ...]:
-    """Return the types of grad, params, scalars, (factor,) and the vectors of state."""
+    """Return the types of grad, params, scalars, (factor, scale) and the vectors of state."""
     return (f"{dtype}[::1]",) * (4 + RULES[rule])
 
 
-def make_update(rule: str, dtype: str) -> tuple[Callable[..., None], frozenset[str]]:
-    """Return the kernel ``(grad, params, scalars, factor, *state)``, for vectors or pieces of them.
+def make_update(rule: str, dtype: str, how: str = "mean") -> tuple[Callable[..., None], frozenset[str]]:
+    """Return the kernel ``(grad, params, scalars, (factor, scale), *state)``, for vectors or pieces of them.
 
     Parameters
     ----------
@@ -163,37 +163,51 @@ def make_update(rule: str, dtype: str) -> tuple[Callable[..., None], frozenset[s
         A name of `RULES`.
     dtype : str
         ``run.dtype``.
+    how : str
+        ``mean``: the gradient is given, and scale means nothing; else it is the given vector times or over the scale
+        (``times``, ``over``).
     """
     from numba import njit
 
     zero = np.dtype(dtype).type(0.0)
     body = njit(make_bodies()[rule])
 
+    def given(g: Any, _s: Any) -> Any:
+        return g
+
+    def multiplied(g: Any, s: Any) -> Any:
+        return g * s
+
+    def divided(g: Any, s: Any) -> Any:
+        return g / s
+
+    mean = njit({"mean": given, "times": multiplied, "over": divided}[how], error_model="numpy")
+
     def none(g: Any, w: Any, k: Any, f: Any) -> None:
-        q, k0, k1, k2, k3, k4, k5, k6, k7 = f[0], k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7]
+        q, r, k0, k1, k2, k3, k4, k5, k6, k7 = f[0], f[1], k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7]
         for i in range(g.shape[0]):
-            d, _, _, _ = body(g[i] * q, zero, zero, zero, w[i], k0, k1, k2, k3, k4, k5, k6, k7)
+            d, _, _, _ = body(mean(g[i], r) * q, zero, zero, zero, w[i], k0, k1, k2, k3, k4, k5, k6, k7)
             g[i] = w[i] + d
 
     def one(g: Any, w: Any, k: Any, f: Any, a: Any) -> None:
-        q, k0, k1, k2, k3, k4, k5, k6, k7 = f[0], k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7]
+        q, r, k0, k1, k2, k3, k4, k5, k6, k7 = f[0], f[1], k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7]
         for i in range(g.shape[0]):
-            d, x, _, _ = body(g[i] * q, a[i], zero, zero, w[i], k0, k1, k2, k3, k4, k5, k6, k7)
+            d, x, _, _ = body(mean(g[i], r) * q, a[i], zero, zero, w[i], k0, k1, k2, k3, k4, k5, k6, k7)
             a[i] = x
             g[i] = w[i] + d
 
     def two(g: Any, w: Any, k: Any, f: Any, a: Any, b: Any) -> None:
-        q, k0, k1, k2, k3, k4, k5, k6, k7 = f[0], k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7]
+        q, r, k0, k1, k2, k3, k4, k5, k6, k7 = f[0], f[1], k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7]
         for i in range(g.shape[0]):
-            d, x, y, _ = body(g[i] * q, a[i], b[i], zero, w[i], k0, k1, k2, k3, k4, k5, k6, k7)
+            d, x, y, _ = body(mean(g[i], r) * q, a[i], b[i], zero, w[i], k0, k1, k2, k3, k4, k5, k6, k7)
             a[i] = x
             b[i] = y
             g[i] = w[i] + d
 
     def three(g: Any, w: Any, k: Any, f: Any, a: Any, b: Any, c: Any) -> None:
-        q, k0, k1, k2, k3, k4, k5, k6, k7 = f[0], k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7]
+        q, r, k0, k1, k2, k3, k4, k5, k6, k7 = f[0], f[1], k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7]
         for i in range(g.shape[0]):
-            d, x, y, z = body(g[i] * q, a[i], b[i], c[i], w[i], k0, k1, k2, k3, k4, k5, k6, k7)
+            d, x, y, z = body(mean(g[i], r) * q, a[i], b[i], c[i], w[i], k0, k1, k2, k3, k4, k5, k6, k7)
             a[i] = x
             b[i] = y
             c[i] = z

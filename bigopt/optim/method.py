@@ -231,19 +231,32 @@ class FirstOrder:
             For a gradient that does not match the parameters in shape or dtype, or a divisor that is not positive.
         """
         params, step = state.params, state.step + 1
-        grad = mean_gradient(sums.grad, params, divisor, self.penalty)
-        grad_norm = finite_norm(grad, step)
+        grad, grad_norm, divisor = self._mean(sums.grad, params, divisor, step)
         eta = float(self.schedule(float(state.step if self.unit == "step" else epoch)))
         # Overflow here gives parameters whose next gradient is refused above.
         with np.errstate(over="ignore", invalid="ignore"):
             if isinstance(self.transform, Fused):
-                new, inner = self.transform.moved(grad, state.inner, params, step, eta)
+                new, inner = self.transform.moved(grad, state.inner, params, step, eta, divisor, grad_norm)
             else:
                 delta, inner = self.transform.update(grad, state.inner, params, step, eta)
                 new = np.add(params, delta, out=delta)
             new = snapshot(new)
             average = self._averaged(state.average, new, step)
         return FirstOrderState(new, inner, step, average), Step(new, eta, grad_norm)
+
+    def _mean(self, total: Vector, params: Vector, divisor: float, step: int) -> tuple[Vector, float, float]:
+        """Return the gradient, its norm, and what it is still to be divided by."""
+        if not isinstance(self.transform, Fused):
+            grad = mean_gradient(total, params, divisor, self.penalty)
+            return grad, finite_norm(grad, step), 1.0
+        if self.penalty is None:
+            check_sums(total, params, divisor)
+            grad = owned(total)
+        else:
+            grad, divisor = mean_gradient(total, params, divisor, self.penalty), 1.0
+        with np.errstate(over="ignore", invalid="ignore"):
+            size, divisor = self.transform.measured(grad, float(divisor))
+        return grad, check_norm(size, step), divisor
 
     def result_params(self, state: FirstOrderState) -> Vector:
         """Return the average of the iterates, or the current ones without averaging; see `Method.result_params`."""
@@ -270,6 +283,23 @@ def mean_gradient(total: Vector, params: Vector, divisor: float, penalty: Penalt
     Raises
     ------
     ValueError
+        As `check_sums`.
+    """
+    check_sums(total, params, divisor)
+    grad = total if total.flags.writeable else np.empty_like(total)
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.divide(total, float(divisor), out=grad)
+        if penalty is not None:
+            penalty(grad, params)
+    return grad
+
+
+def check_sums(total: Vector, params: Vector, divisor: float) -> None:
+    """Refuse a gradient sum that is not one of these parameters.
+
+    Raises
+    ------
+    ValueError
         For a sum that does not match the parameters in shape or dtype, or a divisor that is not positive.
     """
     if total.shape != params.shape or total.dtype != params.dtype:
@@ -278,12 +308,6 @@ def mean_gradient(total: Vector, params: Vector, divisor: float, penalty: Penalt
         )
     if not 0.0 < divisor < math.inf:
         raise ValueError(f"divisor {divisor} is not a positive number")
-    grad = total if total.flags.writeable else np.empty_like(total)
-    with np.errstate(over="ignore", invalid="ignore"):
-        np.divide(total, float(divisor), out=grad)
-        if penalty is not None:
-            penalty(grad, params)
-    return grad
 
 
 def finite_norm(grad: Vector, step: int) -> float:
@@ -294,7 +318,17 @@ def finite_norm(grad: Vector, step: int) -> float:
     DivergedError
         Where it is not finite.
     """
-    size = norm(grad)
+    return check_norm(norm(grad), step)
+
+
+def check_norm(size: float, step: int) -> float:
+    """Return the norm of a gradient.
+
+    Raises
+    ------
+    DivergedError
+        Where it is not finite.
+    """
     if not math.isfinite(size):
         raise DivergedError(
             f"the gradient is not finite (its norm is {size:g})",

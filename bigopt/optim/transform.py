@@ -16,7 +16,8 @@ Parts in front of an optimizer (clipping) are transforms whose delta is the chan
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -111,18 +112,32 @@ def norm(x: Vector) -> float:
     entry is.
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        total = _sum_squares(x, 1.0)
-        if 1e-280 < total < np.inf:
-            return float(np.sqrt(total))
+        size = root_of_tiles(_squares(x, 1.0))
+        if size is not None:
+            return size
         peak = float(np.max(np.abs(x), initial=0.0))
         if peak == 0.0 or not np.isfinite(peak):
             return peak
-        return float(peak * np.sqrt(_sum_squares(x, peak)))
+        return float(peak * np.sqrt(_in_order(_squares(x, peak))))
 
 
-def _sum_squares(x: Vector, unit: float) -> float:
-    work = np.empty(min(TILE, x.size), dtype=np.float64)
+def _in_order(values: Iterable[float]) -> float:
+    """Return the sum, added from the left (`sum` has been compensated since Python 3.12)."""
     total = 0.0
+    for value in values:
+        total += value
+    return total
+
+
+def root_of_tiles(squares: Iterable[float]) -> float | None:
+    """Return the root of the sum of `squares`, one a tile; None where it overflows or underflows."""
+    total = _in_order(squares)
+    return math.sqrt(total) if 1e-280 < total < math.inf else None
+
+
+def _squares(x: Vector, unit: float) -> Iterator[float]:
+    """Yield the sum of (x / unit)^2 of each tile."""
+    work = np.empty(min(TILE, x.size), dtype=np.float64)
     for s in tiles(x.size):
         h, v = work[: s.stop - s.start], x[s]
         if unit != 1.0:
@@ -131,8 +146,7 @@ def _sum_squares(x: Vector, unit: float) -> float:
             np.copyto(h, v)
             v = h
         np.multiply(v, v, out=h)
-        total += float(np.add.reduce(h))
-    return total
+        yield float(np.add.reduce(h))
 
 
 @wire

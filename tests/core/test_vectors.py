@@ -12,7 +12,7 @@ from bigopt.core import codec, vectors
 from bigopt.core.csr import CSR
 from bigopt.core.sums import Sums, merge, whole
 from bigopt.core.tree import fold, height
-from bigopt.core.vectors import SparseVector, added, dense, encoded, packed
+from bigopt.core.vectors import Narrow, SparseVector, added, dense, encoded, packed
 
 ROWS = 9
 VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-320, 1e16, 0.1, -0.1, np.inf])
@@ -31,6 +31,9 @@ def leaves(draw):
             table[absent] = 0.0
             positions = np.flatnonzero(~absent).astype(np.int32)
             found.append((flat, SparseVector(positions, table[positions], flat.size)))
+        elif draw(st.booleans()):
+            short = flat.astype(np.float32)
+            found.append((short.astype(np.float64), Narrow(short, "float64")))
         else:
             found.append((flat, flat))
     return found
@@ -41,6 +44,8 @@ def bits(flat):
 
 
 def copied(vector):
+    if isinstance(vector, Narrow):
+        return Narrow(vector.values.copy(), vector.dtype)
     return SparseVector(vector.positions, vector.values.copy(), vector.size) if isinstance(vector, tuple) else +vector
 
 
@@ -62,7 +67,7 @@ def test_a_vector_given_to_the_right_is_not_changed_and_a_read_only_left_one_nei
     with np.errstate(invalid="ignore"):
         for left, right in itertools.pairwise(kept):
             before = bits(dense(left)), bits(dense(right))
-            fixed = left if isinstance(left, SparseVector) else left.copy()
+            fixed = left.copy() if isinstance(left, np.ndarray) else left
             if isinstance(fixed, np.ndarray):
                 fixed.flags.writeable = False
             added(fixed, right)

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from bigopt.core import tree
+from bigopt.core import tree, vectors
 from bigopt.core.buffers import Buffers
 from bigopt.core.sums import merge
 from bigopt.data.cache import BlockCache, Meter
@@ -58,10 +58,29 @@ def test_units_of_an_order_do_not_share_what_they_give(block_rows: int, dtype: s
         fresh = tree.fold((work(work.prepare((params,)), u, meter) for u in units[start:stop]), 5, merge, start=start)
         assert list(nodes) == list(fresh) == list(tree.cover(start, stop, 5))
         for node, value in nodes.items():
-            assert value.grad.dtype == dtype
-            assert value.grad.base is None
-            assert value.grad.tobytes() == fresh[node].grad.tobytes()
+            assert vectors.dense(value.grad).dtype == dtype
+            assert vectors.dense(value.grad).tobytes() == fresh[node].grad.tobytes()
             assert value[1:] == fresh[node][1:]
+        before = [vectors.dense(value.grad).tobytes() for value in nodes.values()]
+        for a, b in [(0, 5), (2, 4)]:  # what is held is nobody else's, however often the memory is used again
+            execute(blocks, work, (params,), 5, a, units[a:b])
+        assert [vectors.dense(value.grad).tobytes() for value in nodes.values()] == before
+
+
+def test_what_is_lent_is_nobody_elses() -> None:
+    buffers = Buffers()
+    first = buffers.lend(10, "float32")
+    part, where = first[2:5].reshape(3, 1), first.__array_interface__["data"][0]
+    del first
+    second = buffers.lend(10, "float32")  # the first one's memory is held by a view of a view
+    assert not np.shares_memory(second, part)
+    del part
+    third = buffers.lend(10, "float32")
+    assert third.__array_interface__["data"][0] == where
+    assert not np.shares_memory(third, second)
+    assert not np.shares_memory(buffers.lend(10, "float64"), buffers.lend(12, "float32"))
+    assert third.flags.writeable
+    assert third.flags.c_contiguous
 
 
 def test_the_second_batch_allocates_little() -> None:
