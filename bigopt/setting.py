@@ -120,7 +120,7 @@ def strategy_setting(
             conf.run.dtype,
             problem.block_rows,
             turn=-(-problem.plan.steps_per_epoch // TURNS),
-            threads=slots if backend == "local" else 1,
+            threads=options.threads or (slots if backend == "local" else 1),
             write=options.write or "overwrite",
             kernels=problem.kernels,
         )

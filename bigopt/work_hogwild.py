@@ -9,9 +9,8 @@ writing to (an inconsistent read), and in ``write: overwrite`` an update may be 
   Which rows, and in which order, is in `bigopt.data.turns`.
 - Everything else: threads take the plan's mini-batches in turn; NumPy computes and subtracts.
 
-Gradients are numbered as their threads finish reading; the delay tau at gradient t is the largest t - k of the
-gradients k < t that it was read without, at least 1: sampled, and measured from both sides (see the loops). With one
-thread a turn is serial SGD, with the same bits every time.
+How late gradients were is counted as they go (`bigopt.work_delays`). With one thread a turn is serial SGD, with the
+same bits every time.
 """
 
 from __future__ import annotations
@@ -41,6 +40,7 @@ from bigopt.models.linear import LinearModel
 from bigopt.models.losses import HuberLoss
 from bigopt.models.penalties import Penalty
 from bigopt.work import cast, sum_rows, unit_rows
+from bigopt.work_delays import DELAYS, Part, joined_delays
 
 Array = npt.NDArray[Any]
 Write = Literal["overwrite", "atomic_add"]
@@ -51,68 +51,6 @@ HELD: Final = 64
 """Rows a rate: the schedule is asked once for so many steps of one row."""
 _WATCHED: Final = 16
 """One of so many pieces of each thread is watched for lost updates."""
-
-DELAYS: Final = loops.BINS + 5
-"""Numbers of a turn's delays: histogram, samples, sum, maximum; watched rows, and updates of those that arrived."""
-_LARGEST: Final = loops.BINS + 2
-
-
-def joined_delays(left: Array, right: Array) -> Array:
-    """Return the delays of both, shape (DELAYS,)."""
-    both: Array = left + right
-    both[_LARGEST] = max(left[_LARGEST], right[_LARGEST])
-    return both
-
-
-def summary(delays: Array) -> dict[str, Any]:
-    """Return delays as they stand in a run's result.
-
-    Returns
-    -------
-    dict
-        ``tau``: mean, max and histogram (by the lower end of bins that are powers of two) of the sampled delays.
-        ``lost_share``: share of the updates of an entry that every row touches that were lost; a rarer entry loses
-        less. None where nothing was watched, and with atomic_add.
-    """
-    samples, total, largest, watched, arrived = (int(v) for v in delays[loops.BINS :])
-    return {
-        "tau": {
-            "mean": total / max(1, samples),
-            "max": largest,
-            "histogram": {str(1 << k): int(delays[k]) for k in range(loops.BINS) if delays[k]},
-        },
-        "lost_share": 1.0 - arrived / watched if watched else None,
-    }
-
-
-@wire
-class Touched(NamedTuple):
-    """In how many rows each column is not zero, shape (d,), int64."""
-
-    rows: Array
-
-    def merge(self, other: Touched) -> Touched:
-        """Add the rows of other partitions."""
-        return Touched(added(self.rows, other.rows))
-
-
-@wire
-@dataclass(frozen=True)
-class CountTouched:
-    """Counts the rows that touch each column, which the lazy penalty needs; needs no inputs."""
-
-    view: DataView
-
-    def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
-        """Need nothing."""
-        return inputs
-
-    def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Touched:
-        """Return the counts of a whole partition of sparse rows."""
-        with meter.block(self.view, int(unit[0])) as entry:
-            X = entry.block.X
-            assert isinstance(X, CSR)
-            return Touched(np.bincount(X.indices, minlength=X.columns))
 
 
 @wire
@@ -239,7 +177,7 @@ class HogwildSteps:
 
     def _rows(
         self, shared: Array, counters: Array, inputs: tuple[Any, ...], meter: Meter, begin: int, first: int, last: int
-    ) -> list[_Part]:
+    ) -> list[Part]:
         """Take batches of one row by the compiled loop."""
         model = self.model
         assert isinstance(model, LinearModel)
@@ -254,7 +192,7 @@ class HogwildSteps:
         threshold = model.loss.threshold if isinstance(model.loss, HuberLoss) else 0.0
         scale = float(self.shares.counts.sum()) / self.total_weight
 
-        def work(me: int, part: _Part, take: Callable[[], int]) -> None:
+        def work(me: int, part: Part, take: Callable[[], int]) -> None:
             scratch = np.empty((4, q), dtype=self.dtype)
             while (number := take()) < len(pieces):
                 partition, chosen, before = pieces[number]
@@ -280,7 +218,7 @@ class HogwildSteps:
 
     def _batches(
         self, shared: Array, counters: Array, inputs: tuple[Any, ...], meter: Meter, begin: int, first: int, last: int
-    ) -> list[_Part]:
+    ) -> list[Part]:
         """Take mini-batches by NumPy."""
         batches = [self.shares.units(0, step) for step in range(first, last)]
         rates, layout = inputs[1], self.model.layout
@@ -288,7 +226,7 @@ class HogwildSteps:
         sparse = self.view.source.sparse
         numbers = itertools.count(1)
 
-        def work(me: int, part: _Part, take: Callable[[], int]) -> None:
+        def work(me: int, part: Part, take: Callable[[], int]) -> None:
             mine = counters[me]
             while (number := take()) < len(batches):
                 units, size = batches[number]
@@ -313,7 +251,7 @@ class HogwildSteps:
 
         return self._run(work)
 
-    def _sums(self, shared: Array, units: Ints, meter: Meter, part: _Part) -> Sums:
+    def _sums(self, shared: Array, units: Ints, meter: Meter, part: Part) -> Sums:
         """Fold a batch's gradient sums at the entries as they are while it is computed."""
         total = None
         ready = shared if self.view.source.sparse else cast(shared, self.view, "cpu")
@@ -325,10 +263,10 @@ class HogwildSteps:
             total = value if total is None else merge(total, value)
         return whole(total) if total is not None else Sums(np.zeros_like(shared), 0.0, 0.0, 0)
 
-    def _run(self, work: Callable[[int, _Part, Callable[[], int]], None]) -> list[_Part]:
+    def _run(self, work: Callable[[int, Part, Callable[[], int]], None]) -> list[Part]:
         """Let all threads work until there is nothing to take."""
         pieces = itertools.count()
-        parts = [_Part() for _ in range(self.threads)]
+        parts = [Part() for _ in range(self.threads)]
 
         def thread(me: int) -> None:
             with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges is told so by its sums
@@ -341,25 +279,6 @@ class HogwildSteps:
             for done in [pool.submit(thread, me) for me in range(self.threads)]:
                 done.result()
         return parts
-
-
-class _Part:
-    """What one thread has done in a turn."""
-
-    def __init__(self) -> None:
-        self.sums = np.zeros(3)
-        self.delays = np.zeros(loops.BINS + 3, dtype=np.int64)
-        self.rows = self.watched = self.bytes_read = 0
-
-    def note(self, counters: Array, me: int, begun: int, number: int) -> None:
-        """Add the delay at a gradient of this thread that is now written, as the compiled loops do."""
-        others = np.delete(counters[:-1], me, axis=0)
-        reading = np.count_nonzero((others[:, loops.BUSY] == 1) & (others[:, loops.READ] == others[:, loops.WRITTEN]))
-        last = int(counters[:-1, loops.READ].sum()) + int(reading)
-        tau = max(1, last - number, number - 1 - begun)
-        self.delays[min(tau.bit_length() - 1, loops.BINS - 1)] += 1
-        self.delays[loops.BINS : _LARGEST] += (1, tau)
-        self.delays[_LARGEST] = max(tau, int(self.delays[_LARGEST]))
 
 
 def _arrays(block: Block) -> tuple[Array, ...]:

@@ -96,7 +96,7 @@ STRATEGIES: Mapping[str, Name] = {
     "backup": Name({"spares": 1, "replicas": None}),
     "async": Name({"every": None, "reply": "worker", "replay": None}),
     "ssp": Name({"bound": 3, "every": None, "replay": None}),
-    "hogwild": Name({"write": "overwrite"}),
+    "hogwild": Name({"write": "overwrite", "threads": None}),
     "local_sgd": Name({"replicas": None, "local_steps": 8, "local_learning_rate": None, "outer": None}),
     "downpour": Name(
         {

@@ -322,6 +322,9 @@ class StrategyConf(Group, frozen=True):
         Literal["overwrite", "atomic_add"] | None,
         key("hogwild: atomic_add loses no update (batches of 1)"),
     ] = None
+    threads: Annotated[
+        Count | None, key("hogwild: threads of one vector; null: the workers on local, one a worker elsewhere")
+    ] = None
     reply: Annotated[Literal["worker", "broadcast"] | None, key("async: who gets the new w")] = None
     outer: Annotated[dict[str, Any] | None, key("local_sgd: optimizer of the outer step; null: plain averaging")] = None
     replay: Annotated[

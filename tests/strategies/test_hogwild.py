@@ -25,7 +25,9 @@ from bigopt.facts import Datasets
 from bigopt.fit import resume
 from bigopt.models import fused_hogwild
 from bigopt.strategies.hogwild import Hogwild, HogwildState
-from bigopt.work_hogwild import DELAYS, HogwildSteps, joined_delays, summary
+from bigopt.strategies.turns import Averaging
+from bigopt.work_delays import DELAYS, joined_delays, summary
+from bigopt.work_hogwild import HogwildSteps
 
 KEYS = ["strategy.name=hogwild", "stop.epochs=3", "run.metrics_every_steps=1", "batch.lanes=0"]
 ROWS = [*KEYS, "model.init=zeros", "batch.size=1", "schedule.learning_rate=0.05"]
@@ -186,11 +188,13 @@ def case_steps(case: Case, threads: int, **more: Any) -> HogwildSteps:
     )
 
 
-def drive_case(case: Case, replicas: int, threads: int = 1, slots: int = 2) -> tuple[Hogwild, list[Any]]:
+def drive_case(
+    case: Case, replicas: int, threads: int = 1, slots: int = 2
+) -> tuple[Averaging[HogwildState], list[Any]]:
     setting = case.setting()
     state = HogwildState(case.start(), 0, replicas, np.zeros(DELAYS, dtype=np.int64))
-    machine = Hogwild(setting, state, case_steps(case, threads), case.rates)
-    return machine, drive(machine, Arena(slots, picker(0)), setting.rounds)
+    machine = Averaging(setting, state, Hogwild(setting, case_steps(case, threads), case.rates))
+    return machine, drive(machine, Arena(2, picker(0)), setting.rounds)
 
 
 def test_batches_with_one_thread_are_sync_and_turns_are_averaged() -> None:
@@ -245,7 +249,7 @@ def test_two_threads_read_without_each_other() -> None:
     held = Held(**{name: getattr(plain, name) for name in plain.__dataclass_fields__})
     setting = case.setting()
     state = HogwildState(case.start(), 0, 1, np.zeros(DELAYS, dtype=np.int64))
-    machine = Hogwild(setting, state, held, case.rates)
+    machine = Averaging(setting, state, Hogwild(setting, held, case.rates))
     drive(machine, Arena(1, picker(0)), setting.rounds)
     tau = machine.snapshot().delays["tau"]
     assert tau["max"] in (2, 3)

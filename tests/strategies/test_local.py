@@ -16,6 +16,7 @@ from bigopt.strategies import sync
 from bigopt.strategies.gates import Update
 from bigopt.strategies.local import LocalSgd, LocalState
 from bigopt.strategies.replicas import Downpour, Elastic, Replicas, ReplicasState, begin
+from bigopt.strategies.turns import Averaging
 
 
 def run_sync(case: Case) -> np.ndarray:
@@ -25,11 +26,11 @@ def run_sync(case: Case) -> np.ndarray:
     return machine.params
 
 
-def run_local(case: Case, p: int, k: int, slots: int = 2, seed: int = 0, **more) -> tuple[LocalSgd, list]:
+def run_local(case: Case, p: int, k: int, slots: int = 2, seed: int = 0, **more) -> tuple[Averaging[LocalState], list]:
     arena = Arena(slots, picker(seed), **{key: more.pop(key) for key in ("lose", "repeat") if key in more})
     setting = case.setting()
     state = LocalState(case.start(), None if "outer" not in more else more["outer"].start(case.start())[0], 0, p)
-    machine = LocalSgd(setting, state, case.local(p, "average"), case.rates, local_steps=k, **more)
+    machine = Averaging(setting, state, LocalSgd(setting, case.local(p, "average"), case.rates, local_steps=k, **more))
     return machine, drive(machine, arena, setting.rounds)
 
 
@@ -137,12 +138,14 @@ def test_records_count_rows_steps_and_epochs() -> None:
 def test_a_local_run_goes_on_with_the_same_bits() -> None:
     case, whole = Case(), run_local(Case(), 2, 4)[0].params
     setting = case.setting()
-    machine = LocalSgd(
-        setting, LocalState(case.start(), None, 0, 2), case.local(2, "average"), case.rates, local_steps=4
+    start, rule = (
+        LocalState(case.start(), None, 0, 2),
+        LocalSgd(setting, case.local(2, "average"), case.rates, local_steps=4),
     )
+    machine = Averaging(setting, start, rule)
     drive(machine, Arena(2, picker(1)), setting.rounds, updates=4)
     state = codec.loads(codec.dumps(machine.snapshot()))
-    machine = LocalSgd(case.setting(), state, case.local(2, "average"), case.rates, local_steps=4)
+    machine = Averaging(setting, state, LocalSgd(setting, case.local(2, "average"), case.rates, local_steps=4))
     drive(machine, Arena(3, picker(2)), setting.rounds)
     assert machine.params.tobytes() == whole.tobytes()
 
