@@ -137,3 +137,27 @@ def test_ssp_goes_on_within_its_bound_where_more_workers_join_than_it_allows(bou
     assert sorted(u.ticket for u in log) == list(range(30))
     assert max(r.staleness for r in records) <= bound
     assert {u.worker for u in log} == set(range(bound + 1))
+
+
+@pytest.mark.parametrize("slots", [2, 4])
+def test_every_ticket_carries_the_newest_params_so_a_broadcast_could_send_no_newer_ones(slots: int) -> None:
+    """``reply: broadcast``: had every update been sent to every worker, a ticket would begin with the same bits."""
+    case = Case(steps=30)
+    setting = case.setting()
+    machine, arena, choose = Async(setting, start(setting, case.start())), Arena(slots, picker(3)), picker(4)
+    broadcast = [machine.params] * slots  # what each worker was sent last
+
+    def give() -> None:
+        for order in machine.more(slots):
+            assert order.inputs[0].tobytes() == broadcast[order.slot].tobytes()
+            arena.submit(order)
+
+    give()
+    while arena.pending:
+        for _ in range(choose([1, 2, 3])):  # several may arrive before any is applied
+            if arena.pending:
+                machine.handle(arena.wait())
+        while machine.advance() is not None:
+            broadcast = [machine.params] * slots
+        give()
+    assert machine.steps == 30
