@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any, Final, NamedTuple
 
-from bigopt.core import codec
-from bigopt.core.codec import wire
+from bigopt.core.codec import copied, wire
 
 MOST_HALVINGS: Final = 10
 """A rate that is a thousand times too large is a mistake to be told about."""
@@ -80,9 +79,3 @@ class Anchor:
         best = self.rewind.best
         self.rewind = self.rewind._replace(start=best, halvings=self.rewind.halvings + 1)
         return copied(best)
-
-
-def copied(state: Any) -> Any:
-    """Return a state with buffers of its own."""
-    tree, arrays = codec.pack(state)
-    return codec.unpack(tree, [array.copy() for array in arrays])

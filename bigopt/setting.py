@@ -8,6 +8,7 @@ schedule in epochs.
 from __future__ import annotations
 
 import csv
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from bigopt import sessions
 from bigopt.backends.ledger import Rounds
 from bigopt.core.compiled import NUMPY
+from bigopt.core.compress import compressor
 from bigopt.core.errors import ConfError
 from bigopt.data.shares import Shares
 from bigopt.optim.build import build_method
@@ -28,6 +30,7 @@ from bigopt.problem import Problem
 from bigopt.strategies.base import Blocks, Rates, Setting
 from bigopt.strategies.gates import Update, no_log
 from bigopt.strategies.hogwild import TURNS
+from bigopt.work_compressed import CompressedSum
 from bigopt.work_hogwild import HogwildSteps, has_loop
 from bigopt.work_local import Answer, LocalSteps
 
@@ -126,6 +129,30 @@ def strategy_setting(
         )
         return work, _rates(problem, conf, length, rate), 1 if backend == "local" else slots
 
+    def compressed(replicas: int) -> CompressedSum:
+        spec = options.compression
+        if problem.view.source.sparse:
+            raise conf.error(
+                "strategy.compression.name",
+                "gradients of sparse rows travel as their nonzero entries already",
+                "strategy.compression.name=null",
+            )
+        code = compressor(
+            spec.name or "",
+            problem.model.layout.offsets,
+            fraction=spec.fraction or 1.0,
+            seed=conf.run.seed,
+            feedback=spec.error_feedback,
+        )
+        return CompressedSum(
+            problem.gradient(conf.run.dtype),
+            Shares.of(problem.plan, replicas),
+            problem.total_weight / problem.plan.rows,
+            code,
+            spec.error_feedback,
+            secrets.token_hex(8),
+        )
+
     def server(name: str | None, keys: Mapping[str, Any], rate: float | None) -> Method[Any]:
         if name is not None:
             return build_method(name, layout, keys=keys, schedule_keys={"learning_rate": rate})
@@ -154,6 +181,7 @@ def strategy_setting(
         local=local,
         hogwild=hogwild,
         server=server,
+        compressed=None if options.compression.name is None else compressed,
         blocks=blocks,
         log=log,
         replay=None if options.replay is None else read_updates(Path(options.replay)),

@@ -92,7 +92,7 @@ SCHEDULES: Mapping[str, Name] = {
 }
 
 STRATEGIES: Mapping[str, Name] = {
-    "sync": Name({"compression": None}),
+    "sync": Name({"compression": None, "replicas": None}),
     "backup": Name({"spares": 1, "replicas": None}),
     "async": Name({"every": None, "reply": "worker", "replay": None}),
     "ssp": Name({"bound": 3, "every": None, "replay": None}),
@@ -149,8 +149,12 @@ BACKENDS: Mapping[str, Name] = {
 }
 
 COMPRESSIONS: Mapping[str, Name] = {
-    name: _later("fraction", "error_feedback") for name in ("top_k", "random_k", "sign", "int8")
+    "top_k": Name({"fraction": 0.01}),
+    "random_k": Name({"fraction": 0.01}),
+    "sign": Name(),
+    "int8": Name(),
 }
+"""Gradients on the wire; all of them take ``error_feedback``."""
 
 GROUPS: Mapping[str, Mapping[str, Name]] = {
     "model": MODELS,

@@ -69,9 +69,6 @@ def _check_available(conf: Conf) -> None:
             raise conf.error(
                 path, names.later(f"{path} '{value}'"), f"one of {', '.join(n for n, ok in choices.items() if ok)}"
             )
-    if conf.strategy.compression.name is not None:
-        path, name = "strategy.compression.name", conf.strategy.compression.name
-        raise conf.error(path, f"{path}: " + names.later(f"compression '{name}'"), "leave it at null")
     if conf.model.init not in names.INIT_RULES:
         _check_init(conf)
 
@@ -96,8 +93,11 @@ def unused(conf: Conf) -> Iterator[tuple[str, str]]:
             parts = path.split(".")
             if parts[0] == group and parts[1] not in uses and values.get(conf, path) != values.default(path):
                 yield group, path
-    if conf.strategy.compression.name is None and conf.strategy.compression.fraction is not None:
+    codec = names.COMPRESSIONS.get(conf.strategy.compression.name or "", names.Name())
+    if conf.strategy.compression.fraction is not None and "fraction" not in codec.uses:
         yield "strategy.compression", "strategy.compression.fraction"
+    if conf.strategy.compression.name is None and not conf.strategy.compression.error_feedback:
+        yield "strategy.compression", "strategy.compression.error_feedback"
 
 
 def _check_used(conf: Conf) -> None:
@@ -251,6 +251,8 @@ def _fill(conf: Conf) -> Conf:
     for key, value in names.STRATEGIES[conf.strategy.name].uses.items():
         if key != "compression":
             fill(f"strategy.{key}", value, conf.strategy.name)
+    for key, value in names.COMPRESSIONS.get(conf.strategy.compression.name or "", names.Name()).uses.items():
+        fill(f"strategy.compression.{key}", value, f"compression {conf.strategy.compression.name}")
     for key, value in optimizer.uses.items():
         fill(f"optimizer.{key}", value, conf.optimizer.name)
     for key, value in schedule.uses.items():

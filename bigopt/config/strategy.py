@@ -25,11 +25,35 @@ def check(conf: Conf) -> None:
         for path in (f"optimizer.{key}" for key in names.COMMON["optimizer"]):
             if conf.strategy.name in names.LOCAL_SGD and values.get(conf, path) not in (None, False):
                 raise conf.error(path, f"{path} does not go with the plain sgd steps of {who}", "leave it at null")
+    _check_compression(conf)
     _check_shards(conf)
     if conf.strategy.name in ("model_parallel", "hybrid"):
         _check_blocks(conf)
     if conf.strategy.outer is not None:
         _check_outer(conf, conf.strategy.outer)
+
+
+def _check_compression(conf: Conf) -> None:
+    """Refuse what does not go with gradients that arrive as codes."""
+    name, where = conf.strategy.compression.name, "strategy.compression.name"
+    if name is None:
+        if conf.strategy.name == "sync" and conf.strategy.replicas is not None:
+            message = "strategy.replicas is not used by strategy 'sync' without compression"
+            raise conf.error("strategy.replicas", message, "set strategy.compression.name, or leave it at null")
+        return
+    optimizer, schedule = names.OPTIMIZERS[conf.optimizer.name], names.SCHEDULES[conf.schedule.name]
+    if optimizer.searches or schedule.searches:
+        asks = f"{conf.optimizer.name} with {conf.schedule.name} needs exact sums"
+        raise conf.error(where, f"compression takes methods of one gradient a step, {asks}", "leave it at null")
+    for path, none, why in (
+        ("model.backprop", "map", "rows are sent, not gradients"),
+        ("model.batchnorm", False, "the moments inside the model are renewed between steps"),
+        ("batch.growth", None, "a replica's share of a batch must stay as it is"),
+        ("run.on_divergence", "stop", "its checkpoints repeat steps, at the rate they were made with"),
+    ):
+        if values.get(conf, path) != none:
+            message = f"{path}={values.shown(values.get(conf, path))} does not go with compressed gradients: {why}"
+            raise conf.error(path, message, "strategy.compression.name=null")
 
 
 def _check_shards(conf: Conf) -> None:

@@ -132,6 +132,12 @@ def unpack(tree: Any, arrays: list[Array]) -> Any:
         raise ValueError(f"not a bigopt value: {type(error).__name__}: {error}") from error
 
 
+def copied(value: Any) -> Any:
+    """Return a value with arrays of its own."""
+    tree, arrays = pack(value)
+    return unpack(tree, [array.copy() for array in arrays])
+
+
 def dumps(value: Any) -> list[bytes | memoryview]:
     """Return a message: one header and one buffer an array (no copy of contiguous arrays)."""
     tree, arrays = pack(value)

@@ -31,6 +31,7 @@ from bigopt.optim.method import AskKind, FirstOrder, Method
 from bigopt.optim.schedules import Scaled
 from bigopt.strategies.gates import Update, no_log
 from bigopt.work import Arrival, Order, Work
+from bigopt.work_compressed import CompressedSum
 from bigopt.work_hogwild import HogwildSteps
 from bigopt.work_local import Answer, LocalSteps
 
@@ -162,6 +163,8 @@ class Setting:
         server; no name means the conf's own optimizer, a rate of None the conf's schedule.
     blocks : callable
         ``blocks()`` gives what a cut model is made from.
+    compressed : callable or None
+        ``compressed(replicas)`` gives the compressed gradients of that many replicas; None where they travel whole.
     log : callable
         Takes every `Update` of an asynchronous strategy.
     replay : sequence of Update or None
@@ -183,6 +186,7 @@ class Setting:
     hogwild: Callable[[], tuple[HogwildSteps, Rates, int]] = none_here
     server: Callable[[str | None, Mapping[str, Any], float | None], Method[Any]] = none_here
     blocks: Callable[[], Blocks] = none_here
+    compressed: Callable[[int], CompressedSum] | None = None
     log: Callable[[Update], object] = no_log
     replay: Sequence[Update] | None = None
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from bigopt.core.names import lookup
-from bigopt.strategies import asynchronous, backup, hogwild, hybrid, local, model_parallel, replicas, sync
+from bigopt.strategies import asynchronous, backup, compressed, hogwild, hybrid, local, model_parallel, replicas, sync
 from bigopt.strategies.base import Array, Machine, Setting
 
 
@@ -26,9 +26,23 @@ class StrategyEntry(NamedTuple):
     machine: Callable[[Setting, Any], Machine]
 
 
+def _either(whole: StrategyEntry, codes: StrategyEntry) -> StrategyEntry:
+    """Return the entry of a strategy that has another machine where gradients travel as codes."""
+
+    def chosen(setting: Setting) -> StrategyEntry:
+        return whole if setting.compressed is None else codes
+
+    return StrategyEntry(
+        lambda setting, params: chosen(setting).start(setting, params),
+        lambda setting, state: chosen(setting).machine(setting, state),
+    )
+
+
 STRATEGIES: Final[Mapping[str, StrategyEntry]] = MappingProxyType(
     {
-        "sync": StrategyEntry(sync.start, sync.Sync),
+        "sync": _either(
+            StrategyEntry(sync.start, sync.Sync), StrategyEntry(compressed.start, compressed.machine)
+        ),
         "backup": StrategyEntry(sync.start, backup.machine),
         "async": StrategyEntry(asynchronous.start, asynchronous.machine),
         "ssp": StrategyEntry(asynchronous.start, asynchronous.machine),

@@ -29,7 +29,7 @@ CONFS: dict[str, tuple[str, int, str]] = {
     "key of another schedule": ("schedule: {name: constant, period: 3}", 2, r"period"),
     "mini-batch with gd": ("optimizer: {name: gd}\nbatch: {size: 32}", 2, r"batch"),
     "no end": ("stop: {epochs: null}", 2, r"epochs"),
-    "later compression": ("strategy: {compression: {name: sign}}", 2, r"sign.*not available"),
+    "unknown compression": ("strategy: {compression: {name: topk}}", 2, r"topk.*top_k"),
     "later key": ("strategy: {name: model_parallel, update_on: worker}", 2, r"update_on.*not available"),
     "lanes of a redrawn batch": ("batch: {sampling: bernoulli, lanes: 2}\nmodel: {name: ridge}", 2, r"lanes"),
     "bad yaml": ("model: {name: ridge", 2, r""),
