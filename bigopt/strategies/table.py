@@ -40,9 +40,7 @@ def _either(whole: StrategyEntry, codes: StrategyEntry) -> StrategyEntry:
 
 STRATEGIES: Final[Mapping[str, StrategyEntry]] = MappingProxyType(
     {
-        "sync": _either(
-            StrategyEntry(sync.start, sync.Sync), StrategyEntry(compressed.start, compressed.machine)
-        ),
+        "sync": _either(StrategyEntry(sync.start, sync.Sync), StrategyEntry(compressed.start, compressed.machine)),
         "backup": StrategyEntry(sync.start, backup.machine),
         "async": StrategyEntry(asynchronous.start, asynchronous.machine),
         "ssp": StrategyEntry(asynchronous.start, asynchronous.machine),
