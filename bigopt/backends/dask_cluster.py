@@ -21,6 +21,10 @@ from bigopt.core.errors import ClusterError
 
 _HUNG_SECONDS = "20s"  # a worker of our own cluster that is silent for so long is restarted
 _CLOSE_SECONDS = 15.0
+_QUIET = {  # Dask looks at its processes a hundred times a second: a twentieth of a core each, taken from the rounds
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.worker.profile.interval": "100ms",
+}
 
 
 def dask_setup(worker: Any) -> None:  # noqa: ARG001
@@ -40,7 +44,8 @@ def own_cluster(workers: int, stack: contextlib.ExitStack) -> Any:
     folder = tempfile.mkdtemp(prefix="bigopt-dask-")
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
     try:
-        with dask.config.set({"distributed.scheduler.worker-ttl": _HUNG_SECONDS, "temporary-directory": folder}):
+        ours = {"distributed.scheduler.worker-ttl": _HUNG_SECONDS, "temporary-directory": folder, **_QUIET}
+        with dask.config.set(ours):
             cluster = LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
