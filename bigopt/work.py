@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -29,11 +30,15 @@ from bigopt.data.plan import ALL, DISTINCT, REPEATED, Ints, redraw
 from bigopt.data.view import DataView
 from bigopt.models import sparse
 from bigopt.models.base import Model
-from bigopt.models.fused import fused_sum
+from bigopt.models.fused import fused_sum, has_layers, layered_sum
 from bigopt.models.linear import LinearModel
 from bigopt.models.metrics import MetricSums, evaluate_block
+from bigopt.models.mlp import MLP
 
 Array = npt.NDArray[Any]
+BlockSum = Callable[[Any, Any, Any, Any, Buffers | None], tuple[Any, float, float]]
+"""``(params, X, y, weight, buffers) -> (gradient, loss, weight)`` of a block, as `Model.grad_sum`."""
+
 Rows = tuple[Any, Any, Array | None]
 """X (k, d), an array or CSR, y and weight (k,) or None of a unit."""
 
@@ -199,16 +204,27 @@ def sum_rows(
         fused = fused_sum(model, params, X, y, weight) if kernels != compiled.NUMPY and device == "cpu" else None
         if fused is not None:
             return Sums(fused[0].astype(dtype, copy=False), *fused[1:], len(X))
-        return Sums(*_folded(model, params, rows, block_rows, dtype, device, buffers, stage), X.shape[0])
+        compute = _block_sum(model, rows, device, kernels)
+        return Sums(*_folded(compute, model, params, rows, block_rows, dtype, device, buffers, stage), X.shape[0])
     if not isinstance(model, LinearModel):
         raise ConfError("only linear models take sparse rows", where="model.name")
     columns, own = X.own()
     small, at = sparse.restricted(model, columns), sparse.restricted_params(model, params, columns, X.dtype.name)
-    grad, loss, total = _folded(small, at, (own, y, weight), block_rows, dtype, device)
+    grad, loss, total = _folded(small.grad_sum, small, at, (own, y, weight), block_rows, dtype, device)
     return Sums(sparse.spread(model, grad, columns), loss, total, len(X))
 
 
+def _block_sum(model: Model, rows: Rows, device: arrays.Device, kernels: str) -> BlockSum:
+    """Return what computes the sums of a block: `Model.grad_sum`, or kernels of the set that give the same."""
+    if kernels == compiled.NUMPY or device != "cpu" or rows[1].ndim != 1 or not isinstance(rows[0], np.ndarray):
+        return model.grad_sum
+    if isinstance(model, MLP) and has_layers(model, rows[0].dtype.name):
+        return partial(layered_sum, model)
+    return model.grad_sum
+
+
 def _folded(
+    compute: BlockSum,
     model: Model,
     params: Any,
     rows: Rows,
@@ -222,7 +238,7 @@ def _folded(
     loss = total = 0.0
     several = rows[0].shape[0] > block_rows
     for X, y, weight in row_blocks(rows, block_rows, device, stage):
-        g, value, mass = model.grad_sum(params, X, y, weight, buffers)
+        g, value, mass = compute(params, X, y, weight, buffers)
         if grad is not None:
             grad += g
         elif buffers is None or g.base is None:

@@ -1,25 +1,32 @@
 """Which models have a compiled sum over a unit's rows, and how it is called.
 
 `fused_sum` takes the place of a loop over blocks with `Model.grad_sum`: one call for all rows of a unit, sums in
-float64. Models, losses or rows that have no kernel are summed block by block by NumPy in either kernel set.
+float64. `layered_sum` takes the place of `Model.grad_sum` itself, block by block: NumPy's matrix products with kernels
+between them. Models, losses or rows that have no kernel are summed by NumPy in either kernel set.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from bigopt.core import compiled
-from bigopt.models import fused_linear, kernels
+from bigopt.core.buffers import Buffers
+from bigopt.models import fused_layers, fused_linear, kernels
 from bigopt.models.base import Model
 from bigopt.models.fused_points import POINTS
 from bigopt.models.linear import LinearModel
-from bigopt.models.losses import HuberLoss
+from bigopt.models.losses import CategoricalCrossEntropy, HuberLoss
+from bigopt.models.mlp import MLP
 
 _DTYPES = ("float32", "float64")
 _NO_WEIGHT = np.empty(0)
+
+STEP: Final = fused_linear.FLUSH
+"""Rows that a part of a unit is a multiple of."""
 
 
 def has_kernel(model: Model, dtype: str) -> bool:
@@ -45,27 +52,38 @@ def fused_sum(model: Model, params: Any, X: Any, y: Any, weight: Any | None) -> 
     """
     if not (isinstance(X, np.ndarray) and has_kernel(model, X.dtype.name)):
         return None
-    kernels.same_dtype(params, X)
+    return fused_fold(model, params, iter([(X, y, weight)]), X.dtype.name)[:3]
+
+
+def fused_fold(model: Model, params: Any, parts: Iterator[Any], dtype: str) -> tuple[Any, float, float, int]:
+    """Return the sums over a unit's rows that come in parts, and how many there were.
+
+    Parameters
+    ----------
+    model, params
+        As in `Model.grad_sum`; the model `has_kernel`.
+    parts : iterator of (X, y, weight or None)
+        Of a multiple of `STEP` rows each, but for the last: then the bits are those of all rows at once. None is used
+        when the next is asked for.
+    dtype : str
+        Of X.
+    """
     assert isinstance(model, LinearModel)
-    d, dtype, loss = model.features, X.dtype.name, model.loss
+    d, loss = model.features, model.loss
     fold = compiled.kernel(fused_linear.make_fold, (loss.name, dtype), fused_linear.signature(dtype))
-    grad = np.zeros(params.shape[0])
-    sums = np.zeros(3)
+    grad, sums, rows = np.zeros(params.shape[0]), np.zeros(3), 0
     threshold = loss.threshold if isinstance(loss, HuberLoss) else 0.0
     scalars = np.array([params[d] if model.intercept else 0.0, threshold], dtype=dtype)
-    fold(
-        np.ascontiguousarray(X),
-        _column(y, dtype),
-        _NO_WEIGHT if weight is None else np.ascontiguousarray(weight, dtype=np.float64),
-        np.ascontiguousarray(params[:d]),
-        scalars,
-        grad[:d],
-        sums,
-        *fused_linear.scratch(d, dtype),
-    )
+    w, scratch = np.ascontiguousarray(params[:d]), fused_linear.scratch(d, dtype)
+    for X, y, weight in parts:
+        kernels.same_dtype(params, X)
+        s = _NO_WEIGHT if weight is None else np.ascontiguousarray(weight, dtype=np.float64)
+        fold(np.ascontiguousarray(X), _column(y, dtype), s, w, scalars, grad[:d], sums, *scratch)
+        rows += len(X)
+        del X, y, weight, s
     if model.intercept:
         grad[d] = sums[2]
-    return grad, float(sums[0]), float(sums[1])
+    return grad, float(sums[0]), float(sums[1]), rows
 
 
 def _column(y: Any, dtype: str) -> npt.NDArray[Any]:

@@ -47,6 +47,12 @@ _FORMATS: Final[Mapping[str, _Format]] = MappingProxyType(
 Point = Callable[..., None]
 
 
+def parts_of(T: Any) -> tuple[Any, int, int]:
+    """Return the integers as long as T, the bits of T's fraction, and the bias of its exponent."""
+    f = _FORMATS[np.dtype(T).name]
+    return np.dtype(f.integer).type, f.fraction, f.bias
+
+
 def polynomial(T: Any, coefficients: list[float]) -> Any:
     """Return ``p(x) = sum_k c_k x^k`` by Horner's rule, for the compiler."""
     from numba import literal_unroll, njit
