@@ -27,6 +27,7 @@ from bigopt.core.tree import height
 from bigopt.costs import FITTED, Round, best_slots, message_factor, parts, ticket
 from bigopt.data.source import Dataset
 from bigopt.data.view import DataView
+from bigopt.describe_cut import cut_lines, deal_of, traffic_of
 from bigopt.facts import Datasets, Facts, Side, is_classification, open_data, side_view
 from bigopt.models.counts import count_shapes
 from bigopt.models.table import ModelTable, batch_memory, model_table, si
@@ -36,6 +37,7 @@ from bigopt.optim.search import SEARCHES
 from bigopt.optim.table import keys_of, optimizer, state_vectors
 from bigopt.problem import Problem, build
 from bigopt.strategies.base import Renewal
+from bigopt.strategies.layers_deal import Traffic
 
 if TYPE_CHECKING:
     from bigopt.config import Conf
@@ -84,6 +86,10 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
     cost = _round(conf, problem, layers, rows, slots)
     memory = _memory(conf, problem, rows, slots)
     work = _work(conf, problem, cost, slots)
+    deal = deal_of(conf, problem, slots)
+    traffic = None if deal is None else traffic_of(deal, conf, problem, slots)
+    if traffic is not None:
+        cost.update(messages=traffic.orders, bytes_down=traffic.down, bytes_up=traffic.up)
     lines = [
         f"data: {problem.plan.rows:,} training rows of {data.train.rows:,}, {len(data.train.columns)} features, "
         f"{_sparsity(data.train)}"
@@ -93,7 +99,7 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
         *_growth(conf, problem),
         *_schedule(conf, problem),
         *_places(conf, slots, problem.renewal()),
-        _predicted(work, steps),
+        *(cut_lines(deal, traffic, conf) if deal and traffic else [_predicted(work, steps)]),
         *_messages(conf, work, slots),
         *_encoding(conf, problem, rows),
         *_bottlenecks(layers),
@@ -101,7 +107,7 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
         *(f"default: {line}" for line in describe_defaults(conf)),
     ]
     return {
-        "tables": [_model_part(problem, layers), _cost_part(cost, slots), _memory_part(memory)],
+        "tables": [_model_part(problem, layers), _cost_part(cost, slots, traffic), _memory_part(memory)],
         "lines": lines,
         "parameters": layers.parameters,
         "multiply_adds": layers.multiply_adds,
@@ -284,14 +290,14 @@ def _model_part(problem: Problem, layers: ModelTable) -> dict[str, Any]:
     return {"title": "model", "columns": ["layer", "kind", "shape", "parameters", "multiply-adds a row"], "rows": rows}
 
 
-def _cost_part(cost: dict[str, int], slots: int) -> dict[str, Any]:
+def _cost_part(cost: dict[str, int], slots: int, cut: Traffic | None) -> dict[str, Any]:
     rows = [
         ["multiply-adds, forward and backward", si(cost["multiply_adds"])],
         [f"messages ({slots} slots, at most {cost['units']} units)", str(cost["messages"])],
         ["bytes from the driver, at most", f"{si(cost['bytes_down'])}B"],
         ["bytes to the driver, at most", f"{si(cost['bytes_up'])}B"],
     ]
-    return {"title": "a round", "columns": ["what", "figure"], "rows": rows}
+    return {"title": "a step" if cut else "a round", "columns": ["what", "figure"], "rows": rows}
 
 
 def _memory_part(memory: list[tuple[str, str, int]]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from typing import Any
 from bigopt.data.plan import Plan
 from bigopt.models.split import check_splittable, dense_last
 from bigopt.strategies.base import Blocks, Setting
-from bigopt.strategies.layers_parallel import Deal, Layers, checked, start
+from bigopt.strategies.layers_deal import Deal, checked
+from bigopt.strategies.layers_parallel import Layers, start
 from bigopt.strategies.sync import SyncState
 
 __all__ = ["deal", "machine", "start"]

@@ -2,16 +2,7 @@
 
 A batch, or a part of it, goes through the stages as a **walk**: up with v, and down again with dloss/dv. Each turn of a
 walk is one round whose leaves are the pieces of the stage (`bigopt.work_layers`), and its root is what the next turn
-begins with, so that a walk goes on when its own round is done and waits for no other:
-
-======================  ==================================  ========================  ===================
-split                   stages                              pieces of a stage         walks
-======================  ==================================  ========================  ===================
-units (Megatron-LM)     pairs of layers                     ``blocks``, by units      1
-layers (GPipe)          ``blocks``, even in multiply-adds   1, at home on one worker  ``micro_batches``
-hybrid                  early layers, and the last pair     ``blocks``: by rows, and  ``replicas``: groups
-                                                            by units                  of members
-======================  ==================================  ========================  ===================
+begins with, so that a walk goes on when its own round is done and waits for no other (`bigopt.strategies.layers_deal`).
 
 With several walks stages work at the same time: while one micro-batch is in stage 2 the next one is in stage 1 (fill
 and drain). At the top a stage of whole layers goes back at once; one that is cut by units must first sum its scores.
@@ -25,9 +16,7 @@ Shoeybi et al. (2019), Huang et al. (2019), Krizhevsky (2014).
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -36,87 +25,21 @@ import numpy.typing as npt
 
 from bigopt.backends.ledger import Round
 from bigopt.core import tree
-from bigopt.core.errors import ConfError, DivergedError
+from bigopt.core.errors import DivergedError
 from bigopt.core.sums import Sums, added
-from bigopt.data.plan import DISTINCT, REPEATED, Ints, Plan, homes, rows_of
-from bigopt.data.shares import cut
-from bigopt.models.mlp import MLP
-from bigopt.models.split import Stage, by_layers, by_units, check_splittable, most_parts
+from bigopt.data.plan import Ints, rows_of
 from bigopt.optim.method import Ask, Method
-from bigopt.strategies.base import Blocks, Setting, StepRecord, scaled
+from bigopt.strategies import layers_deal
+from bigopt.strategies.base import Setting, StepRecord, scaled
+from bigopt.strategies.layers_deal import Deal, dealt
 from bigopt.strategies.sync import SyncState
 from bigopt.work import Arrival, Order
-from bigopt.work_layers import Handed, StageTurn
+from bigopt.work_layers import Handed
 
 Array = npt.NDArray[Any]
 
 _HERE: Final = np.empty(0)
 """In place of parameters that the worker has."""
-
-
-def dealt(units: Ints, number: int) -> list[Ints]:
-    """Return the units of a batch dealt to some takers: runs of rows that are equal within one.
-
-    Rows that were drawn anew belong to their partition's draw and are not cut: whole units are dealt, about evenly.
-    """
-    if units[0, 1] in (DISTINCT, REPEATED):
-        taker = homes(units[:, 3], number)
-        return [units[taker == k] for k in range(number)]
-    rows = rows_of(units)
-    return [cut(units, rows * k // number, rows * (k + 1) // number) for k in range(number)]
-
-
-@dataclass(frozen=True)
-class Deal:
-    """How an MLP is cut, and what its stages compute.
-
-    Parameters
-    ----------
-    model : MLP
-    stages : tuple of Stage
-        From the input up.
-    walks : int
-        Parts that a batch is cut into.
-    up, down : tuple of StageTurn
-        Work of each stage, forward and backward.
-    """
-
-    model: MLP
-    stages: tuple[Stage, ...]
-    walks: int
-    up: tuple[StageTurn, ...]
-    down: tuple[StageTurn, ...]
-
-    @classmethod
-    def of(cls, given: Blocks, stages: tuple[Stage, ...], walks: int, seed: int) -> Deal:
-        """Return the deal of a setting's model and rows, under a token of its own."""
-        model, run = check_splittable(given.model), secrets.token_hex(8)
-        up, down = (
-            tuple(
-                StageTurn(model, given.view, stage, back, run, seed, given.dtype, given.block_rows, given.device)
-                for stage in stages
-            )
-            for back in (False, True)
-        )
-        return cls(model, stages, walks, up, down)
-
-    def homes(self, walk: int, at: int, slots: int) -> Ints:
-        """Return the slot of each piece of a stage, ascending: the same in every round.
-
-        Stages of whole layers have a slot each; otherwise the members of a walk do, whatever the stage.
-        """
-        members = max(stage.parts for stage in self.stages)
-        if members == 1:
-            lanes, number = np.array([at]), len(self.stages)
-        else:
-            lanes, number = walk * members + np.arange(self.stages[at].parts), self.walks * members
-        return lanes.astype(np.int64) * min(slots, number) // number
-
-    def exchanged(self) -> int:
-        """Return the numbers a row that the driver holds at most: v below each stage, scores, and a delta."""
-        widths = [self.model.layers[stage.first][0] for stage in self.stages[1:]]
-        scores = self.model.outputs * self.stages[-1].by_units
-        return sum(widths) + scores + max([*widths, scores])
 
 
 @dataclass(eq=False)
@@ -342,46 +265,6 @@ def start(setting: Setting, params: Array) -> SyncState:
     return SyncState(setting.method.start(params)[0], 0, 0, 0)
 
 
-def deal(given: Blocks, options: Mapping[str, Any], plan: Plan) -> Deal:
-    """Return how ``strategy.split`` cuts the model.
-
-    Raises
-    ------
-    ConfError
-        More pieces than there are units, layers or rows; a batch whose activations do not fit.
-    """
-    model, asked = check_splittable(given.model), options.get("blocks")
-    if options.get("split") == "layers":
-        stages = by_layers(model, asked or min(given.number, len(model.layers)))
-        walks = options.get("micro_batches") or min(2 * len(stages), plan.batch_rows(0))
-    else:
-        stages, walks = by_units(model, asked or min(given.number, most_parts(model))), 1
-    return checked(Deal.of(given, stages, walks, plan.seed), given, plan)
-
-
-def checked(found: Deal, given: Blocks, plan: Plan) -> Deal:
-    """Return a deal, where batches can be cut so and the driver can hold what is exchanged.
-
-    Raises
-    ------
-    ConfError
-        Naming the batch, with what it takes.
-    """
-    rows, fewest = plan.stages.batch(plan.stages.last), plan.stages.batch(0)
-    takers = found.walks * (found.stages[0].parts if found.stages[0].cut == "rows" else 1)
-    if fewest < takers:
-        raise ConfError(f"a batch of {fewest} rows in {takers} parts", where="batch.size", hint="a larger batch")
-    size = rows * found.exchanged() * np.dtype(given.view.dtype).itemsize
-    if size > given.memory:
-        raise ConfError(
-            f"the activations of {rows} rows that stages exchange take {size / 1e6:.3g} MB on the driver, data.memory "
-            f"is {given.memory / 1e6:.3g} MB",
-            where="batch.size",
-            hint="a smaller batch.size",
-        )
-    return found
-
-
 def machine(setting: Setting, state: SyncState) -> Layers:
     """Return the machine of an MLP under ``strategy.name: model_parallel``."""
-    return Layers(setting, state, deal(setting.blocks(), setting.options, setting.plan))
+    return Layers(setting, state, layers_deal.deal(setting.blocks(), setting.options, setting.plan))

@@ -29,6 +29,35 @@ def data(rows: int = 1000, columns: int = 8, classes: int = 0, partition_rows: i
     return Datasets(from_arrays(X, y, partition_rows=partition_rows), None)
 
 
+CUT = {
+    "units": (["strategy.name=model_parallel"], "cut by units in 2 pieces: layers 1-2, layer 3; what they hand on"),
+    "layers": (
+        ["strategy.name=model_parallel", "strategy.split=layers"],
+        "cut by layers in 2 stages: layer 1 (128 multiply-adds), layers 2-3 (102 multiply-adds); 4 micro-batches",
+    ),
+    "hybrid": (
+        ["strategy.name=hybrid", "backend.workers=4"],
+        "2 groups of 2 members: layer 1 with rows dealt to the members, layers 2-3 by units within a group",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_cut_model_says_how_and_what_travels(name: str) -> None:
+    keys, said = CUT[name]
+    given = ["data.uri=memory", "model.name=mlp", "model.hidden=[16,6]", "backend.workers=2", "backend.name=dask"]
+    given = [key for key in given if not any(k.partition("=")[0] == key.partition("=")[0] for k in keys)]
+    found = describe(load_conf([], [*given, "data.task=classification", *keys]), data(classes=2))
+    line = next(line for line in found["lines"] if said in line)
+    assert line.startswith(keys[0].partition("=")[2])
+    assert not any(line.startswith("prediction") for line in found["lines"])
+    assert found["tables"][1]["title"] == "a step"
+    params = 8 * found["parameters"]
+    if name != "hybrid":  # parameters once, the gradient once or for each micro-batch; what is exchanged on top
+        assert found["round"]["bytes_down"] > params
+        assert found["round"]["bytes_up"] > params * (4 if name == "layers" else 1)
+
+
 def test_two_groups_halve_the_work() -> None:
     """SPEC section 2: an 8 x 4 layer in two blocks needs 2 (4 x 2) = 16 multiplications instead of 32."""
     for groups, products in (("null", 32), ("[2, 1]", 16)):

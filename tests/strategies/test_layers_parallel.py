@@ -4,6 +4,7 @@ drain."""
 from __future__ import annotations
 
 import functools
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,10 @@ from bigopt.models.penalties import Penalty
 from bigopt.optim.build import build_transform
 from bigopt.optim.method import FirstOrder
 from bigopt.optim.schedules import SCHEDULES
-from bigopt.strategies import hybrid, layers_parallel, sync
+from bigopt.strategies import hybrid, layers_deal, layers_parallel, sync
 from bigopt.strategies.base import Blocks, Evaluation, Setting
-from bigopt.strategies.layers_parallel import Layers, dealt
+from bigopt.strategies.layers_deal import dealt
+from bigopt.strategies.layers_parallel import Layers
 from bigopt.work import GradientSum
 
 CUTS: dict[str, dict[str, Any]] = {
@@ -89,18 +91,23 @@ class Deep:
             total_weight=self.weight,
             rounds=Rounds(self.ledger, 50),
             options=options,
-            blocks=lambda: Blocks(
-                self.model,
-                self.view,
-                options.get("blocks") or slots,
-                "float64",
-                16,
-                "cpu",
-                "numpy",
-                self.memory,
-                slots,
-            ),
+            blocks=lambda: self.blocks(options.get("blocks") or slots, slots),
         )
+
+    def blocks(self, number: int, slots: int) -> Blocks:
+        known = {
+            "model": self.model,
+            "view": self.view,
+            "number": number,
+            "dtype": "float64",
+            "block_rows": 16,
+            "device": "cpu",
+            "kernels": "numpy",
+            "memory": self.memory,
+            "slots": slots,
+            "penalty": self.penalty,
+        }
+        return Blocks(**{field.name: known[field.name] for field in fields(Blocks)})
 
     def sync(self, steps: int) -> sync.Sync:
         setting = self.setting()
@@ -256,21 +263,36 @@ def test_one_micro_batch_never_overlaps() -> None:
     assert machine.advance() is not None
 
 
-def test_orders_carry_their_own_parameters_once_a_step() -> None:
-    case = Deep((6, 4, 5))
-    machine, _ = case.machine(split="units", blocks=2)
-    arena, sent = Arena(2, picker(0)), []
-    orders = machine.more(2)
-    while orders:
-        for order in orders:
-            sent.append((order.slot, sum(p.size for p in order.inputs[len(order.work.carried) :])))
-            arena.submit(order)
-        orders = machine.handle(arena.wait())
-        while not orders and arena.pending:
-            orders = machine.handle(arena.wait())
-    by_slot = [sum(size for slot, size in sent if slot == k) for k in (0, 1)]
-    assert sum(by_slot) == case.model.layout.size
-    assert len(sent) == 2 * 4
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("hidden", [(6,), (6, 4), (6, 4, 5)])
+@pytest.mark.parametrize(("slots", "classes"), [(1, 3), (2, None), (4, 3)])
+def test_what_a_step_sends_is_what_describe_says(
+    cut: str, hidden: tuple[int, ...], slots: int, classes: int | None
+) -> None:
+    case = Deep(hidden, classes=classes, size=24)
+    machine, _ = case.machine(**CUTS[cut])
+    arena = Arena(slots, picker(0))
+    down, up, params, orders = 0, 0, dict.fromkeys(range(slots), 0), 0
+    for order in machine.more(slots):
+        arena.submit(order)
+    while arena.pending:
+        arrival = arena.wait()
+        order = arrival.order
+        carried = order.work.carried
+        for name, array in zip(carried, order.inputs, strict=False):
+            down += array.nbytes if name not in ("units", "bounds") else 0
+        params[order.slot] += sum(p.nbytes for p in order.inputs[len(carried) :])
+        for value in (arrival.nodes or {}).values():
+            up += value.out.nbytes + value.grad.nbytes + value.y.nbytes
+        orders += 1
+        for more in machine.handle(arrival):
+            arena.submit(more)
+    assert machine.advance() is not None
+    found = machine._deal.traffic(24, slots, value_bytes=8, param_bytes=8)
+    assert (down + sum(params.values()), up, orders) == (found.down, found.up, found.orders)
+    assert case.ledger.rounds == found.rounds
+    if cut != "hybrid":
+        assert sum(params.values()) == 8 * case.model.layout.size
 
 
 def test_a_worker_without_parameters_is_sent_them() -> None:
@@ -323,9 +345,9 @@ def test_null_takes_what_there_is() -> None:
         setting = case.setting(**options)
         return room.deal(setting.blocks(), setting.options, setting.plan)
 
-    assert len(cut(layers_parallel, split="layers", slots=9).stages) == 3
-    assert cut(layers_parallel, split="layers", slots=9).walks == 6
-    assert {s.parts for s in cut(layers_parallel, slots=9).stages} == {2}
+    assert len(cut(layers_deal, split="layers", slots=9).stages) == 3
+    assert cut(layers_deal, split="layers", slots=9).walks == 6
+    assert {s.parts for s in cut(layers_deal, slots=9).stages} == {2}
     assert cut(hybrid, blocks=2, slots=7).walks == 3
 
 
