@@ -371,7 +371,7 @@ class _Run:
 
     def _result(self, problem: Problem, loop: Loop) -> dict[str, Any]:
         """Evaluate the final parameters, save the model, and return the success object."""
-        checks, params, steps = loop.checks, loop.machine.params, loop.machine.steps
+        checks, params, steps = loop.checks, loop.params(), loop.machine.steps
         if checks.best_params is not None:
             self.say("kept: the parameters with the best validation loss (stop.tolerance is set)")
             params = checks.best_params

@@ -29,10 +29,11 @@ from bigopt.keeping import Keeper, chained
 from bigopt.recording import Recorder
 from bigopt.rewinding import Anchor
 from bigopt.stopping import Checks, Stopper
-from bigopt.strategies.base import Machine, StepRecord
+from bigopt.strategies.base import Afar, Machine, StepRecord
 from bigopt.work import Order
 
-OnStep = Callable[[int, float, npt.NDArray[Any]], None]
+Array = npt.NDArray[Any]
+OnStep = Callable[[int, float, Array], None]
 
 
 class Loop:
@@ -147,9 +148,17 @@ class Loop:
         for order in orders:
             self.session.submit(order)
 
+    def params(self) -> Array:
+        """Return the current parameters, brought here where they lie on workers."""
+        machine, session = self.machine, self.session
+        while isinstance(machine, Afar) and not machine.here:
+            self._submit(machine.bring(session.slots))
+            self._submit(machine.handle(self.rounds.wait(session)))
+        return machine.params
+
     def _tell(self) -> None:
         if self.on_step is not None:
-            self.on_step(self.machine.steps, self.machine.epochs, self.machine.params)
+            self.on_step(self.machine.steps, self.machine.epochs, self.params())
 
     def _after_step(self, record: StepRecord) -> str:
         """Record a step; at the end of an epoch look at validation and targets. Return why to end, or nothing."""
@@ -163,7 +172,7 @@ class Loop:
             if self.anchor is not None:
                 self.anchor.end_of_epoch(mean, self.machine.snapshot())
             begin = time.perf_counter()
-            why, found = self.checks.end_of_epoch(mean, self.machine.params)
+            why, found = self.checks.end_of_epoch(mean, self.params)
             self.recorder.idleness.pause(time.perf_counter() - begin)
             if found:
                 line["validation"] = found

@@ -171,6 +171,7 @@ def strategy_setting(
             problem.kernels,
             conf.data.memory,
             problem.facts.slots,
+            problem.penalty,
         )
 
     return replace(

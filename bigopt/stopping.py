@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -121,14 +122,15 @@ class Checks:
         self._columns: dict[str, PartialMargins] = {}
         self.best_params = best_params
 
-    def end_of_epoch(self, mean: float, params: Array) -> tuple[str, dict[str, float]]:
+    def end_of_epoch(self, mean: float, params: Callable[[], Array]) -> tuple[str, dict[str, float]]:
         """Look at targets and improvement.
 
         Parameters
         ----------
         mean : float
             Mean loss of the epoch.
-        params : ndarray, shape (p,)
+        params : callable
+            Gives the params, shape (p,); only asked where they are looked at.
 
         Returns
         -------
@@ -141,13 +143,13 @@ class Checks:
         metrics: dict[str, float] = {}
         validation: dict[str, float] = {}
         if problem.validation is not None:
-            metrics = validation = self.metrics(problem.validation, params)
+            metrics = validation = self.metrics(problem.validation, params())
             loss = metrics["loss"]
         elif self._stop.target_metric:
-            metrics = self.metrics(problem.unbalanced, params)
+            metrics = self.metrics(problem.unbalanced, params())
         why = self._stopper.check(loss, metrics)
         if self._stop.tolerance is not None and problem.validation is not None and self._stopper.stale == 0:
-            self.best_params = params
+            self.best_params = params()
         return why, validation
 
     def metrics(self, view: DataView, params: Array) -> dict[str, float]:

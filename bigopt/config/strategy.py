@@ -102,13 +102,24 @@ def _check_layers(conf: Conf) -> None:
             raise conf.error(path, message, "strategy sync")
 
 
+def _check_apart(conf: Conf) -> None:
+    """Refuse optimizers that need the whole gradient where each worker updates its own block."""
+    who = "strategy.update_on=worker"
+    if conf.optimizer.name in names.LAYERWISE:
+        message = f"{conf.optimizer.name} looks at whole layers, {who} updates blocks of them"
+        raise conf.error("optimizer.name", message, "adam, or strategy.update_on=driver")
+    if conf.optimizer.clip_norm is not None:
+        message = f"clip_norm is of the whole gradient, {who} sees blocks of it"
+        raise conf.error("optimizer.clip_norm", message, "optimizer.clip_value, or strategy.update_on=driver")
+
+
 def _check_columns(conf: Conf) -> None:
     """Refuse what blocks of columns cannot do: no process sees whole rows, or all parameters of a gradient."""
     who = "blocks of columns"
     if conf.strategy.split is not None:
         raise conf.error("strategy.split", "strategy.split is of the layers of an mlp", "leave it at null")
     if conf.strategy.update_on == "worker":
-        raise conf.error("strategy.update_on", names.later("strategy.update_on: worker"), "driver")
+        _check_apart(conf)
     for path, none, why, hint in (
         ("model.whiten", False, "whitening mixes all columns", "model.standardize=true"),
         ("model.backprop", "map", "rows are never sent", "model.backprop=map"),

@@ -27,6 +27,7 @@ from bigopt.core.arrays import Device
 from bigopt.data.plan import Plan
 from bigopt.data.view import DataView
 from bigopt.models.base import Model
+from bigopt.models.penalties import Penalty
 from bigopt.optim.method import AskKind, FirstOrder, Method
 from bigopt.optim.schedules import Scaled
 from bigopt.strategies.gates import Update, no_log
@@ -115,6 +116,7 @@ class Blocks:
         ``data.memory``.
     slots : int
         Workers at the first start.
+    penalty : Penalty
     """
 
     model: Model
@@ -126,6 +128,7 @@ class Blocks:
     kernels: str
     memory: int
     slots: int
+    penalty: Penalty = field(default_factory=Penalty)
 
 
 @dataclass(frozen=True)
@@ -259,6 +262,20 @@ class Replicated(Protocol):
     @property
     def number(self) -> int:
         """How many."""
+        ...
+
+
+@runtime_checkable
+class Afar(Protocol):
+    """A machine whose params lie on workers, and are brought here where somebody asks for them."""
+
+    @property
+    def here(self) -> bool:
+        """Whether `Machine.params` are here."""
+        ...
+
+    def bring(self, slots: int) -> list[Order]:
+        """Return the orders that bring them and are not in flight; `Machine.handle` takes the arrivals."""
         ...
 
 

@@ -8,14 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arena import Arena, Case, drive, picker
 from problems import MODELS, files, run, run_on
 
 from bigopt import bundle, keeping
 from bigopt.config import load_conf
+from bigopt.core import codec
 from bigopt.core.errors import ConfError, DataError
 from bigopt.evaluate import evaluate, predict
 from bigopt.fit import resume, train
+from bigopt.strategies import model_parallel, sync
+from bigopt.strategies.base import Blocks, Setting
 
+WORKER = "strategy.update_on=worker"
 BLOCKS = ["strategy.name=model_parallel", "strategy.blocks=3"]
 STEPS = ["batch.size=40", "stop.steps=200"]
 
@@ -32,6 +37,7 @@ OPTIMIZERS = {
     "sgd": ["optimizer.name=sgd", "schedule.learning_rate=0.02"],
     "momentum l1": ["optimizer.name=momentum", "schedule.learning_rate=0.005", "model.l1=0.01"],
     "adam cosine": ["optimizer.name=adam", "schedule.learning_rate=0.02", "schedule.name=cosine"],
+    "averaged": ["optimizer.name=adagrad", "optimizer.average=0.9", "optimizer.clip_value=0.5"],
     "averaged, clipped": ["optimizer.name=nesterov", "optimizer.average=true", "optimizer.clip_norm=1"],
 }
 
@@ -51,10 +57,21 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_trajectory_is_that_of_sync(tmp_path: Path, kind: str, optimizer: str) -> None:
+    same_trajectory(tmp_path, kind, optimizer, BLOCKS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "optimizer"), [("ridge", "momentum l1"), ("softmax", "adam cosine"), ("logistic", "averaged")]
+)
+def test_the_trajectory_is_that_of_sync_where_workers_update(tmp_path: Path, kind: str, optimizer: str) -> None:
+    same_trajectory(tmp_path, kind, optimizer, [*BLOCKS, WORKER])
+
+
+def same_trajectory(tmp_path: Path, kind: str, optimizer: str, blocks: list[str]) -> None:
     problem, model = MODELS[kind]
     seen: dict[str, list[np.ndarray]] = {}
     results = {}
-    for name, keys in (("sync", []), ("blocks", BLOCKS)):
+    for name, keys in (("sync", []), ("blocks", blocks)):
         path = seen.setdefault(name, [])
         results[name] = run(
             tmp_path,
@@ -73,13 +90,77 @@ def test_the_trajectory_is_that_of_sync(tmp_path: Path, kind: str, optimizer: st
     assert results["blocks"]["metrics"] == pytest.approx(results["sync"]["metrics"], rel=1e-9)
 
 
+@pytest.mark.parametrize("where", ["driver", "worker"])
 @pytest.mark.parametrize("size", ["40", "full"])
-def test_bits_do_not_depend_on_the_workers(tmp_path: Path, size: str) -> None:
+def test_bits_do_not_depend_on_the_workers(tmp_path: Path, size: str, where: str) -> None:
     problem, model = MODELS["softmax"]
-    keys = [*model, *BLOCKS, "optimizer.name=momentum", f"batch.size={size}", "stop.steps=20"]
+    keys = [
+        *model,
+        *BLOCKS,
+        f"strategy.update_on={where}",
+        "optimizer.name=momentum",
+        f"batch.size={size}",
+        "stop.steps=20",
+    ]
     found = [run(tmp_path, problem, *keys, f"backend.workers={k}") for k in (1, 2, 3, 5)]
     assert len({result["params_sha256"] for result in found}) == 1
     assert len({result["loss"] for result in found}) == 1
+
+
+class Forgetful(Arena):
+    """Slots that lose what they keep for the run now and then, as workers that are replaced do."""
+
+    def wait(self) -> Any:
+        if self._chance.random() < 0.3:
+            self._blocks.kept.drop()
+        return super().wait()
+
+
+def machine_of(case: Case, where: str) -> tuple[Setting, Any]:
+    blocks = Blocks(case.model, case.view, 3, "float64", 16, "cpu", "numpy", 10**8, 2, case.penalty)
+    setting = case.setting(blocks=lambda: blocks, options={"update_on": where})
+    return setting, model_parallel.machine(setting, model_parallel.start(setting, case.start()))
+
+
+@pytest.mark.parametrize("where", ["driver", "worker"])
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_losses_repetitions_and_forgetting_change_no_bit(where: str, optimizer: str) -> None:
+    case = Case(optimizer=optimizer, rate=0.01, steps=30)
+    setting, machine = machine_of(case, where)
+    drive(machine, Arena(2, picker(0)), setting.rounds, updates=30)
+    expected = machine.params
+    reference = sync.Sync(setting, sync.start(setting, case.start()))
+    drive(reference, Arena(1, picker(0)), setting.rounds, updates=30)
+    assert np.abs(expected - reference.params).max() < 1e-13
+    for seed, slots in ((1, 1), (2, 2), (3, 3)):
+        setting, machine = machine_of(case, where)
+        records = drive(machine, Forgetful(slots, picker(seed), lose=0.2, repeat=0.2), setting.rounds, updates=30)
+        assert machine.params.tobytes() == expected.tobytes()
+        assert [record.step for record in records] == list(range(1, 31))
+    assert records[-1].grad_norm == pytest.approx(drive_norms(case), rel=1e-9)
+
+
+def drive_norms(case: Case) -> float:
+    """Return sync's last gradient norm."""
+    setting = case.setting()
+    machine = sync.Sync(setting, sync.start(setting, case.start()))
+    return drive(machine, Arena(1, picker(0)), setting.rounds, updates=30)[-1].grad_norm
+
+
+def test_a_checkpoint_of_any_step_goes_on_with_the_same_bits() -> None:
+    """Commit and log: what the workers kept is gone, as after a resume."""
+    case = Case(optimizer="adam", rate=0.01, steps=30)
+    setting, machine = machine_of(case, "worker")
+    drive(machine, Arena(2, picker(0)), setting.rounds, updates=30)
+    for cut in (0, 3, 8, 17, 29):
+        setting, part = machine_of(case, "worker")
+        drive(part, Arena(2, picker(1)), setting.rounds, updates=cut) if cut else None
+        state = codec.loads(codec.dumps(part.snapshot()))
+        assert state.steps == cut
+        assert len(state.log) == cut - state.committed < 9
+        rest = model_parallel.machine(setting, state)
+        drive(rest, Arena(3, picker(2)), setting.rounds, updates=30 - cut)
+        assert rest.params.tobytes() == machine.params.tobytes()
 
 
 @pytest.mark.parametrize("model", ["perceptron", "svm"])
@@ -88,22 +169,25 @@ def test_models_of_signs(tmp_path: Path, model: str) -> None:
     assert apart(run(tmp_path, "two", *keys, *BLOCKS), run(tmp_path, "two", *keys)) < 1e-12
 
 
-@pytest.mark.parametrize("form", ["zarr", "parquet"])
-def test_stores_validation_weights_and_classes(tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize(("form", "where"), [("zarr", "driver"), ("parquet", "driver"), ("zarr", "worker")])
+def test_stores_validation_weights_and_classes(tmp_path: Path, form: str, where: str) -> None:
     """Everything that goes beside the gradient: held-out rows, class weights, centring, evaluate."""
     data = files(tmp_path, "four", form)
     keys = ["model.name=softmax", "data.validation=0.3", "data.class_weight=balanced", "model.standardize=center"]
     keys += ["optimizer.name=adam", *STEPS, "backend.workers=2", "stop.tolerance=0.0"]
-    sync, cut = run_on(data, tmp_path, *keys), run_on(data, tmp_path, *keys, *BLOCKS)
+    sync = run_on(data, tmp_path, *keys)
+    cut = run_on(data, tmp_path, *keys, *BLOCKS, f"strategy.update_on={where}")
     assert apart(cut, sync) < 1e-10
     assert cut["metrics"] == pytest.approx(sync["metrics"], rel=1e-9)
     assert evaluate(Path(cut["run"]), str(data)) == evaluate(Path(sync["run"]), str(data))
 
 
-def test_a_run_that_was_cut_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["driver", "worker"])
+def test_a_run_that_was_cut_goes_on(tmp_path: Path, where: str) -> None:
     problem, model = MODELS["logistic"]
     data = files(tmp_path, problem, "parquet")
     keys = [*model, "optimizer.name=adam", "batch.size=40", "strategy.name=model_parallel", "backend.workers=2"]
+    keys += [f"strategy.update_on={where}"]
     whole = run_on(data, tmp_path, *keys, "stop.steps=30")
     part = run_on(data, tmp_path, *keys, "stop.steps=11", "checkpoint.every_steps=4")
     rest = resume(Path(part["run"]), ["stop.steps=30", "backend.workers=1"])  # still two blocks
@@ -117,6 +201,8 @@ REFUSED = {
     "split": (["strategy.split=units"], "layers of an mlp"),
     "search": (["schedule.name=backtracking", "optimizer.name=gd"], "backtracking asks several times"),
     "lbfgs": (["optimizer.name=lbfgs"], "lbfgs asks several times"),
+    "layers": ([WORKER, "optimizer.name=lamb"], "looks at whole layers"),
+    "norm": ([WORKER, "optimizer.clip_norm=1"], "clip_norm is of the whole gradient"),
     "blocks": (["strategy.blocks=6"], "6 blocks of 5 columns"),
     "memory": (["batch.size=full", "data.memory=14KB"], "margins and residuals of 451 rows"),
 }
