@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from bigopt.core import compiled
+from bigopt.core.crew import Crew
 from bigopt.core.layout import Layout
 from bigopt.optim.adam import Adam, AdamState, AdamW, AdamWState, AMSGrad, AMSGradState
 from bigopt.optim.adam_kin import AdaMax, AdaMaxState, NAdam, NAdamState, Yogi
@@ -32,8 +33,11 @@ from bigopt.optim.fused_means import signature as squares_signature
 from bigopt.optim.fused_updates import SCALARS, make_update, signature
 from bigopt.optim.transform import TILE, Chain, ChainState, Transform, Vector, norm, owned, root_of_tiles
 
-PIECE: Final = 1 << 19
+PIECE: Final = 1 << 16
 """Entries that are worth a thread of their own."""
+
+CACHED: Final = 1 << 19
+"""Entries of a gradient that is divided in place: longer ones would be written to memory once more for it."""
 
 
 class Update(NamedTuple):
@@ -185,7 +189,7 @@ class Fused:
             For `moved`: 1 where total is the mean now, or the divisor as it was.
         """
         how, scale = _division(divisor)
-        if how == "over" and total.size < PIECE:
+        if how == "over" and total.size < CACHED:
             how, divisor = "write", 1.0
         kernel = compiled.kernel(make_squares, (total.dtype.name, how), squares_signature(total.dtype.name))
         count = -(-total.size // TILE)
@@ -263,14 +267,11 @@ class Fused:
 
     def _shared(self, work: Callable[[int, int], None], count: int, size: int) -> None:
         """Do ``work(start, stop)`` over ``0..count`` in as many threads as a vector of `size` is worth."""
-        pieces = max(1, min(self.threads or _cores(), size // PIECE))
-        cuts = [count * k // pieces for k in range(pieces + 1)]
-        others = [threading.Thread(target=work, args=cuts[k : k + 2]) for k in range(1, pieces)]
-        for other in others:
-            other.start()
-        work(*cuts[:2])
-        for other in others:
-            other.join()
+        self._crew.share(work, count, max(1, min(self.threads or _cores(), size // PIECE)))
+
+    @cached_property
+    def _crew(self) -> Crew:
+        return Crew()
 
 
 def _division(divisor: float) -> tuple[str, float]:

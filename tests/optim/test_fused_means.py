@@ -9,14 +9,14 @@ from bigopt.core import compiled
 from bigopt.core.layout import Block, Layout
 from bigopt.core.sums import Sums
 from bigopt.optim.build import build_method, build_transform
-from bigopt.optim.fused import PIECE, Fused, fused
+from bigopt.optim.fused import CACHED, Fused, fused
 from bigopt.optim.fused_means import pairs
 from bigopt.optim.method import Step
 from bigopt.optim.transform import TILE, norm
 
 pytestmark = pytest.mark.skipif(bool(compiled.missing()), reason=compiled.missing())
 
-SIZES = [1, 7, 8, 9, 127, 128, 129, 136, 137, 255, 1000, TILE - 1, TILE, TILE + 1, 2 * TILE + 1234, PIECE + 77]
+SIZES = [1, 7, 8, 9, 127, 128, 129, 136, 137, 255, 1000, TILE - 1, TILE, TILE + 1, 2 * TILE + 1234, CACHED + 77]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -61,7 +61,7 @@ def test_the_pieces_of_a_tile_are_added_in_pairs() -> None:
 def test_steps_from_sums_have_the_bits_of_steps_from_means(
     keys: dict[str, float], divisor: float, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bigopt.optim.fused.PIECE", 1000)  # both ways to divide
+    monkeypatch.setattr("bigopt.optim.fused.CACHED", 1000)  # both ways to divide
     layout = Layout((Block("a", (30, 50), True), Block("b", (47,), False)))
     for size in (layout, Layout((Block("a", (200,), True),))):
         rng = np.random.default_rng(4)
