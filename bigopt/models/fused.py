@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigopt.core import compiled
-from bigopt.core.buffers import Buffers
+from bigopt.core.buffers import Buffers, room
 from bigopt.models import fused_layers, fused_linear, kernels
 from bigopt.models.base import Model
 from bigopt.models.fused_points import POINTS
@@ -89,3 +89,49 @@ def fused_fold(model: Model, params: Any, parts: Iterator[Any], dtype: str) -> t
 def _column(y: Any, dtype: str) -> npt.NDArray[Any]:
     """Return targets of one output as a vector of the block's dtype."""
     return np.ascontiguousarray(np.asarray(y).reshape(-1), dtype=dtype)
+
+
+def has_layers(model: Model, dtype: str) -> bool:
+    """Return whether a network has kernels between its products: ReLU layers below a categorical cross-entropy."""
+    return (
+        isinstance(model, MLP)
+        and isinstance(model.loss, CategoricalCrossEntropy)
+        and model.activation == "relu"
+        and model.outputs > 1
+        and not (model.batchnorm or any(model.shortcuts) or any(g > 1 for *_, g in model.layers))
+        and dtype in _DTYPES
+    )
+
+
+def layered_sum(
+    model: MLP, params: Any, X: Any, y: Any, weight: Any | None, buffers: Buffers | None = None
+) -> tuple[Any, float, float]:
+    """Return what `MLP.grad_sum` returns, with compiled passes between NumPy's products; the model `has_layers`.
+
+    Parameters
+    ----------
+    model, params, X, y, weight, buffers
+        As in `MLP.grad_sum`; y holds class numbers.
+    """
+    kernels.same_dtype(params, X)
+    dtype, rows = X.dtype.name, X.shape[0]
+    relu = compiled.kernel(fused_layers.make_relu, (dtype,), fused_layers.relu_signature(dtype))
+    gate = compiled.kernel(fused_layers.make_gate, (dtype,), fused_layers.gate_signature(dtype))
+    top = compiled.kernel(fused_layers.make_cross_entropy, (dtype,), fused_layers.cross_entropy_signature(dtype))
+    grad = np.empty(params.shape, dtype=X.dtype) if buffers is None else buffers.lend(params.shape[0], X.dtype)
+    w, g, none = model._parameters(params), model._parameters(grad), np.empty(0, dtype=X.dtype)
+    inputs = [X]
+    for k in range(len(w) - 1):
+        out = room(buffers, f"z{k}", (rows, model.layers[k][1]), X)
+        inputs.append(kernels.dense(inputs[-1], w[k].weight, None, **out))
+        relu(inputs[-1], none if w[k].intercept is None else w[k].intercept)
+    delta = kernels.dense(inputs[-1], w[-1].weight, None, **room(buffers, "scores", (rows, model.outputs), X))
+    sums, b = np.zeros(2), w[-1].intercept
+    s = _NO_WEIGHT if weight is None else np.ascontiguousarray(weight, dtype=np.float64)
+    top(delta, none if b is None else b, np.ascontiguousarray(y, dtype=np.int64), s, sums)
+    for k in reversed(range(len(w))):
+        kernels.dense_gradient(inputs[k], delta, g[k].weight, g[k].intercept)
+        if k:
+            delta = kernels.dense_input(delta, w[k].weight, **room(buffers, f"delta{k}", inputs[k].shape, X))
+            gate(delta, inputs[k])
+    return grad, float(sums[0]), float(sums[1])

@@ -27,7 +27,7 @@ ROWS: Final = 16
 """Rows that are scored, then added: with those that are being fetched they fit the first cache (d up to 250)."""
 
 FLUSH: Final = 128
-"""Rows whose gradient is summed in the block's dtype."""
+"""Rows whose gradient is summed in the block's dtype; calls of a multiple of it give the bits of one for all."""
 
 WIDTH: Final = 8
 """Columns at the end of a row that are done as one vector where the number of columns is not a multiple."""
@@ -49,7 +49,7 @@ def signature(dtype: str) -> tuple[str, ...]:
 
 
 def make_fold(loss: str, dtype: str) -> tuple[Callable[..., None], frozenset[str]]:
-    """Return the kernel that adds a unit's rows.
+    """Return the kernel that adds a unit's rows to `grad` and to ``out = (loss, weight, shift)``.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def make_fold(loss: str, dtype: str) -> tuple[Callable[..., None], frozenset[str
         v, delta, value = block[0], block[1], block[2]
         b, threshold = scalars[0], scalars[1]
         lines = 2 * d // line + 1
-        loss_sum, mass, shift = 0.0, 0.0, 0.0
+        loss_sum, mass, shift = out[0], out[1], out[2]
         since = 0
         for lo in range(0, n, ROWS):
             m = min(ROWS, n - lo)
@@ -154,7 +154,7 @@ def make_fold(loss: str, dtype: str) -> tuple[Callable[..., None], frozenset[str
                     g[j] = zero
                 since = 0
         out[0] = loss_sum
-        out[1] = float(n) if ones else mass
+        out[1] = mass + float(n) if ones else mass
         out[2] = shift
 
     return fold, SUMS
