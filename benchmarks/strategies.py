@@ -66,6 +66,9 @@ LOSS = (
         Case(f"downpour, sgd 0.1, n = {n}", _downpour(n, "sgd", 0.1, 0.1, 256), None if n == 10 else 1.02)
         for n in (5, 10)
     ),
+    Case("model_parallel, units", ("strategy.name=model_parallel", "strategy.blocks=2"), 1.02),
+    Case("model_parallel, layers", ("strategy.name=model_parallel", "strategy.split=layers", "strategy.blocks=2"), 1.02),
+    Case("hybrid, 2 groups of 2", ("strategy.name=hybrid", "strategy.blocks=2", "strategy.replicas=2"), 1.02),
 )
 ACCURACY = (
     Case("backup", ("strategy.name=backup", "strategy.spares=1"), 0.81),
@@ -76,7 +79,7 @@ ACCURACY = (
     *(Case(f"downpour, sgd 0.1, n = {n}", _downpour(n, "sgd", 0.1, 0.1, 128), 0.81) for n in (1, 5)),
     Case("easgd, every 10, rate 0.15", _easgd(10), 0.81),
     Case("model_parallel", ("strategy.name=model_parallel", "strategy.blocks=2"), 0.81),
-    Case("hybrid", ("strategy.name=hybrid", "strategy.blocks=2"), 0.81),
+    Case("hybrid", ("strategy.name=hybrid", "strategy.blocks=2", "model.name=mlp", "model.hidden=[]"), 0.81),
 )
 CENTRED = ("data.task=classification", "model.standardize=center", "batch.size=128", "backend.workers=2")
 SGD = (*CENTRED, "optimizer.name=sgd", "schedule.learning_rate=0.1", "checkpoint.every_seconds=null")
