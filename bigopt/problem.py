@@ -123,7 +123,7 @@ class Problem:
         """
         layout, unit = self.model.layout, conf.schedule.unit
         keys = {f: getattr(conf.optimizer, f) for f in conf.optimizer.__struct_fields__ if f != "name"}
-        if conf.optimizer.name == "newton":
+        if conf.optimizer.name == "newton" and conf.strategy.solver != "coordinate":
             check_newton(self.model, conf.data.memory)
         period, tick = span(self.plan, length, unit)
         method = build_method(

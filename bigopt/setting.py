@@ -79,7 +79,8 @@ def strategy_setting(
     layout, options = problem.model.layout, conf.strategy
     common = problem.setting(conf, rounds, length, rate=rate)
     method = common.method
-    if options.name not in ("sync", "backup") and not isinstance(method, FirstOrder):
+    many = options.name in ("sync", "backup") or options.solver == "coordinate"
+    if not many and not isinstance(method, FirstOrder):
         raise conf.error(
             "strategy.name",
             f"strategy '{options.name}' takes one gradient a step, {conf.optimizer.name} with "

@@ -110,7 +110,9 @@ STRATEGIES: Mapping[str, Name] = {
         }
     ),
     "easgd": Name({"replicas": None, "every": 10, "alpha": None, "local_learning_rate": None, "replay": None}),
-    "model_parallel": Name({"blocks": None, "update_on": "driver", "split": None, "micro_batches": None}),
+    "model_parallel": Name(
+        {"blocks": None, "update_on": "driver", "solver": "gradient", "split": None, "micro_batches": None}
+    ),
     "hybrid": Name({"replicas": None, "blocks": 2, "update_on": "driver"}),
 }
 

@@ -73,6 +73,9 @@ def _check_shards(conf: Conf) -> None:
 def _check_blocks(conf: Conf) -> None:
     """Refuse what a model that is cut into blocks does not go with."""
     if conf.model.name == "mlp":
+        if conf.strategy.solver not in (None, "gradient"):
+            message = f"strategy.solver={conf.strategy.solver} is of linear models"
+            raise conf.error("strategy.solver", message, "gradient")
         _check_layers(conf)
         return
     if conf.strategy.name == "hybrid":
@@ -102,6 +105,24 @@ def _check_layers(conf: Conf) -> None:
             raise conf.error(path, message, "strategy sync")
 
 
+def _check_coordinate(conf: Conf) -> None:
+    """Refuse what a visit of a block does not do: its step is the block's own."""
+    who, name = "strategy.solver=coordinate", conf.optimizer.name
+    if name not in ("gd", "sgd", "newton"):
+        message = f"{who} takes a step along the block's gradient (sgd) or solves for it (newton), not {name}"
+        raise conf.error("optimizer.name", message, "optimizer.name=sgd")
+    if names.SCHEDULES[conf.schedule.name].searches:
+        message = f"{who} takes the schedule's rate, {conf.schedule.name} searches for it"
+        raise conf.error("schedule.name", message, "optimizer.name=newton for exact blocks")
+    if name == "newton" and conf.model.l1:
+        raise conf.error("model.l1", "a block with an l1 penalty is not solved for exactly", "optimizer.name=sgd")
+    for path in (f"optimizer.{key}" for key in names.COMMON["optimizer"]):
+        if values.get(conf, path) not in (None, False):
+            raise conf.error(path, f"{path} does not go with {who}", "leave it at null")
+    if conf.strategy.update_on == "worker":
+        raise conf.error("strategy.update_on", f"under {who} blocks travel with each visit", "driver")
+
+
 def _check_apart(conf: Conf) -> None:
     """Refuse optimizers that need the whole gradient where each worker updates its own block."""
     who = "strategy.update_on=worker"
@@ -118,7 +139,7 @@ def _check_columns(conf: Conf) -> None:
     who = "blocks of columns"
     if conf.strategy.split is not None:
         raise conf.error("strategy.split", "strategy.split is of the layers of an mlp", "leave it at null")
-    if conf.strategy.update_on == "worker":
+    if conf.strategy.update_on == "worker" and conf.strategy.solver != "coordinate":
         _check_apart(conf)
     for path, none, why, hint in (
         ("model.whiten", False, "whitening mixes all columns", "model.standardize=true"),
@@ -130,6 +151,9 @@ def _check_columns(conf: Conf) -> None:
             raise conf.error(path, f"{path}={values.shown(values.get(conf, path))} under {who}: {why}", hint)
     if conf.backend.device == "gpu":
         raise conf.error("backend.device", f"{who} are computed on the CPU", "backend.device=cpu")
+    if conf.strategy.solver == "coordinate":
+        _check_coordinate(conf)
+        return
     optimizer, schedule = names.OPTIMIZERS[conf.optimizer.name], names.SCHEDULES[conf.schedule.name]
     if optimizer.searches or schedule.searches:
         path, name = next(

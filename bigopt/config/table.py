@@ -306,6 +306,10 @@ class StrategyConf(Group, frozen=True):
     n_push: Annotated[Count | None, key("downpour: steps between two pushes")] = None
     local_learning_rate: Annotated[Positive | None, key("rate of local steps; null: the schedule's")] = None
     update_on: Annotated[Literal["driver", "worker"] | None, key("model_parallel: where the update runs")] = None
+    solver: Annotated[
+        Literal["gradient", "coordinate"] | None,
+        key("model_parallel: gradient | coordinate (blocks of columns one after the other)"),
+    ] = None
     shards: Annotated[Count | None, key("pieces of the parameter server")] = None
     shards_on: Annotated[Literal["driver", "workers"] | None, key("where the pieces live")] = None
     alpha: Annotated[Portion | None, key("easgd: elastic force")] = None

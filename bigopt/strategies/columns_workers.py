@@ -44,7 +44,7 @@ _NO_UNITS = np.empty((0, 4), dtype=np.int64)
 
 
 @wire
-class Pushed(NamedTuple):
+class PushedResidual(NamedTuple):
     """A step of the log.
 
     Parameters
@@ -73,7 +73,7 @@ class BlocksState(NamedTuple):
         Each block's weights and optimizer at the commit.
     committed : int
         Steps at the commit.
-    log : tuple of Pushed
+    log : tuple of PushedResidual
         The steps since.
     intercept : FirstOrderState or None
         After all steps.
@@ -85,7 +85,7 @@ class BlocksState(NamedTuple):
 
     blocks: tuple[FirstOrderState, ...]
     committed: int
-    log: tuple[Pushed, ...]
+    log: tuple[PushedResidual, ...]
     intercept: FirstOrderState | None
     steps: int
     epoch: int
@@ -95,7 +95,7 @@ class BlocksState(NamedTuple):
 class Begun(NamedTuple):
     """A step whose residual is known and not applied yet."""
 
-    pushed: Pushed
+    pushed: PushedResidual
     judged: Judged
     loss: float
 
@@ -140,7 +140,9 @@ class Local:
         """Return the method of some entries."""
         return block_method(self.work.transform, layout, self.work.penalty, self.work.average, rate)
 
-    def intercept(self, state: FirstOrderState, pushed: Pushed, judged: Judged) -> tuple[FirstOrderState, float]:
+    def intercept(
+        self, state: FirstOrderState, pushed: PushedResidual, judged: Judged
+    ) -> tuple[FirstOrderState, float]:
         """Return the intercept after a step, and the norm of its gradient."""
         grad = judged.residual.sum(axis=0, dtype=self.deal.columns.dtype)
         method = self.of_layout(self.ends, pushed.rate)
@@ -346,7 +348,7 @@ class ColumnsOnWorkers:
         assert isinstance(method, FirstOrder)
         rate = float(method.schedule(float(state.steps if method.unit == "step" else self.epochs)))
         residual = self._deal.columns.cast(found.residual)
-        return Begun(Pushed(state.epoch, state.position, residual, rate, divisor), found, float(loss))
+        return Begun(PushedResidual(state.epoch, state.position, residual, rate, divisor), found, float(loss))
 
     def _applied(self, done: Round, begun: Begun, answer: BlockAnswer) -> StepRecord:
         """Take note that a step's residual has been applied by all blocks."""

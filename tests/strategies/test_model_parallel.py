@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 from arena import Arena, Case, drive, picker
-from problems import MODELS, files, run, run_on
+from problems import MODELS, files, run, run_on, table
 
 from bigopt import bundle, keeping
 from bigopt.config import load_conf
 from bigopt.core import codec
 from bigopt.core.errors import ConfError, DataError
+from bigopt.data.memory import from_arrays
 from bigopt.evaluate import evaluate, predict
+from bigopt.facts import Datasets
 from bigopt.fit import resume, train
 from bigopt.strategies import model_parallel, sync
 from bigopt.strategies.base import Blocks, Setting
@@ -194,12 +197,64 @@ def test_a_run_that_was_cut_goes_on(tmp_path: Path, where: str) -> None:
     assert rest["params_sha256"] == whole["params_sha256"]
 
 
+COORDINATE = ["strategy.name=model_parallel", "strategy.solver=coordinate", "strategy.blocks=2", "batch.size=full"]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_exact_blocks_reach_the_optimum(tmp_path: Path, weighted: bool) -> None:
+    """Gauss-Seidel by blocks: the loss falls with every sweep, to that of the normal equations."""
+    X, y = table("numbers")
+    weight = np.random.default_rng(1).uniform(0.2, 3.0, len(y)) if weighted else None
+    data = Datasets(from_arrays(X, y, weight, partition_rows=100), None)
+    keys = ["model.name=ridge", "model.l2=0.01", "optimizer.name=newton"]
+    optimum = run(tmp_path, "", *keys, "stop.steps=1", data=data)
+    keys += [*COORDINATE, "stop.steps=40", "run.metrics_every_steps=1"]
+    found = [run(tmp_path, "", *keys, f"backend.workers={k}", data=data) for k in (1, 2)]
+    assert found[0]["params_sha256"] == found[1]["params_sha256"]
+    assert apart(found[0], optimum) < 1e-12
+    assert found[0]["rounds"] == 1 + 40 * 3 + 1  # the first pass, sweeps over two blocks, the evaluation
+    lines = (Path(found[0]["run"]) / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]
+    assert all(after <= before * (1 + 1e-14) for before, after in itertools.pairwise(losses))
+
+
+def test_one_sweep_by_hand(tmp_path: Path) -> None:
+    """Three blocks, one step each along the gradient at the weights as the others have left them."""
+    X, y = table("numbers", d=3)
+    keys = ["model.name=linear", "model.standardize=false", "model.init=zeros", "optimizer.name=gd", "stop.steps=2"]
+    keys += ["schedule.learning_rate=0.01", "model.l1=0.5", *COORDINATE[:2], "strategy.blocks=3"]
+    found = run(tmp_path, "", *keys, data=Datasets(from_arrays(X, y, partition_rows=100), None))
+    w, b = np.zeros(3), 0.0
+    for _ in range(2):
+        b -= 0.01 * 2 * (X @ w + b - y).mean()
+        for j in range(3):
+            u = w[j] - 0.01 * 2 * (X[:, j] @ (X @ w + b - y)) / len(y)
+            w[j] = np.sign(u) * max(abs(u) - 0.01 * 0.5, 0.0)
+    assert np.allclose(params(found), [*w, b], rtol=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["logistic", "softmax"])
+def test_sweeps_over_batches_learn_and_go_on(tmp_path: Path, kind: str) -> None:
+    problem, model = MODELS[kind]
+    data = files(tmp_path, problem, "zarr")
+    keys = [*model, "optimizer.name=sgd", "schedule.learning_rate=0.3", "batch.size=64", *COORDINATE[:3]]
+    whole = run_on(data, tmp_path, *keys, "stop.steps=24", "backend.workers=2")
+    part = run_on(data, tmp_path, *keys, "stop.steps=10", "backend.workers=1")
+    assert resume(Path(part["run"]), ["stop.steps=24"])["params_sha256"] == whole["params_sha256"]
+    assert whole["metrics"]["accuracy"] > 0.8
+
+
 REFUSED = {
+    "adam": ([*COORDINATE, "optimizer.name=adam"], "solves for it .newton., not adam"),
+    "search": ([*COORDINATE, "optimizer.name=gd", "schedule.name=backtracking"], "backtracking searches for it"),
+    "exact l1": ([*COORDINATE, "optimizer.name=newton", "model.l1=0.1"], "l1 penalty"),
+    "exact huber": ([*COORDINATE, "optimizer.name=newton", "model.loss=huber"], "not of huber"),
+    "clipped": ([*COORDINATE, "optimizer.name=sgd", "optimizer.clip_value=1"], "clip_value does not go"),
     "whiten": (["model.whiten=true"], "mixes all columns"),
     "backprop": (["model.backprop=driver"], "rows are never sent"),
     "bad rows": (["data.on_bad_rows=skip"], "left out of all"),
     "split": (["strategy.split=units"], "layers of an mlp"),
-    "search": (["schedule.name=backtracking", "optimizer.name=gd"], "backtracking asks several times"),
+    "line search": (["schedule.name=backtracking", "optimizer.name=gd"], "backtracking asks several times"),
     "lbfgs": (["optimizer.name=lbfgs"], "lbfgs asks several times"),
     "layers": ([WORKER, "optimizer.name=lamb"], "looks at whole layers"),
     "norm": ([WORKER, "optimizer.clip_norm=1"], "clip_norm is of the whole gradient"),
@@ -211,15 +266,14 @@ REFUSED = {
 @pytest.mark.parametrize("name", list(REFUSED))
 def test_what_blocks_of_columns_refuse(tmp_path: Path, name: str) -> None:
     keys, message = REFUSED[name]
-    blocks = [] if name == "blocks" else ["strategy.blocks=2"]
+    given = {key.partition("=")[0] for key in keys}
+    plain = [key for key in COORDINATE if key.partition("=")[0] not in {*given, "strategy.solver", "batch.size"}]
     with pytest.raises(ConfError, match=message):
-        run(tmp_path, "numbers", "model.name=ridge", "strategy.name=model_parallel", *blocks, *keys)
+        run(tmp_path, "numbers", "model.name=ridge", *plain, *keys)
 
 
 def test_sparse_rows_are_refused(tmp_path: Path) -> None:
     from bigopt.core.csr import CSR
-    from bigopt.data.memory import from_arrays
-    from bigopt.facts import Datasets
 
     rows = CSR(np.ones(40), np.tile([0, 2], 20).astype(np.int32), np.arange(0, 41, 2), 5)
     data = Datasets(from_arrays(rows, np.arange(20.0)), None)
