@@ -94,8 +94,8 @@ SCHEDULES: Mapping[str, Name] = {
 STRATEGIES: Mapping[str, Name] = {
     "sync": Name({"compression": None, "replicas": None}),
     "backup": Name({"spares": 1, "replicas": None}),
-    "async": Name({"every": None, "reply": "worker", "replay": None}),
-    "ssp": Name({"bound": 3, "every": None, "replay": None}),
+    "async": Name({"every": None, "reply": "worker", "replay": None, "compression": None}),
+    "ssp": Name({"bound": 3, "every": None, "replay": None, "compression": None}),
     "hogwild": Name({"write": "overwrite", "threads": None}),
     "local_sgd": Name({"replicas": None, "local_steps": 8, "local_learning_rate": None, "outer": None}),
     "downpour": Name(

@@ -8,6 +8,9 @@ params the gradient was read from and those it is applied to, and (ticket, versi
 be repeated with the same bits.
 
 The penalty's gradient is added on the driver, at the params the step starts from; only the data's part is stale.
+
+Where gradients are compressed (`bigopt.work_compressed`) a residual belongs to a slot, and in a repeated run to the
+slot that the log names (`bigopt.strategies.residuals`).
 """
 
 from __future__ import annotations
@@ -23,10 +26,12 @@ import numpy.typing as npt
 from bigopt.backends.ledger import Round
 from bigopt.core.codec import wire
 from bigopt.core.errors import ConfError, DivergedError
+from bigopt.core.sums import Sums
 from bigopt.data.plan import rows_of
 from bigopt.optim.method import Ask
 from bigopt.strategies.base import Setting, StepRecord
 from bigopt.strategies.gates import Bounded, Free, Gate, Out, Scripted, Update, no_log
+from bigopt.strategies.residuals import Residual, Residuals
 from bigopt.work import Arrival, Order
 
 Array = npt.NDArray[Any]
@@ -46,12 +51,15 @@ class AsyncState(NamedTuple):
         The next ticket of the stream.
     open : ndarray, shape (k,), int64
         Tickets given out and not applied, ascending: a resumed run gives them out first.
+    residuals : tuple of Residual
+        Of the slots, where gradients are compressed.
     """
 
     method: Any
     steps: int
     ticket: int
     open: npt.NDArray[np.int64]
+    residuals: tuple[Residual, ...] = ()
 
     @property
     def updates(self) -> int:
@@ -66,6 +74,7 @@ class _Ticket:
     slot: int
     round: Round
     params: Array
+    rows: int
 
 
 def start(setting: Setting, params: Array) -> AsyncState:
@@ -107,6 +116,11 @@ class Async:
         self._tickets = setting.steps
         self._gate: Gate = gate or Free()
         self._log = log
+        self._residuals: Residuals | None = None
+        if setting.compressed is not None:
+            self._residuals = Residuals(setting.compressed(1), state.residuals, setting.rounds.ledger)
+        self._owners = {update.ticket: update.worker for update in setting.replay or ()}
+        self._slots = 1
         self._out: dict[int, _Ticket] = {}  # by number of the round; arrived ones first, in the order of arrival
         self._arrived: dict[int, _Ticket] = {}
 
@@ -129,17 +143,21 @@ class Async:
     def snapshot(self) -> AsyncState:
         """Return the state between two updates."""
         tickets = (*self._again, *(t.number for t in (*self._arrived.values(), *self._out.values())))
-        return AsyncState(self._inner, self._steps, self._ticket, np.array(sorted(tickets), dtype=np.int64))
+        residuals = () if self._residuals is None else self._residuals.state
+        return AsyncState(self._inner, self._steps, self._ticket, np.array(sorted(tickets), dtype=np.int64), residuals)
 
     def more(self, slots: int) -> list[Order]:
         """Give a ticket to every worker that is to have one."""
         busy = {ticket.slot for ticket in (*self._arrived.values(), *self._out.values())}
         orders: list[Order] = []
+        self._slots = slots
         for slot in self._gate.places(slots, busy):
             number = self._draw()
             if number is None:
                 break
-            orders += self._give(number, slot)
+            if self._residuals is not None:
+                slot = self._owners.get(number, slot)
+            orders += self._give(number, slot, self._method.ask(self._inner).params, self._steps)
         return orders
 
     def _draw(self) -> int | None:
@@ -152,12 +170,15 @@ class Async:
             self._ticket = max(self._ticket, number + 1)
         return number
 
-    def _give(self, number: int, slot: int) -> list[Order]:
-        ask: Ask = self._method.ask(self._inner)
+    def _give(self, number: int, slot: int, params: Array, version: int) -> list[Order]:
+        work, more = self._evaluation.work, tuple[Array, ...]()
         units = self._plan.units(*divmod(number, self._plan.steps_per_epoch))
-        homes = np.full(len(units), slot, dtype=np.int64)
-        made = self._rounds.new(self._evaluation.work, ask.inputs, units, homes, where=f"ticket {number}")
-        self._out[made.ticket] = _Ticket(number, self._steps, slot, made, ask.params)
+        rows = rows_of(units)
+        if self._residuals is not None:
+            work, more, units = self._residuals.order(slot, params, number, number + 1)
+        homes = np.full(len(units), slot % self._slots, dtype=np.int64)
+        made = self._rounds.new(work, (params, *more), units, homes, where=f"ticket {number}")
+        self._out[made.ticket] = _Ticket(number, version, slot, made, params, rows)
         return made.orders()
 
     def handle(self, arrival: Arrival) -> list[Order]:
@@ -168,7 +189,12 @@ class Async:
             return []
         again = ticket.round.accept(arrival)
         if ticket.round.done:
-            self._arrived[arrival.order.ticket] = self._out.pop(arrival.order.ticket)
+            del self._out[arrival.order.ticket]
+            if self._residuals is not None and not self._residuals.take(
+                ticket.round.value.parts[0], ticket.params.nbytes
+            ):
+                return self._give(ticket.number, ticket.slot, ticket.params, ticket.version)
+            self._arrived[arrival.order.ticket] = ticket
         return again
 
     def advance(self) -> StepRecord | None:
@@ -192,9 +218,9 @@ class Async:
     def _apply(self, ticket: _Ticket) -> StepRecord:
         begin = time.perf_counter()
         plan, done = self._plan, ticket.round
-        told = self._evaluation.finish((ticket.params,), done.value)
-        if told.rows != rows_of(done.units):
-            raise RuntimeError(f"{done.where}: {told.rows} rows arrived, the plan has {rows_of(done.units)}")
+        told = self._told(ticket)
+        if told.rows != ticket.rows:
+            raise RuntimeError(f"{done.where}: {told.rows} rows arrived, the plan has {ticket.rows}")
         position = ticket.number % plan.steps_per_epoch
         rows = plan.batch_rows(position)
         divisor = self._weight if plan.full else rows * self._weight / plan.rows
@@ -202,7 +228,8 @@ class Async:
         if not np.isfinite(loss):
             raise DivergedError(f"the loss is {loss}", where=done.where, hint="a smaller schedule.learning_rate")
         reduced = time.perf_counter()
-        self._inner, step = self._method.tell(self._inner, told, divisor, self.epochs)
+        mean = self._residuals is not None
+        self._inner, step = self._method.tell(self._inner, told, 1.0 if mean else divisor, self.epochs)
         assert not isinstance(step, Ask), "methods that ask again are refused"
         staleness = self._steps - ticket.version
         self._log(Update(ticket.number, ticket.version, ticket.slot))
@@ -222,6 +249,18 @@ class Async:
             rss=done.rss,
             worker=ticket.slot,
         )
+
+    def _told(self, ticket: _Ticket) -> Any:
+        """Return the sums of a ticket; where gradients are compressed the gradient is the mean already."""
+        value = ticket.round.value
+        if self._residuals is None:
+            return self._evaluation.finish((ticket.params,), value)
+        part = value.parts[0]
+        if not np.isfinite(part.square):
+            raise DivergedError(
+                "the gradient is not finite", where=ticket.round.where, hint="a smaller schedule.learning_rate"
+            )
+        return Sums(self._residuals.decoded(part), part.loss, part.weight, part.rows)
 
 
 def machine(setting: Setting, state: AsyncState) -> Async:

@@ -16,9 +16,10 @@ from bigopt.core.compress import COMPRESSORS, compressor
 from bigopt.core.errors import ConfError, DataError, DivergedError
 from bigopt.data.shares import Shares
 from bigopt.fit import resume
-from bigopt.strategies import compressed, sync
+from bigopt.strategies import asynchronous, compressed, sync
 from bigopt.strategies.base import Setting
 from bigopt.strategies.compressed import Compressed, CompressedState
+from bigopt.strategies.gates import Update
 from bigopt.work import GradientSum, execute
 from bigopt.work_compressed import CompressedSum
 
@@ -251,6 +252,60 @@ def test_divergence_is_named_and_the_state_stays_finite() -> None:
     with pytest.raises(DivergedError, match="loss"):
         drive(machine, Arena(2, picker(0)), made.rounds, updates=case.steps)
     assert np.isfinite(machine.params).all()
+
+
+def asynchronous_run(
+    case: Case, slots: int, seed: int, name: str = "top_k", replay: list[Update] | None = None, **more: Any
+) -> tuple[asynchronous.Async, list[Update]]:
+    log = list[Update]()
+    made = replace(setting(case, name), log=log.append, replay=replay, slots=slots)
+    machine = asynchronous.machine(made, asynchronous.start(made, case.start()))
+    session = Forgetful(slots, picker(seed), **{"forget": 0.0, **more})
+    drive(machine, session, made.rounds)
+    assert machine.steps == case.steps
+    return machine, log
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_async_with_one_worker_is_sync_with_one_replica(name: str) -> None:
+    case = Case(optimizer="momentum", steps=30)
+    machine, log = asynchronous_run(case, 1, 0, name)
+    assert machine.params.tobytes() == whole(case, name, p=1)
+    assert {number - update.version for number, update in enumerate(log)} == {0}
+
+
+@pytest.mark.parametrize("name", ["top_k", "int8"])
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_an_asynchronous_run_is_repeated_on_any_number_of_workers(name: str, slots: int) -> None:
+    case = Case(optimizer="momentum", steps=40)
+    first, log = asynchronous_run(case, 3, 5, name, repeat=0.3)
+    assert max(number - update.version for number, update in enumerate(log)) >= 1
+    again, same = asynchronous_run(case, slots, 8, name, replay=log)
+    assert again.params.tobytes() == first.params.tobytes()
+    assert same == log  # the owner of each residual too
+    assert again.params.tobytes() != asynchronous_run(case, 2, 5, name)[0].params.tobytes()
+
+
+def test_an_asynchronous_run_survives_what_workers_forget() -> None:
+    case = Case(steps=300, rate=0.02)
+    machine, log = asynchronous_run(case, 3, 1, forget=0.1, lose=0.1, repeat=0.1)
+    assert sorted(update.ticket for update in log) == list(range(300))
+    assert np.abs(machine.params - case.optimum()).max() < 0.3
+    assert all(residual.vector is not None for residual in machine.snapshot().residuals)
+
+
+def test_an_asynchronous_run_goes_on_with_its_residuals() -> None:
+    case = Case(steps=300, rate=0.02)
+    made = replace(setting(case), slots=2)
+    machine = asynchronous.machine(made, asynchronous.start(made, case.start()))
+    drive(machine, Arena(2, picker(1)), made.rounds, updates=220)
+    state = codec.loads(codec.dumps(machine.snapshot()))
+    assert [residual.version > 0 for residual in state.residuals] == [True, True]
+    made = replace(setting(case), slots=2)
+    machine = asynchronous.machine(made, state)
+    drive(machine, Arena(2, picker(2)), made.rounds)
+    assert machine.steps == 300
+    assert np.abs(machine.params - case.optimum()).max() < 0.3
 
 
 def train(tmp: Path, *keys: str, name: str = "top_k") -> dict[str, Any]:
