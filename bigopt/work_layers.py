@@ -21,7 +21,6 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bigopt.core import arrays
 from bigopt.core.codec import wire
 from bigopt.core.sums import added
 from bigopt.data.cache import Meter
@@ -134,7 +133,6 @@ class StageTurn:
     dtype : str
         ``run.dtype``.
     block_rows : int
-    device : str
     """
 
     model: MLP
@@ -145,7 +143,6 @@ class StageTurn:
     seed: int
     dtype: str
     block_rows: int
-    device: arrays.Device = "cpu"
 
     @property
     def bottom(self) -> bool:
@@ -183,8 +180,8 @@ class StageTurn:
         names = self.carried
         given: dict[str, Any] = {}
         for name, array in zip(names, inputs, strict=False):
-            given[name] = array if name in PLAIN else cast(array, self.view, self.device)
-        return given, tuple(cast(p, self.view, self.device) if p.size else None for p in inputs[len(names) :])
+            given[name] = array if name in PLAIN else cast(array, self.view, "cpu")
+        return given, tuple(cast(p, self.view, "cpu") if p.size else None for p in inputs[len(names) :])
 
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Handed:
         """Return what one piece hands on."""
@@ -205,11 +202,11 @@ class StageTurn:
         """Return v, and from the lowest stage the labels and weights."""
         found, labels, masses = [self._empty(self.model.layers[self.stage.last - 1][1])], list[Array](), list[Array]()
         for _, x, y, weight in self._rows(piece, given, part, meter):
-            found.append(arrays.to_host(piece.output(params, piece.inputs(params, x))))
+            found.append(piece.output(params, piece.inputs(params, x)))
             if y is not None and not self.top:
-                labels.append(np.array(arrays.to_host(y)))
+                labels.append(np.array(y))
             if weight is not None and not self.top:
-                masses.append(np.array(arrays.to_host(weight)))
+                masses.append(np.array(weight))
         if self.stage.by_units and part:  # one piece is enough
             labels, masses = [y[:0] for y in labels], [weight[:0] for weight in masses]
         y = np.concatenate(labels) if labels else _NONE
@@ -227,20 +224,20 @@ class StageTurn:
         loss = total = 0.0
         rows = 0
         for at, x, y, weight in self._rows(piece, given, part, meter):
-            inner, part_of = piece.inputs(params, x), slice(at, at + x.shape[0])
+            inner, part_of = piece.inputs(params, x), slice(at, at + len(x))
             if self.top:
                 scores = given["scores"][part_of] if stage.by_units else None
-                v = piece.output(params, inner) if scores is None else arrays.namespace(x).astype(scores, scores.dtype)
+                v = piece.output(params, inner) if scores is None else scores.copy()
                 value, delta = loss_delta(self.model, v, y, weight)
                 value, mass = kernels.totals(value, weight)
                 if part == 0 or not stage.by_units:
-                    loss, total, rows = loss + value, total + mass, rows + x.shape[0]
+                    loss, total, rows = loss + value, total + mass, rows + len(x)
             else:
-                delta = arrays.namespace(x).astype(given["delta"][part_of], x.dtype)
+                delta = given["delta"][part_of]
             own, handed = piece.gradient(params, inner, delta, below=below)
-            grad += arrays.to_host(own)
+            grad += own
             if handed is not None:
-                found.append(arrays.to_host(handed))
+                found.append(handed)
         out = np.concatenate(found) if found else _NONE
         how: How = "columns" if single and below else "sum" if stage.by_units and below else "rows"
         return Handed(out, how, grad, not stage.by_units, _NONE, _NONE, loss, total, rows)
@@ -256,29 +253,23 @@ class StageTurn:
         weight = given.get("weight")
         if weight is not None and weight.size == 0:
             weight = None
-        for at in range(0, v.shape[0], self.block_rows):
+        for at in range(0, len(v), self.block_rows):
             block = slice(at, at + self.block_rows)
-            yield (
-                at,
-                piece.entered(v[block]),
-                None if y is None else arrays.to_device(y[block], self.device),
-                None if weight is None else arrays.to_device(weight[block], self.device),
-            )
+            yield at, piece.entered(v[block]), *(None if a is None else a[block] for a in (y, weight))
 
     def _read(self, given: dict[str, Any], part: int, meter: Meter) -> Iterator[tuple[int, Any, Any, Any | None]]:
         bounds = given["bounds"]
         first, last = (int(bounds[part]), int(bounds[part + 1])) if len(bounds) > 2 else (0, int(bounds[-1]))
         units = given["units"][first:last]
         own = Meter(meter.blocks, order=tuple(units[:, 0].tolist()), buffers=meter.buffers)
-        buffers = meter.buffers if self.device == "cpu" else None
         at = rows_of(given["units"][:first])
         for unit in units:
             with own.block(self.view, int(unit[0])) as entry:
                 for X, y, weight in row_blocks(
-                    unit_rows(entry, self.seed, unit, buffers), self.block_rows, self.device
+                    unit_rows(entry, self.seed, unit, meter.buffers), self.block_rows, "cpu"
                 ):
                     yield at, X, y, weight
-                    at += X.shape[0]
+                    at += len(X)
         meter.bytes_read += own.bytes_read
         if part == 0 or not self.stage.by_units:
             meter.rows += rows_of(units)

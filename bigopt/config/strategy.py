@@ -103,6 +103,8 @@ def _check_layers(conf: Conf) -> None:
         if values.get(conf, path) != none:
             message = f"{path}={values.shown(values.get(conf, path))} does not go with {who}"
             raise conf.error(path, message, "strategy sync")
+    if conf.backend.device == "gpu":
+        raise conf.error("backend.device", f"{who} are computed on the CPU", "backend.device=cpu")
 
 
 def _check_coordinate(conf: Conf) -> None:

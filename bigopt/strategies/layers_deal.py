@@ -80,8 +80,7 @@ class Deal:
         model, run = check_splittable(given.model), secrets.token_hex(8)
         up, down = (
             tuple(
-                StageTurn(model, given.view, stage, back, run, seed, given.dtype, given.block_rows, given.device)
-                for stage in stages
+                StageTurn(model, given.view, stage, back, run, seed, given.dtype, given.block_rows) for stage in stages
             )
             for back in (False, True)
         )

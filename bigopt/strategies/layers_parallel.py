@@ -79,7 +79,6 @@ class Layers:
         self._params: list[list[Array]] = []
         self._sent: set[tuple[int, int, int]] = set()  # stage, piece, slot
         self._sums: list[tree.Fold[Array]] = []
-        self._told = (0.0, 0.0, 0)  # loss, weight and rows
         self._rss = 0
 
     def _of_epoch(self, epoch: int) -> Method[Any]:
@@ -119,7 +118,7 @@ class Layers:
         parts = [units for units in dealt(self._plan.units(state.epoch, state.position), deal.walks) if len(units)]
         self._walks = [self._walk(number, units) for number, units in enumerate(parts)]
         self._sums = [tree.Fold(len(parts), added) for _ in deal.stages]
-        self._told, self._rss = (0.0, 0.0, 0), 0
+        self._rss = 0
         return [order for walk in self._walks for order in self._turn(walk)]
 
     def _walk(self, number: int, units: Ints) -> _Walk:

@@ -95,6 +95,7 @@ REFUSED = {
     "micro_batches": (["strategy.micro_batches=3"], "where a batch stays whole"),
     "too many": (["strategy.blocks=9"], "9 pieces of 8 units of layer 1"),
     "too many stages": (["strategy.split=layers", "strategy.blocks=4"], "4 stages of 3 layers"),
+    "gpu": (["backend.device=gpu"], "layers that are cut are computed on the CPU"),
     "lbfgs": (["optimizer.name=lbfgs"], "asks several times"),
     "memory": (
         ["data.memory=0.1MB", "batch.size=full", "model.hidden=[8,40]"],
