@@ -17,6 +17,7 @@ import numpy as np
 from bigopt import bundle, keeping, kernelset, sessions
 from bigopt.backends.base import Session, check_fingerprint, fingerprint
 from bigopt.backends.ledger import Ledger, Rounds
+from bigopt.backends.slices import SLICE_BYTES, Slicer
 from bigopt.callbacks import Progress, Signals, Silent
 from bigopt.checkpoint import Cadence, Checkpoint, Checkpoints
 from bigopt.core import arrays, codec, compiled
@@ -164,6 +165,7 @@ class _Run:
                 shared = self.shared
                 session = shared.lend() if shared else sessions.open_session(conf, backend, run.path.name)
                 stack.callback(session.close)
+                self.rounds.slicer = None if backend == "local" else Slicer(SLICE_BYTES)
                 for line in session.notes:
                     self.say(line)
                 facts = self._facts(session, resume)
@@ -298,7 +300,7 @@ class _Run:
             anchor = Anchor.at(machine.snapshot())
         if saved is not None:
             self.ledger.rounds = saved.rounds
-            self.run.cut_metrics(saved.steps)
+            self.run.cut_metrics(machine.steps)
         self.say(
             f"{problem.model.layout.size} parameters, {plan.rows} training rows in {problem.view.partitions} "
             f"partitions, {plan.steps_per_epoch} steps an epoch, {session.slots} slots"
@@ -343,6 +345,7 @@ class _Run:
             steps=steps,
             slots=slots,
             log=lambda update: self.run.update(*update),
+            tell=self.say,
             rate=rate,
         )
 

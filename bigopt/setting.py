@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from bigopt.optim.build import build_method
 from bigopt.optim.method import FirstOrder, Method
 from bigopt.optim.schedules import Compressed
 from bigopt.problem import Problem
-from bigopt.strategies.base import Blocks, Rates, Setting
+from bigopt.strategies.base import Blocks, Rates, Setting, silent
 from bigopt.strategies.gates import Update, no_log
 from bigopt.strategies.hogwild import TURNS
 from bigopt.work_compressed import CompressedSum
@@ -49,6 +50,7 @@ def strategy_setting(
     steps: int | None = None,
     slots: int = 1,
     log: Callable[[Update], object] = no_log,
+    tell: Callable[[str], object] = silent,
     rate: float = 1.0,
 ) -> Setting:
     """Return what the strategy's machine is made from.
@@ -66,6 +68,8 @@ def strategy_setting(
         Workers at this start.
     log : callable
         Takes every `Update` of an asynchronous strategy.
+    tell : callable
+        Takes what a person should know.
     rate : float
         What the learning rate is multiplied by.
 
@@ -186,8 +190,16 @@ def strategy_setting(
         compressed=None if options.compression.name is None else compressed,
         blocks=blocks,
         log=log,
+        tell=tell,
+        shards_at=(towards(conf), conf.backend.timeout),
         replay=None if options.replay is None else read_updates(Path(options.replay)),
     )
+
+
+def towards(conf: Conf) -> str:
+    """Return a host that all workers reach: that of the cluster's address, else this machine's loopback."""
+    address = conf.backend.address
+    return "127.0.0.1" if address is None else urlsplit(address).hostname or "127.0.0.1"
 
 
 def _rates(problem: Problem, conf: Conf, length: int | None, rate: float) -> Rates:

@@ -227,7 +227,7 @@ class Rounds:
 
     def __init__(self, ledger: Ledger, retries: int) -> None:
         self.ledger = ledger
-        self._retries = retries
+        self.retries = retries
         self._ticket = 0
         self._merge = merging(Buffers())
         self._kept: deque[Arrival] = deque()
@@ -241,7 +241,7 @@ class Rounds:
             inputs,
             units,
             homes,
-            retries=self._retries,
+            retries=self.retries,
             ledger=self.ledger,
             where=where,
             merge=self._merge,

@@ -116,6 +116,7 @@ def serve(addresses: Sequence[Address], key: bytes, memory: int, name: str = "")
     ):
         wire.send(Hello(os.getpid(), socket.gethostname(), name, fingerprint()))
         resident = Resident(BlockCache(memory))
+        resident.blocks.kept.secret = key
         with contextlib.suppress(EOFError, OSError):  # the driver is gone; who placed this worker learns it from there
             while resident.turn(wire):
                 pass

@@ -45,6 +45,11 @@ def _check_compression(conf: Conf) -> None:
     if optimizer.searches or schedule.searches:
         asks = f"{conf.optimizer.name} with {conf.schedule.name} needs exact sums"
         raise conf.error(where, f"compression takes methods of one gradient a step, {asks}", "leave it at null")
+    uses, options = names.STRATEGIES[conf.strategy.name].uses, conf.strategy
+    push, fetch = (getattr(options, key) or uses.get(key) for key in ("n_push", "n_fetch"))
+    if push != fetch:
+        message = f"compressed pushes are fetches too, but n_push is {push} and n_fetch {fetch}"
+        raise conf.error("strategy.n_fetch", message, f"strategy.n_fetch={push}")
     for path, none, why in (
         ("model.backprop", "map", "rows are sent, not gradients"),
         ("model.batchnorm", False, "the moments inside the model are renewed between steps"),
@@ -59,8 +64,8 @@ def _check_compression(conf: Conf) -> None:
 def _check_shards(conf: Conf) -> None:
     """Refuse what a shard of the parameter server cannot do: it sees its own entries only."""
     if conf.strategy.shards_on == "workers":
-        raise conf.error("strategy.shards_on", names.later("strategy.shards_on: workers"), "driver")
-    if conf.strategy.shards in (None, 1):
+        _check_served(conf)
+    elif conf.strategy.shards in (None, 1):
         return
     if conf.optimizer.name in names.LAYERWISE:
         message = f"{conf.optimizer.name} looks at whole layers, which strategy.shards={conf.strategy.shards} cut"
@@ -68,6 +73,27 @@ def _check_shards(conf: Conf) -> None:
     if conf.optimizer.clip_norm is not None:
         message = f"clip_norm is of the whole gradient, which strategy.shards={conf.strategy.shards} cut"
         raise conf.error("optimizer.clip_norm", message, "strategy.shards=1, or optimizer.clip_value")
+
+
+def _check_served(conf: Conf) -> None:
+    """Refuse what goes with a parameter server on workers only in part: the driver sees neither pushes nor fetches."""
+    spec, backend = conf.strategy, conf.backend
+    who, here = "strategy.shards_on=workers", "shards_on=driver"
+    if backend.name != "dask" or backend.channel == "off":
+        found = "backend.channel=off" if backend.name == "dask" else f"backend.name={backend.name}"
+        raise conf.error("strategy.shards_on", f"{who} needs the resident workers of Dask, not {found}", here)
+    if backend.address is not None and "://" not in backend.address:
+        message = f"{who} needs the scheduler's address, to know on which network its workers meet"
+        raise conf.error("backend.address", message, "tcp://HOST:PORT")
+    n_fetch, n_push = (getattr(spec, key) or names.STRATEGIES["downpour"].uses[key] for key in ("n_fetch", "n_push"))
+    if n_fetch % n_push:
+        message = f"n_fetch = {n_fetch} is no multiple of n_push = {n_push}, and {who} keeps no gradient between turns"
+        raise conf.error("strategy.n_fetch", message, here)
+    if spec.replay is not None:
+        message = f"{who}: the order of the updates is not the driver's, there is no log to repeat"
+        raise conf.error("strategy.replay", message, here)
+    if spec.compression.name is not None:
+        raise conf.error("strategy.compression.name", f"{who} pushes whole gradients", here)
 
 
 def _check_blocks(conf: Conf) -> None:
@@ -83,7 +109,10 @@ def _check_blocks(conf: Conf) -> None:
         raise conf.error("model.name", message, "model.name=mlp, or strategy model_parallel")
     if conf.strategy.micro_batches is not None:
         raise conf.error("strategy.micro_batches", "strategy.micro_batches is of the layers of an mlp", "null")
-    _check_columns(conf)
+    if conf.strategy.solver == "dual":
+        _check_dual(conf)
+    else:
+        _check_columns(conf)
 
 
 def _check_layers(conf: Conf) -> None:
@@ -123,6 +152,35 @@ def _check_coordinate(conf: Conf) -> None:
             raise conf.error(path, f"{path} does not go with {who}", "leave it at null")
     if conf.strategy.update_on == "worker":
         raise conf.error("strategy.update_on", f"under {who} blocks travel with each visit", "driver")
+
+
+def _check_dual(conf: Conf) -> None:
+    """Refuse what the dual problem is not made for: a step is its own, and w is a sum over the rows."""
+    who = "strategy.solver=dual"
+    if conf.model.name not in ("linear", "ridge", "logistic"):
+        raise conf.error("model.name", f"{who} is for ridge and logistic, not {conf.model.name}", "gradient")
+    if conf.model.l2 <= 0.0:
+        raise conf.error("model.l2", f"{who} needs a penalty: the dual has no other", "model.l2 above 0")
+    if conf.optimizer.name != "gd" or conf.schedule.name != "constant":
+        path = "optimizer.name" if conf.optimizer.name != "gd" else "schedule.name"
+        raise conf.error(path, f"{who} takes steps of its own, without optimizer and rate", "leave it out")
+    for path, none, why in (
+        ("model.l1", 0.0, "it is not smooth"),
+        ("model.backprop", "map", "rows are never sent"),
+        ("strategy.update_on", None, "the driver adds what the groups bring"),
+        ("optimizer.average", None, "there is no optimizer"),
+        ("optimizer.clip_norm", None, "there is no optimizer"),
+        ("optimizer.clip_value", None, "there is no optimizer"),
+    ):
+        if values.get(conf, path) not in (none, False, "driver"):
+            raise conf.error(path, f"{path}={values.shown(values.get(conf, path))} under {who}: {why}", "leave it out")
+    if conf.model.intercept:
+        message = f"{who} has no intercept: one without a penalty would tie all dual variables together"
+        raise conf.error("model.intercept", message, "model.intercept=false, with a column of ones or a centred target")
+    if conf.model.init not in names.INIT_RULES:
+        raise conf.error("model.init", f"{who} starts at w = 0", "leave it out")
+    if conf.backend.device == "gpu":
+        raise conf.error("backend.device", f"{who} is computed on the CPU", "backend.device=cpu")
 
 
 def _check_apart(conf: Conf) -> None:

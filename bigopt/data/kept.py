@@ -50,9 +50,16 @@ class Missing(NamedTuple):
 
 
 class Kept:
-    """The values that a process keeps for one run at a time; safe for threads."""
+    """The values that a process keeps for one run at a time; safe for threads.
+
+    Attributes
+    ----------
+    secret : bytes
+        The key of the channel that this worker was placed with: what it proves to other workers. Empty without one.
+    """
 
     def __init__(self) -> None:
+        self.secret = b""
         self._run = ""
         self._values: dict[tuple[str, int], dict[int, Any]] = {}
         self._lock = threading.Lock()

@@ -131,6 +131,10 @@ class Blocks:
     penalty: Penalty = field(default_factory=Penalty)
 
 
+def silent(text: str) -> None:
+    """Tell nobody."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """What every strategy is made from.
@@ -170,6 +174,10 @@ class Setting:
         ``compressed(replicas)`` gives the compressed gradients of that many replicas; None where they travel whole.
     log : callable
         Takes every `Update` of an asynchronous strategy.
+    tell : callable
+        Takes what a person should know.
+    shards_at : tuple
+        A host that all workers reach, and the seconds after which a shard that does not answer is gone.
     replay : sequence of Update or None
         The log of a run that is to be repeated, from its first update.
     """
@@ -191,6 +199,8 @@ class Setting:
     blocks: Callable[[], Blocks] = none_here
     compressed: Callable[[int], CompressedSum] | None = None
     log: Callable[[Update], object] = no_log
+    tell: Callable[[str], object] = silent
+    shards_at: tuple[str, float] = ("127.0.0.1", 60.0)
     replay: Sequence[Update] | None = None
 
 

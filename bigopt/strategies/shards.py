@@ -99,16 +99,21 @@ class Sharded:
 
 
 def sharded(method: Method[Any], shards: int) -> Method[Any]:
-    """Return the method on so many shards; on one, the method itself.
+    """Return the method on so many shards; on one, the method itself; see `cut`."""
+    if shards == 1:
+        return method
+    assert isinstance(method, FirstOrder), "methods that ask again are refused"
+    return cut(method, shards)
+
+
+def cut(method: FirstOrder, shards: int) -> Sharded:
+    """Return the method on so many shards.
 
     Raises
     ------
     ConfError
         More shards than parameters.
     """
-    if shards == 1:
-        return method
-    assert isinstance(method, FirstOrder), "methods that ask again are refused"
     if shards > method.layout.size:
         raise ConfError(
             f"{method.layout.size} parameters are too few for {shards} shards", where="strategy.shards", hint="fewer"

@@ -7,7 +7,18 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from bigopt.core.names import lookup
-from bigopt.strategies import asynchronous, backup, compressed, hogwild, hybrid, local, model_parallel, replicas, sync
+from bigopt.strategies import (
+    asynchronous,
+    backup,
+    compressed,
+    hogwild,
+    hybrid,
+    local,
+    model_parallel,
+    replicas,
+    served,
+    sync,
+)
 from bigopt.strategies.base import Array, Machine, Setting
 
 
@@ -46,7 +57,7 @@ STRATEGIES: Final[Mapping[str, StrategyEntry]] = MappingProxyType(
         "ssp": StrategyEntry(asynchronous.start, asynchronous.machine),
         "hogwild": StrategyEntry(hogwild.start, hogwild.machine),
         "local_sgd": StrategyEntry(local.start, local.machine),
-        "downpour": StrategyEntry(replicas.start, replicas.machine),
+        "downpour": StrategyEntry(served.start, served.machine),
         "easgd": StrategyEntry(replicas.start, replicas.machine),
         "model_parallel": StrategyEntry(model_parallel.start, model_parallel.machine),
         "hybrid": StrategyEntry(hybrid.start, hybrid.machine),

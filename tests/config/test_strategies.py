@@ -34,7 +34,6 @@ def test_the_others_keep_the_optimizer_of_the_conf(name: str) -> None:
         ("strategy: {name: local_sgd}\noptimizer: {name: sgd, clip_norm: 1}", "clip_norm does not go with"),
         ("strategy: {name: local_sgd, n_push: 3}", "strategy.n_push is not used by strategy 'local_sgd'"),
         ("strategy: {name: ssp, spares: 1}", "strategy.spares is not used by strategy 'ssp'"),
-        ("strategy: {name: downpour, shards_on: workers}", "shards_on: workers is not available"),
         ("strategy: {name: local_sgd, outer: {name: adamm}}", "no optimizer 'adamm'"),
         ("strategy: {name: local_sgd, outer: {name: momentum, beta1: 0.9}}", "momentum does not use 'beta1'"),
         ("strategy: {name: local_sgd, outer: {name: sgd, learning_rate: fast}}", "learning_rate is fast"),
@@ -51,3 +50,23 @@ def test_what_does_not_go_with_a_strategy(text: str, said: str) -> None:
 def test_local_steps_take_no_l1_and_run_where_the_rows_are(path: str, name: str) -> None:
     with pytest.raises(ConfError, match="does not go with the local steps"):
         conf(f"strategy: {{name: {name}}}", path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["backend.name=local"], "needs the resident workers of Dask, not backend.name=local"),
+        (["backend.name=spark"], "needs the resident workers of Dask, not backend.name=spark"),
+        (["backend.name=dask", "backend.channel=off"], "not backend.channel=off"),
+        (["backend.name=dask", "strategy.n_fetch=3", "strategy.n_push=2"], "n_fetch = 3 is no multiple of n_push = 2"),
+        (["backend.name=dask", "strategy.n_push=2"], "n_fetch = 5 is no multiple of n_push = 2"),
+        (["backend.name=dask", "strategy.replay=updates.csv"], "there is no log to repeat"),
+        (["backend.name=dask", "backend.address=scheduler.json"], "needs the scheduler's address"),
+        (["backend.name=dask", "optimizer.name=lamb"], "lamb looks at whole layers"),
+    ],
+)
+def test_what_shards_on_workers_do_not_go_with(keys: list[str], said: str) -> None:
+    text = "strategy: {name: downpour, shards_on: workers}"
+    with pytest.raises(ConfError, match=said):
+        conf(text, *keys)
+    assert conf(text, "backend.name=dask").strategy.shards_on == "workers"
