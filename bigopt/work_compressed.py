@@ -31,7 +31,9 @@ from bigopt.data.kept import Missing
 from bigopt.data.plan import Ints
 from bigopt.data.shares import Shares
 from bigopt.data.view import DataView
+from bigopt.models.base import Model
 from bigopt.work import GradientSum
+from bigopt.work_local import LocalSteps, Turns
 
 Array = npt.NDArray[Any]
 
@@ -77,6 +79,20 @@ class CodedGradients(NamedTuple):
         return CodedGradients(self.parts + other.parts)
 
 
+def _residual(
+    work: CompressedSum | CompressedTurn, given: tuple[Array, ...], number: int, version: int, meter: Meter
+) -> Array | Missing | None:
+    """Return what to add to the next gradient; None for nothing."""
+    if not work.feedback:
+        return None
+    if given:
+        return given[0]
+    if version == 0:
+        return np.zeros(work.model.layout.size, dtype=work.dtype)
+    kept: Array | None = meter.blocks.kept.get(work.run, RESIDUAL, number, version)
+    return Missing(RESIDUAL, number, version) if kept is None else kept
+
+
 @wire
 @dataclass(frozen=True)
 class CompressedSum:
@@ -115,6 +131,16 @@ class CompressedSum:
         """That of the gradient."""
         return self.gradient.view
 
+    @property
+    def model(self) -> Model:
+        """That of the gradient."""
+        return self.gradient.model
+
+    @property
+    def dtype(self) -> str:
+        """``run.dtype``."""
+        return self.gradient.dtype
+
     def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
         """Cast the params of each step once; the residual is used as it is."""
         params = inputs[0].reshape(-1, inputs[0].shape[-1])
@@ -123,7 +149,7 @@ class CompressedSum:
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> CodedGradients:
         """Return the answer of ``unit = (replica, version of its residual, first step, last step + 1)``."""
         number, version, first, last = (int(v) for v in unit)
-        residual = self._residual(inputs, number, version, meter)
+        residual = _residual(self, inputs[1:], number, version, meter)
         if isinstance(residual, Missing):
             return CodedGradients((residual,))
         part: CodedGradient | None = None
@@ -146,18 +172,6 @@ class CompressedSum:
         meter.blocks.kept.put(self.run, RESIDUAL, number, version, residual)
         return CodedGradients((part._replace(residual=residual) if self.returned else part,))
 
-    def _residual(self, inputs: tuple[Any, ...], number: int, version: int, meter: Meter) -> Array | Missing | None:
-        """Return what to add to the first gradient; None for nothing."""
-        if not self.feedback:
-            return None
-        if len(inputs) > 1:
-            given: Array = inputs[1]
-            return given
-        if version == 0:
-            return np.zeros(self.gradient.model.layout.size, dtype=self.gradient.dtype)
-        kept: Array | None = meter.blocks.kept.get(self.run, RESIDUAL, number, version)
-        return Missing(RESIDUAL, number, version) if kept is None else kept
-
     def _sums(self, ready: tuple[Any, ...], units: Ints, meter: Meter) -> Sums:
         """Fold the gradient sums of a replica's units along a tree of their own; the gradient may be written to."""
         n, gradient = len(units), self.gradient
@@ -166,3 +180,83 @@ class CompressedSum:
         leaves = (gradient(ready, unit, meter) for unit in units)
         root: Sums = whole(tree.fold(leaves, n, merge, keep=gradient.owned)[(tree.height(n), 0)])
         return root
+
+
+@wire
+class CodedTurn(NamedTuple):
+    """A replica's turn of local steps, what it pushes as a code.
+
+    Parameters
+    ----------
+    number : int
+        Of the replica.
+    code : tuple
+    residual : ndarray, shape (p,), or None
+        After this push, where the order asked for it.
+    turn : Turns
+        Without vectors.
+    """
+
+    number: int
+    code: Any
+    residual: Array | None
+    turn: Turns
+
+
+@wire
+@dataclass(frozen=True)
+class CompressedTurn:
+    """Local steps whose pushed sum of mean gradients goes out as a code (downpour).
+
+    The inputs are those of `LocalSteps`, then, where the worker is not to go on from a residual of its own, the
+    residual, shape (p,).
+
+    Parameters
+    ----------
+    steps : LocalSteps
+        With ``answer="replica"``.
+    compressor, feedback, run, returned
+        As in `CompressedSum`.
+    """
+
+    steps: LocalSteps
+    compressor: Any
+    feedback: bool
+    run: str
+    returned: bool = False
+
+    @property
+    def view(self) -> DataView:
+        """That of the steps."""
+        return self.steps.view
+
+    @property
+    def model(self) -> Model:
+        """That of the steps."""
+        return self.steps.model
+
+    @property
+    def dtype(self) -> str:
+        """``run.dtype``."""
+        return self.steps.dtype
+
+    def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
+        """Need nothing: params change with every step."""
+        return inputs
+
+    def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> CodedGradients:
+        """Return the answer of ``unit = (replica, version of its residual, first step, last step + 1)``."""
+        number, version = int(unit[0]), int(unit[1])
+        residual = _residual(self, inputs[2:], number, version, meter)
+        if isinstance(residual, Missing):
+            return CodedGradients((residual,))
+        turn = self.steps(inputs[:2], unit, meter)
+        u, nothing = turn.pushed, np.zeros(0, dtype=self.dtype)
+        if residual is not None:
+            u += residual
+        code = self.compressor.encode(u, number, version)
+        turn = turn._replace(params=nothing, pushed=nothing)
+        if self.feedback:
+            residual = np.subtract(u, self.compressor.decode(code, number, version), out=u)
+            meter.blocks.kept.put(self.run, RESIDUAL, number, version + 1, residual)
+        return CodedGradients((CodedTurn(number, code, residual if self.returned else None, turn),))

@@ -107,6 +107,7 @@ STRATEGIES: Mapping[str, Name] = {
             "shards": 1,
             "shards_on": "driver",
             "replay": None,
+            "compression": None,
         }
     ),
     "easgd": Name({"replicas": None, "every": 10, "alpha": None, "local_learning_rate": None, "replay": None}),

@@ -45,6 +45,11 @@ def _check_compression(conf: Conf) -> None:
     if optimizer.searches or schedule.searches:
         asks = f"{conf.optimizer.name} with {conf.schedule.name} needs exact sums"
         raise conf.error(where, f"compression takes methods of one gradient a step, {asks}", "leave it at null")
+    uses, options = names.STRATEGIES[conf.strategy.name].uses, conf.strategy
+    push, fetch = (getattr(options, key) or uses.get(key) for key in ("n_push", "n_fetch"))
+    if push != fetch:
+        message = f"compressed pushes are fetches too, but n_push is {push} and n_fetch {fetch}"
+        raise conf.error("strategy.n_fetch", message, f"strategy.n_fetch={push}")
     for path, none, why in (
         ("model.backprop", "map", "rows are sent, not gradients"),
         ("model.batchnorm", False, "the moments inside the model are renewed between steps"),

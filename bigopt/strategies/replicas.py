@@ -8,6 +8,8 @@ server, alone, and goes on. What happens at a meeting is an `Exchange`:
 - `Elastic` (EASGD, Zhang et al. 2015): every so many steps replica x and centre c attract each other:
   d = alpha (x - c);  x -= d;  c += d. The centre is the result.
 
+Where pushes are compressed every push is a fetch too, so that a replica's params need not travel up at all.
+
 A step of such a run is p local steps, one batch of ``batch.size`` rows over all replicas, whoever takes them.
 """
 
@@ -28,8 +30,10 @@ from bigopt.core.sums import Sums
 from bigopt.optim.method import Ask, Method
 from bigopt.strategies.base import Rates, Setting, StepRecord
 from bigopt.strategies.gates import Update, no_log
+from bigopt.strategies.residuals import Residual, Residuals
 from bigopt.strategies.shards import sharded
 from bigopt.work import Arrival, Order
+from bigopt.work_compressed import CompressedTurn
 from bigopt.work_local import LocalSteps, Turns
 
 Array = npt.NDArray[Any]
@@ -165,6 +169,8 @@ class ReplicasState(NamedTuple):
         Of all replicas together.
     updates : int
         Meetings so far: lines of the log.
+    residuals : tuple of Residual
+        Of the replicas, where their pushes are compressed.
     """
 
     server: Any
@@ -172,6 +178,7 @@ class ReplicasState(NamedTuple):
     version: int
     local_steps: int
     updates: int
+    residuals: tuple[Residual, ...] = ()
 
     @property
     def number(self) -> int:
@@ -225,6 +232,11 @@ class Replicas:
         self._limit = None if setting.steps is None else setting.steps * self._count
         self._order = order
         self._log = log
+        self._residuals: Residuals | None = None
+        if setting.compressed is not None:
+            coded = setting.compressed(self._count)
+            push = CompressedTurn(work, coded.compressor, coded.feedback, coded.run)
+            self._residuals = Residuals(push, state.residuals, setting.rounds.ledger)
         self._slots = 1
         self._begun = False
         self._given = state.local_steps
@@ -249,7 +261,7 @@ class Replicas:
 
     def snapshot(self) -> ReplicasState:
         """Return the state between two meetings."""
-        return self._state
+        return self._state if self._residuals is None else self._state._replace(residuals=self._residuals.state)
 
     def more(self, slots: int) -> list[Order]:
         """Return the turns that have been decided since the last call; at first, one for every replica."""
@@ -274,12 +286,18 @@ class Replicas:
         if length <= 0:
             return
         self._given += length
-        rates = self._rates(given // self._count, given // self._count + length)
-        units = np.array([(number, 0, replica.steps, replica.steps + length)], dtype=np.int64)
+        self._orders += self._send(number, self._rates(given // self._count, given // self._count + length))
+
+    def _send(self, number: int, rates: Array) -> list[Order]:
+        """Return the order of a replica's next turn."""
+        replica, work, more = self._state.replicas[number], self._work, tuple[Array, ...]()
+        units = np.array([(number, 0, replica.steps, replica.steps + len(rates))], dtype=np.int64)
+        if self._residuals is not None:
+            work, more, units = self._residuals.order(number, replica.params, *units[0, 2:].tolist())
         home = np.array([number * min(self._slots, self._count) // self._count], dtype=np.int64)
-        made = self._rounds.new(self._work, (replica.params, rates), units, home, where=f"replica {number}")
+        made = self._rounds.new(work, (replica.params, rates, *more), units, home, where=f"replica {number}")
         self._out[made.ticket] = (number, made, rates)
-        self._orders += made.orders()
+        return made.orders()
 
     def handle(self, arrival: Arrival) -> list[Order]:
         """Accept an arrival."""
@@ -287,9 +305,14 @@ class Replicas:
         if ticket not in self._out:
             self._rounds.late(arrival)
             return []
-        again = self._out[ticket][1].accept(arrival)
-        if self._out[ticket][1].done:
-            self._arrived.append(self._out.pop(ticket))
+        number, made, rates = self._out[ticket]
+        again = made.accept(arrival)
+        if made.done:
+            del self._out[ticket]
+            dense = self._state.replicas[number].params.nbytes
+            if self._residuals is not None and not self._residuals.take(made.value.parts[0], dense):
+                return self._send(number, rates)
+            self._arrived.append((number, made, rates))
         return again
 
     def advance(self) -> StepRecord | None:
@@ -305,9 +328,9 @@ class Replicas:
 
     def _meet(self, number: int, done: Round, rates: Array) -> StepRecord:
         begin = time.perf_counter()
-        state, turn, p = self._state, done.value, self._count
-        assert isinstance(turn, Turns)
+        state, p = self._state, self._count
         before = state.replicas[number]
+        turn = self._turned(before, done)
         loss = turn.loss / (self._work.total_weight / self._plan.rows * turn.rows) + self._penalty(before.params)
         if not (np.isfinite(loss) and np.isfinite(turn.params).all()):
             raise DivergedError(
@@ -320,7 +343,7 @@ class Replicas:
         server, replica, version = self._exchange.meet(state.server, replica, state.version, local / p, last)
         self._log(Update(number, before.version, number))
         replicas = tuple(replica if r == number else other for r, other in enumerate(state.replicas))
-        self._state = ReplicasState(server, replicas, version, local, state.updates + 1)
+        self._state = ReplicasState(server, replicas, version, local, state.updates + 1, state.residuals)
         self._turn(number)
         steps, per_epoch = local // p, self._plan.steps_per_epoch
         return StepRecord(
@@ -338,6 +361,15 @@ class Replicas:
             rss=done.rss,
             worker=number,
         )
+
+    def _turned(self, before: Replica, done: Round) -> Turns:
+        """Return a replica's turn; after a compressed one its params are fetched, and stay until then as they were."""
+        turn = done.value
+        if self._residuals is not None:
+            part = turn.parts[0]
+            turn = part.turn._replace(params=before.params, pushed=self._residuals.decoded(part))
+        assert isinstance(turn, Turns)
+        return turn
 
 
 def _exchange(setting: Setting, replicas: int) -> Exchange:

@@ -20,6 +20,8 @@ from bigopt.strategies import asynchronous, compressed, sync
 from bigopt.strategies.base import Setting
 from bigopt.strategies.compressed import Compressed, CompressedState
 from bigopt.strategies.gates import Update
+from bigopt.strategies.replicas import Downpour, Replicas
+from bigopt.strategies.replicas import begin as begin_replicas
 from bigopt.work import GradientSum, execute
 from bigopt.work_compressed import CompressedSum
 
@@ -308,6 +310,51 @@ def test_an_asynchronous_run_goes_on_with_its_residuals() -> None:
     assert np.abs(machine.params - case.optimum()).max() < 0.3
 
 
+def downpour(
+    case: Case, slots: int, seed: int, name: str = "top_k", order: list[int] | None = None, **more: Any
+) -> tuple[Replicas, list[int]]:
+    made = setting(case, name, fraction=more.pop("fraction", 0.4)) if name else case.setting()
+    exchange = Downpour(case.method("sgd", case.rate, penalty=False), 3, 3)
+    machine = Replicas(
+        made, begin_replicas(exchange, case.start(), 2), exchange, case.local(2, "replica"), case.rates, order=order
+    )
+    records = drive(machine, Forgetful(slots, picker(seed), **{"forget": 0.0, **more}), made.rounds)
+    assert machine.steps == case.steps
+    return machine, [record.worker for record in records]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pushes_are_compressed_and_the_run_is_repeated(name: str) -> None:
+    case = Case(steps=31)
+    machine, order = downpour(case, 2, 3, name, repeat=0.3, lose=0.2)
+    again, _ = downpour(case, 1, 0, name, order=order)
+    assert again.params.tobytes() == machine.params.tobytes()
+    plain, _ = downpour(case, 1, 0, "", order=order)
+    assert np.abs(plain.params - machine.params).max() > 1e-6
+
+
+def test_whole_pushes_are_those_of_downpour() -> None:
+    """Up to the last turn: who has no turn left fetches no more either way."""
+    case = Case(steps=30)
+    machine, order = downpour(case, 2, 3, fraction=1.0)
+    plain, _ = downpour(case, 1, 0, "", order=order)
+    assert np.abs(plain.params - machine.params).max() < 1e-14
+
+
+def test_pushes_survive_what_workers_forget_and_a_resume() -> None:
+    case = Case(steps=400, rate=0.02)
+    machine, _ = downpour(case, 3, 1, forget=0.1, lose=0.1, repeat=0.1)
+    assert np.abs(machine.params - case.optimum()).max() < 0.3
+    state = codec.loads(codec.dumps(machine.snapshot()))
+    assert [residual.version > 100 for residual in state.residuals] == [True, True]
+    more = Case(steps=430, rate=0.02)
+    made, exchange = setting(more), Downpour(more.method("sgd", more.rate, penalty=False), 3, 3)
+    machine = Replicas(made, state, exchange, more.local(2, "replica"), more.rates)
+    drive(machine, Arena(2, picker(2)), made.rounds)
+    assert machine.steps == 430
+    assert np.abs(machine.params - case.optimum()).max() < 0.3
+
+
 def train(tmp: Path, *keys: str, name: str = "top_k") -> dict[str, Any]:
     tmp.mkdir(exist_ok=True)
     fraction = [f"strategy.compression.fraction={0.2}"] if name in ("top_k", "random_k") else []
@@ -355,6 +402,7 @@ def test_what_compression_does_not_go_with(tmp_path: Path) -> None:
         (["model.backprop=driver"], "rows are sent, not gradients"),
         (["batch.growth=2", "batch.size=10", "optimizer.name=sgd"], "batch.growth"),
         (["run.on_divergence=halve_rate"], "at the rate they were made with"),
+        (["strategy.name=downpour", "strategy.n_push=2"], "n_push is 2 and n_fetch 5"),
         (["strategy.name=local_sgd"], "strategy.compression.name is not used by strategy 'local_sgd'"),
     ):
         with pytest.raises(ConfError, match=said):
