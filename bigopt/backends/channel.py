@@ -28,6 +28,7 @@ from bigopt.backends.resident import (
     Done,
     Failed,
     Install,
+    Lost,
     Prepare,
     Stop,
     Task,
@@ -216,7 +217,7 @@ class Hub:
         with link.lock:  # whoever was sending to it has been woken by now
             link.gone = True
 
-    def _take(self, link: Link, message: Done | Failed, size: int) -> None:
+    def _take(self, link: Link, message: Done | Lost | Failed, size: int) -> None:
         with self._lock:
             order, sent = link.orders.pop(message.serial, (None, 0))
             link.since, link.last, link.finished = time.monotonic(), order or link.last, link.finished + 1
@@ -226,6 +227,9 @@ class Hub:
             error = ERRORS.get(message.kind, ClusterError)(message.message, where=message.where, hint=message.hint)
             if order is not None:
                 self._arrivals.put(Arrival(order, error=error))
+        elif isinstance(message, Lost):
+            if order is not None:
+                self._arrivals.put(Arrival(order, lost=message.reason))
         elif order is not None:
             nodes = dict(zip(message.levels, message.values, strict=True))
             self._arrivals.put(Arrival(order, nodes, message.stats, sent=sent, received=size))
@@ -268,7 +272,8 @@ class Hub:
                     link.wire.send(Prepare(codec.modules(order.work)))
                     link.wire.send(Install(number, order.work, order.work.view.source.identity()))
                     link.installed.add(number)
-                task = Task(serial, number, order.leaves, order.start, order.units, order.ahead, order.inputs)
+                where = order.ticket, order.leaves, order.start, order.units, order.ahead
+                task = Task(serial, number, *where, order.inputs)
                 sent = link.wire.send(task, order.inputs)
         except TypeError as error:
             raise untravelled(error) from None

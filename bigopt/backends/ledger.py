@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from bigopt.core.errors import ClusterError
 from bigopt.core.sums import merge, merging
 from bigopt.data.plan import Ints
 from bigopt.work import Arrival, Order, Work
+
+if TYPE_CHECKING:
+    from bigopt.backends.slices import Slicer
 
 
 @dataclass
@@ -86,6 +89,8 @@ class Round:
         What the round is, for messages ("step 12").
     merge : callable
         What the tree is folded with.
+    slicer : Slicer or None
+        Cuts gradients that are large (`bigopt.backends.slices`).
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class Round:
         ledger: Ledger,
         where: str,
         merge: Callable[[Any, Any], Any] = merge,
+        slicer: Slicer | None = None,
     ) -> None:
         if len(units) == 0:
             raise ValueError("a round without units")
@@ -114,13 +120,15 @@ class Round:
         self._retries = retries
         self._ledger = ledger
         self._accepted = np.zeros(len(units), dtype=np.bool_)
+        self._merge = merge
         self._fold: tree.Fold[Any] = tree.Fold(len(units), merge)
+        self._cut = None if slicer is None else slicer.cut(work)
         ledger.planned += len(units)
 
     @property
     def done(self) -> bool:
-        """Whether every unit is accepted."""
-        return bool(self._accepted.all())
+        """Whether every unit is accepted, in all slices."""
+        return bool(self._accepted.all()) and (self._cut is None or self._cut.last)
 
     def wants(self, order: Order) -> bool:
         """Return whether some units of an order are not accepted yet."""
@@ -131,7 +139,7 @@ class Round:
         """The root of the tree; a partial sum is never given out."""
         if not self.done:
             raise RuntimeError(f"round {self.ticket} is not complete")
-        return self._fold.root
+        return self._fold.root if self._cut is None else self._cut.take(self._fold.root)
 
     def orders(self) -> list[Order]:
         """Return one order for each slot that has units."""
@@ -141,9 +149,12 @@ class Round:
         return [self._order(a, b, 0, int(self._homes[a])) for a, b in zip(starts, stops, strict=True)]
 
     def _order(self, start: int, stop: int, attempt: int, slot: int) -> Order:
-        return Order(
-            self.ticket, attempt, slot, self.work, self._inputs, len(self.units), start, self.units[start:stop]
-        )
+        work, inputs = self.work, self._inputs
+        if self._cut is not None:
+            work = self._cut.work
+            kept = self._retries > 0 and attempt == 0 and not self._cut.first  # by its slot
+            inputs = () if kept else inputs
+        return Order(self.ticket, attempt, slot, work, inputs, len(self.units), start, self.units[start:stop])
 
     def accept(self, arrival: Arrival) -> list[Order]:
         """Take an arrival into the tree.
@@ -164,13 +175,14 @@ class Round:
         size = order.stop - order.start
         if arrival.error is not None:
             raise arrival.error
-        if arrival.lost or order.ticket != self.ticket:
-            if order.ticket != self.ticket:
-                ledger.duplicates += size
-                return []
+        if order.ticket != self.ticket or self._late(order):
+            ledger.duplicates += size
+            return []
+        if arrival.lost:
             return self._again(order, arrival.lost)
         ledger.messages += 1
-        ledger.executed += size
+        once = self._cut is None or self._cut.first
+        ledger.executed += size * once
         ledger.bytes_sent += arrival.sent
         ledger.bytes_received += arrival.received
         ledger.bytes_read += arrival.stats.bytes_read
@@ -181,15 +193,25 @@ class Round:
             ledger.duplicates += size
             return self._missing(order)
         self._accepted[order.start : order.stop] = True
-        ledger.accepted += size
-        ledger.rows += arrival.stats.rows
+        if once:
+            ledger.accepted += size
+            ledger.rows += arrival.stats.rows
         self.seconds_map = max(self.seconds_map, arrival.stats.seconds)
         self.rss = max(self.rss, arrival.stats.rss)
         for node, value in arrival.nodes.items():
             self._fold.add(node, value)
         if self.done:
             ledger.rounds += 1
+        elif self._cut is not None and self._accepted.all():
+            self._cut.next(self._fold.root)
+            self._fold = tree.Fold(len(self.units), self._merge)
+            self._accepted[:] = False
+            return self.orders()
         return []
+
+    def _late(self, order: Order) -> bool:
+        """Whether an order asked for a slice that is complete."""
+        return self._cut is not None and order.work is not self._cut.work
 
     def _again(self, order: Order, reason: str) -> list[Order]:
         if self._accepted[order.start : order.stop].all():
@@ -223,11 +245,17 @@ class Rounds:
     ledger : Ledger
     retries : int
         ``backend.retries``.
+
+    Attributes
+    ----------
+    slicer : Slicer or None
+        Cuts large gradients; None where nothing travels.
     """
 
     def __init__(self, ledger: Ledger, retries: int) -> None:
         self.ledger = ledger
         self.retries = retries
+        self.slicer: Slicer | None = None
         self._ticket = 0
         self._merge = merging(Buffers())
         self._kept: deque[Arrival] = deque()
@@ -245,6 +273,7 @@ class Rounds:
             ledger=self.ledger,
             where=where,
             merge=self._merge,
+            slicer=self.slicer,
         )
 
     def run(

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from bigopt.backends.base import Watched, fingerprint, one_blas_thread
 from bigopt.backends.segments import Pool
+from bigopt.backends.slices import Keeper, Slice
 from bigopt.backends.wire import Wire
 from bigopt.core.codec import wire
 from bigopt.core.errors import BigoptError, ConfError, DataError
@@ -61,6 +62,7 @@ class Task(NamedTuple):
 
     serial: int
     work: int
+    ticket: int
     leaves: int
     start: int
     units: Any
@@ -76,6 +78,14 @@ class Done(NamedTuple):
     levels: tuple[Node, ...]
     values: tuple[Any, ...]
     stats: Stats
+
+
+@wire
+class Lost(NamedTuple):
+    """The end of an order that has to be given again, with its inputs."""
+
+    serial: int
+    reason: str
 
 
 @wire
@@ -140,6 +150,7 @@ class Resident:
     blocks: BlockCache
     works: dict[int, Work | BigoptError] = field(default_factory=dict)
     watched: Watched = field(default_factory=Watched)
+    keeper: Keeper = field(default_factory=Keeper)
 
     def turn(self, wire: Wire) -> bool:
         """Answer one message; return whether another may come.
@@ -151,7 +162,7 @@ class Resident:
             wire.send(reply)
         return not isinstance(reply, Stop)
 
-    def answer(self, message: Any) -> Done | Failed | Stop | None:
+    def answer(self, message: Any) -> Done | Lost | Failed | Stop | None:
         """Do what a message asks for; only an order has an answer, and `Stop`, which is returned."""
         if isinstance(message, Stop):
             return message
@@ -164,15 +175,24 @@ class Resident:
         if isinstance(message, Install):
             self.works[message.number] = checked(message)
             return None
-        return answer(self.blocks, self.works[message.work], message, self.watched)
+        return answer(self.blocks, self.works[message.work], message, self.watched, self.keeper)
 
 
-def answer(blocks: BlockCache, work: Work | BigoptError, task: Task, watched: Watched) -> Done | Failed:
+def answer(
+    blocks: BlockCache, work: Work | BigoptError, task: Task, watched: Watched, keeper: Keeper
+) -> Done | Lost | Failed:
     """Execute an order; whatever goes wrong is the answer."""
     try:
         if isinstance(work, BigoptError):
             raise work
-        nodes, stats = execute(blocks, work, task.inputs, task.leaves, task.start, task.units, task.ahead)
+        where = task.leaves, task.start, task.units, task.ahead
+        if isinstance(work, Slice):
+            found = keeper.execute(blocks, work, task.ticket, task.inputs, *where)
+            if found is None:
+                return Lost(task.serial, "a slice was asked for where the whole is not kept")
+            nodes, stats = found
+        else:
+            nodes, stats = execute(blocks, work, task.inputs, *where)
     except BigoptError as error:
         return Failed(task.serial, type(error).__name__, error.message, error.where, error.hint)
     except Exception as error:  # a defect: repeating it elsewhere would only hide where it happened

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bigopt.backends.base import Watched, check_fingerprint, fingerprint
-from bigopt.backends.resident import Done, Failed, Install, Task, answer, checked, untravelled
+from bigopt.backends.base import check_fingerprint, fingerprint
+from bigopt.backends.resident import Failed, Install, Lost, Resident, Task, answer, checked, untravelled
 from bigopt.core import codec
 from bigopt.core.codec import wire
 from bigopt.core.errors import ERRORS, BigoptError, ClusterError
@@ -108,7 +108,7 @@ class Packer:
         except TypeError as error:
             raise untravelled(error) from None
         _, modules, install_bytes = self._works[id(order.work)]
-        task = to_bytes(Task(0, 0, order.leaves, order.start, order.units, order.ahead, ()))
+        task = to_bytes(Task(0, 0, order.ticket, order.leaves, order.start, order.units, order.ahead, ()))
         return Parcel(modules, install_bytes, self._last[1], task)
 
     def arrival(self, order: Order, parcel: Parcel, data: bytes) -> Arrival:
@@ -124,6 +124,8 @@ class Packer:
         if isinstance(outcome, Failed):
             kind = ERRORS.get(outcome.kind, ClusterError)
             return Arrival(order, error=kind(outcome.message, where=outcome.where, hint=outcome.hint))
+        if isinstance(outcome, Lost):
+            return Arrival(order, lost=outcome.reason)
         nodes = dict(zip(outcome.levels, outcome.values, strict=True))
         return Arrival(order, nodes, outcome.stats, sent=len(parcel.inputs) + len(parcel.task), received=len(data))
 
@@ -138,9 +140,9 @@ def run(setting: Setting, parcel: Parcel) -> bytes:
         stack.enter_context(_one_blas_thread())
         if os.path.isdir(setting.folder) and os.getcwd() != setting.folder:
             stack.enter_context(contextlib.chdir(setting.folder))
-        blocks, watched = _kept(setting)
+        kept = _kept(setting)
         task = from_bytes(parcel.task)._replace(inputs=from_bytes(parcel.inputs))
-        outcome: Done | Failed = answer(blocks, _installed(setting.session, parcel.install), task, watched)
+        outcome = answer(kept.blocks, _installed(setting.session, parcel.install), task, kept.watched, kept.keeper)
         return to_bytes(Reply(_fingerprint(), outcome))
 
 
@@ -165,8 +167,8 @@ def _libraries() -> Any:
 
 
 @functools.lru_cache(maxsize=1)
-def _kept(setting: Setting) -> tuple[BlockCache, Watched]:
-    return BlockCache(setting.memory), Watched()
+def _kept(setting: Setting) -> Resident:
+    return Resident(BlockCache(setting.memory))
 
 
 @functools.lru_cache(maxsize=16)
