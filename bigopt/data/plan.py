@@ -21,6 +21,8 @@ size; `Plan.stages` counts across epochs.
 
 from __future__ import annotations
 
+import bisect
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final, Literal
@@ -44,6 +46,7 @@ REPEATED: Final = -3
 
 _GOLDEN: Final = 0.6180339887498949
 _PIECE_ROWS: Final = 256
+_FEW: Final = 16
 
 
 def whole(partitions: npt.ArrayLike, counts: Ints) -> Ints:
@@ -117,6 +120,7 @@ class Plan:
     )
     _shares: dict[int, Ints] = field(default_factory=dict, init=False, repr=False, compare=False)
     _grown: dict[int, Plan] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _homes: dict[int, Ints] = field(default_factory=dict, init=False, repr=False, compare=False)
     _firsts: dict[int, tuple[int, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -216,8 +220,15 @@ class Plan:
             return rows
         offset = self._offsets
 
-        def below(theta: float) -> Ints:
-            return np.clip(np.ceil(rows * theta - offset), 0, rows).astype(np.int64)
+        if len(rows) <= _FEW:  # a dozen calls of NumPy cost more than a hundred microseconds
+            pairs = list(zip(rows.tolist(), offset.tolist(), strict=True))
+
+            def below(theta: float) -> Ints:
+                return np.array([min(max(math.ceil(n * theta - o), 0), n) for n, o in pairs], dtype=np.int64)
+        else:
+
+            def below(theta: float) -> Ints:
+                return np.clip(np.ceil(rows * theta - offset), 0, rows).astype(np.int64)
 
         low, high = (drawn - len(rows) - 1) / self.rows, (drawn + len(rows) + 1) / self.rows
         while True:
@@ -267,14 +278,15 @@ class Plan:
             table = np.stack([used, np.full_like(used, epoch), first, last], axis=1)
             return table[last > first]
         pieces: list[tuple[int, int, int, int]] = []
-        for lane in np.flatnonzero(last > first):
-            start, stop = int(first[lane]), int(last[lane])
-            members, starts = self._walk(epoch, int(lane))
-            for k in range(int(np.searchsorted(starts, start, "right")) - 1, len(members)):
-                a, b = max(start, int(starts[k])), min(stop, int(starts[k + 1]))
+        for lane, (start, stop) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
+            if start == stop:
+                continue
+            members, starts = (array.tolist() for array in self._walk(epoch, lane))
+            for k in range(bisect.bisect_right(starts, start) - 1, len(members)):
+                a, b = max(start, starts[k]), min(stop, starts[k + 1])
                 if a >= b:
                     break
-                pieces.append((int(members[k]), epoch, a - int(starts[k]), b - int(starts[k])))
+                pieces.append((members[k], epoch, a - starts[k], b - starts[k]))
         return np.array(pieces, dtype=np.int64).reshape(-1, 4)
 
     def coming(self, units: Ints) -> Ints:
@@ -329,7 +341,9 @@ class Plan:
         """
         if self.full or self.redrawn:
             return homes(self.counts, slots)[units[:, 0]]
-        return homes(self.lane_rows, slots)[self.lane_of[units[:, 0]]]
+        if slots not in self._homes:
+            self._homes[slots] = homes(self.lane_rows, slots)[self.lane_of]
+        return self._homes[slots][units[:, 0]]
 
 
 def rows_of(units: Ints) -> int:

@@ -47,6 +47,8 @@ class Penalty:
     def value(self, params: npt.NDArray[Any], layout: Layout) -> float:
         """Return l2 ||w||^2 + l1 ||w||_1 in float64; params has shape (p,)."""
         total = 0.0
+        if self.l2 == 0.0 and self.l1 == 0.0:
+            return total
         with np.errstate(over="ignore"):  # a run that diverges is told so by its loss
             if self.l2 != 0.0:
                 total += self.l2 * sum(float(np.sum(np.square(params[s], dtype=np.float64))) for s in _tiles(layout))
