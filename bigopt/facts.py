@@ -216,7 +216,7 @@ def column_blocks(conf: Conf, data: Dataset, slots: int) -> Ints | None:
     ConfError
         Data that are not cut, or more blocks than columns.
     """
-    if conf.strategy.name != "model_parallel" or conf.model.name == "mlp":
+    if conf.strategy.name != "model_parallel" or conf.model.name == "mlp" or conf.strategy.solver == "dual":
         return None
     return column_cuts(data.source, conf.strategy.blocks or slots)
 

@@ -116,6 +116,8 @@ def _own_optimizer(conf: Conf) -> Conf:
     from bigopt.config.layers import fill
 
     own = names.OWN_OPTIMIZER.get(conf.strategy.name)
+    if conf.strategy.solver == "dual":
+        own = "gd"
     if own is None or "optimizer.name" in conf.origins:
         return conf
     return fill(conf, {"optimizer.name": own}, f"strategy {conf.strategy.name}")

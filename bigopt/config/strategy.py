@@ -109,7 +109,10 @@ def _check_blocks(conf: Conf) -> None:
         raise conf.error("model.name", message, "model.name=mlp, or strategy model_parallel")
     if conf.strategy.micro_batches is not None:
         raise conf.error("strategy.micro_batches", "strategy.micro_batches is of the layers of an mlp", "null")
-    _check_columns(conf)
+    if conf.strategy.solver == "dual":
+        _check_dual(conf)
+    else:
+        _check_columns(conf)
 
 
 def _check_layers(conf: Conf) -> None:
@@ -149,6 +152,35 @@ def _check_coordinate(conf: Conf) -> None:
             raise conf.error(path, f"{path} does not go with {who}", "leave it at null")
     if conf.strategy.update_on == "worker":
         raise conf.error("strategy.update_on", f"under {who} blocks travel with each visit", "driver")
+
+
+def _check_dual(conf: Conf) -> None:
+    """Refuse what the dual problem is not made for: a step is its own, and w is a sum over the rows."""
+    who = "strategy.solver=dual"
+    if conf.model.name not in ("linear", "ridge", "logistic"):
+        raise conf.error("model.name", f"{who} is for ridge and logistic, not {conf.model.name}", "gradient")
+    if conf.model.l2 <= 0.0:
+        raise conf.error("model.l2", f"{who} needs a penalty: the dual has no other", "model.l2 above 0")
+    if conf.optimizer.name != "gd" or conf.schedule.name != "constant":
+        path = "optimizer.name" if conf.optimizer.name != "gd" else "schedule.name"
+        raise conf.error(path, f"{who} takes steps of its own, without optimizer and rate", "leave it out")
+    for path, none, why in (
+        ("model.l1", 0.0, "it is not smooth"),
+        ("model.backprop", "map", "rows are never sent"),
+        ("strategy.update_on", None, "the driver adds what the groups bring"),
+        ("optimizer.average", None, "there is no optimizer"),
+        ("optimizer.clip_norm", None, "there is no optimizer"),
+        ("optimizer.clip_value", None, "there is no optimizer"),
+    ):
+        if values.get(conf, path) not in (none, False, "driver"):
+            raise conf.error(path, f"{path}={values.shown(values.get(conf, path))} under {who}: {why}", "leave it out")
+    if conf.model.intercept:
+        message = f"{who} has no intercept: one without a penalty would tie all dual variables together"
+        raise conf.error("model.intercept", message, "model.intercept=false, with a column of ones or a centred target")
+    if conf.model.init not in names.INIT_RULES:
+        raise conf.error("model.init", f"{who} starts at w = 0", "leave it out")
+    if conf.backend.device == "gpu":
+        raise conf.error("backend.device", f"{who} is computed on the CPU", "backend.device=cpu")
 
 
 def _check_apart(conf: Conf) -> None:

@@ -307,8 +307,8 @@ class StrategyConf(Group, frozen=True):
     local_learning_rate: Annotated[Positive | None, key("rate of local steps; null: the schedule's")] = None
     update_on: Annotated[Literal["driver", "worker"] | None, key("model_parallel: where the update runs")] = None
     solver: Annotated[
-        Literal["gradient", "coordinate"] | None,
-        key("model_parallel: gradient | coordinate (blocks of columns one after the other)"),
+        Literal["gradient", "coordinate", "dual"] | None,
+        key("model_parallel: gradient | coordinate (a block at a time) | dual (by groups of rows)"),
     ] = None
     shards: Annotated[Count | None, key("pieces of the parameter server")] = None
     shards_on: Annotated[Literal["driver", "workers"] | None, key("where the pieces live")] = None

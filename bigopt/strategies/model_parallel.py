@@ -12,7 +12,7 @@ from typing import Any
 from bigopt.core.errors import ConfError
 from bigopt.models.linear import LinearModel
 from bigopt.models.mlp import MLP
-from bigopt.strategies import columns_descent, columns_parallel, columns_workers, layers_parallel
+from bigopt.strategies import columns_descent, columns_parallel, columns_workers, dual, layers_parallel
 from bigopt.strategies.base import Array, Machine, Setting
 
 
@@ -30,8 +30,9 @@ def machine(setting: Setting, state: Any) -> Machine:
 def _dealer(setting: Setting) -> Any:
     """Return the module that deals models of this kind."""
     model = setting.blocks().model
-    if isinstance(model, LinearModel) and setting.options.get("solver") == "coordinate":
-        return columns_descent
+    solver = setting.options.get("solver")
+    if isinstance(model, LinearModel) and solver in ("coordinate", "dual"):
+        return columns_descent if solver == "coordinate" else dual
     if isinstance(model, LinearModel):
         return columns_workers if setting.options["update_on"] == "worker" else columns_parallel
     if isinstance(model, MLP):
