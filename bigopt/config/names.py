@@ -93,7 +93,7 @@ SCHEDULES: Mapping[str, Name] = {
 
 STRATEGIES: Mapping[str, Name] = {
     "sync": Name({"compression": None, "replicas": None}),
-    "backup": Name({"spares": 1, "replicas": None}),
+    "backup": Name({"spares": 1, "replicas": None, "compression": None}),
     "async": Name({"every": None, "reply": "worker", "replay": None, "compression": None}),
     "ssp": Name({"bound": 3, "every": None, "replay": None, "compression": None}),
     "hogwild": Name({"write": "overwrite", "threads": None}),

@@ -45,6 +45,9 @@ def _check_compression(conf: Conf) -> None:
     if optimizer.searches or schedule.searches:
         asks = f"{conf.optimizer.name} with {conf.schedule.name} needs exact sums"
         raise conf.error(where, f"compression takes methods of one gradient a step, {asks}", "leave it at null")
+    if conf.strategy.name == "backup" and conf.strategy.compression.error_feedback:
+        message = "backup has no one place for the residual of a group, which error feedback needs"
+        raise conf.error(where, message, "strategy.compression.error_feedback=false, or strategy sync")
     uses, options = names.STRATEGIES[conf.strategy.name].uses, conf.strategy
     push, fetch = (getattr(options, key) or uses.get(key) for key in ("n_push", "n_fetch"))
     if push != fetch:

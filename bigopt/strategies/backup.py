@@ -5,6 +5,9 @@ Late copies are dropped by the ledger, so that no row is lost or counted twice, 
 the tree depends on the units, not on who summed them. A copy is sent only to a worker that is idle, at the start of a
 round or when it is done with its own group before others are; so a slow worker, still busy with a late copy, is left
 alone as long as another holder is free (Chen et al. 2016, "Revisiting distributed synchronous SGD").
+
+Compressed gradients go out without error feedback here: a residual would have to be on every holder of a group, and a
+slow one would first have to go through all steps that it missed.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from dataclasses import replace
 
 from bigopt.data.plan import Ints, Plan
 from bigopt.strategies.base import Setting
+from bigopt.strategies.compressed import Compressed
+from bigopt.strategies.decoding import CompressedState
 from bigopt.strategies.sync import Sync, SyncState
 from bigopt.work import Order
 
@@ -105,3 +110,10 @@ def machine(setting: Setting, state: SyncState) -> Sync:
     """Return a synchronous machine whose orders have copies."""
     options = setting.options
     return Sync(setting, state, Spares(options.get("replicas"), options["spares"]))
+
+
+def compressed_machine(setting: Setting, state: CompressedState) -> Compressed:
+    """Return a synchronous machine that is sent codes, without error feedback, and whose orders have copies."""
+    assert setting.compressed is not None
+    placement = Spares(state.replicas, setting.options["spares"])
+    return Compressed(setting, state, setting.compressed(state.replicas), placement)

@@ -26,14 +26,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bigopt.backends.ledger import Round
-from bigopt.core import tree
-from bigopt.core.codec import copied, wire
+from bigopt.core.codec import copied
 from bigopt.core.compress import code_bytes
 from bigopt.core.errors import DivergedError
-from bigopt.core.sums import Sums, added
 from bigopt.data.kept import Missing
-from bigopt.optim.method import Ask, Method, Step
 from bigopt.strategies.base import Setting, StepRecord
+from bigopt.strategies.decoding import CompressedState, Decoder, Path
+from bigopt.strategies.sync import Placement
 from bigopt.work import Arrival, Order
 from bigopt.work_compressed import CodedGradient, CompressedSum
 
@@ -51,38 +50,9 @@ _CHUNK: Final = 1 << 25
 _MOST_WATCHED: Final = 1 << 20
 
 
-@wire
-class CompressedState(NamedTuple):
-    """What a checkpoint holds.
-
-    Parameters
-    ----------
-    method : State
-        Of the method, at the commit.
-    residuals : tuple of ndarray, shape (p,)
-        Of each replica, at the commit; empty before the first and without error feedback: they are zero.
-    committed : int
-        Steps at the commit.
-    log : tuple of tuple
-        The codes of each step since, replica by replica.
-    replicas : int
-    """
-
-    method: Any
-    residuals: tuple[Array, ...]
-    committed: int
-    log: tuple[tuple[Any, ...], ...]
-    replicas: int
-
-    @property
-    def number(self) -> int:
-        """How many replicas there are."""
-        return self.replicas
-
-
 def start(setting: Setting, params: Array) -> CompressedState:
     """Return the state before step 1."""
-    replicas = setting.options.get("replicas") or setting.slots
+    replicas = setting.options.get("replicas") or max(1, setting.slots - (setting.options.get("spares") or 0))
     return CompressedState(setting.method.start(params)[0], (), 0, (), replicas)
 
 
@@ -90,84 +60,6 @@ def machine(setting: Setting, state: CompressedState) -> Compressed:
     """Return the machine of ``strategy.name: sync`` with compression."""
     assert setting.compressed is not None
     return Compressed(setting, state, setting.compressed(state.replicas))
-
-
-class Decoder:
-    """Makes codes into the mean gradient of a batch, and the method's state into the next one.
-
-    Parameters
-    ----------
-    setting : Setting
-    work : CompressedSum
-        Of p replicas.
-    """
-
-    def __init__(self, setting: Setting, work: CompressedSum) -> None:
-        self.method: Method[Any] = setting.method
-        self._plan = setting.plan
-        self._work = work
-
-    def epochs(self, step: int) -> float:
-        """Return the rows drawn before a step, over n."""
-        return self._plan.epochs_after(step)
-
-    def rows(self, step: int) -> npt.NDArray[np.int64]:
-        """Return the rows that each replica's gradient is divided by, shape (p,)."""
-        p = self._work.shares.replicas
-        rows = self._plan.batch_rows(step % self._plan.steps_per_epoch)
-        return np.diff(rows * np.arange(p + 1, dtype=np.int64) // p)
-
-    def gradient(self, step: int, codes: tuple[Any, ...]) -> Array:
-        """Return the mean gradient of a batch, shape (p,), from all replicas' codes."""
-        rows, decode = self.rows(step), self._work.compressor.decode
-        with np.errstate(over="ignore", invalid="ignore"):
-            parts: list[Array] = [decode(code, number, step) for number, code in enumerate(codes)]
-            if len(parts) == 1:
-                return parts[0]
-            for part, share in zip(parts, rows, strict=True):
-                part *= share / rows.sum()
-            root = tree.fold(parts, len(parts), added)
-        return root[tree.height(len(parts)), 0]
-
-    def told(self, state: Any, step: int, codes: tuple[Any, ...]) -> tuple[Any, Step]:
-        """Return the method's state after a step, and the step; the state is taken over."""
-        told = Sums(self.gradient(step, codes), 0.0, 1.0, 1)
-        state, answer = self.method.tell(state, told, 1.0, self.epochs(step))
-        assert not isinstance(answer, Ask), "methods that ask again are refused"
-        return state, answer
-
-
-class Path:
-    """The states of the method since a commit, found by making these steps again.
-
-    Parameters
-    ----------
-    decoder : Decoder
-    state : CompressedState
-        Commit and log; left as it is.
-    """
-
-    def __init__(self, decoder: Decoder, state: CompressedState) -> None:
-        self._decoder = decoder
-        self._inner, self._step = copied(state.method), state.committed
-
-    def params(self, state: CompressedState, first: int, last: int) -> list[Array] | None:
-        """Return the params of the steps first, ..., last - 1, which the log must reach; None where they lie behind."""
-        found: list[Array] = []
-        if first < self._step:
-            return None
-        while True:
-            if self._step >= first:
-                found.append(self._decoder.method.ask(self._inner).params)
-            if self._step + 1 >= last:
-                return found
-            self.forward(state.log[self._step - state.committed])
-
-    def forward(self, codes: tuple[Any, ...]) -> Any:
-        """Make a step; return the state after it."""
-        self._inner, _ = self._decoder.told(self._inner, self._step, codes)
-        self._step += 1
-        return self._inner
 
 
 class _Turn(NamedTuple):
@@ -187,9 +79,14 @@ class Compressed:
     state : CompressedState
     work : CompressedSum
         Of as many replicas as the state has.
+    placement : Placement or None
+        Where the orders of a round go; None: each to a slot of its own. Only without error feedback.
     """
 
-    def __init__(self, setting: Setting, state: CompressedState, work: CompressedSum) -> None:
+    def __init__(
+        self, setting: Setting, state: CompressedState, work: CompressedSum, placement: Placement | None = None
+    ) -> None:
+        self._placement = placement
         self._plan = setting.plan
         self._penalty = setting.penalty
         self._weight = setting.total_weight
@@ -251,10 +148,10 @@ class Compressed:
         self, inputs: tuple[Array, ...], units: npt.NDArray[np.int64], stop: int, *, returned: bool
     ) -> list[Order]:
         p, work = self._state.replicas, self._returning if returned else self._work
-        homes = units[:, 0] * min(self._slots, p) // p
+        homes = units[:, 0] if self._placement else units[:, 0] * min(self._slots, p) // p
         made = self._rounds.new(work, inputs, units, homes, where=f"step {self.steps + 1}")
         self._out[made.ticket] = _Turn(made, stop)
-        return made.orders()
+        return made.orders() if self._placement is None else self._placement.first(made.orders(), self._slots)
 
     def _catch_up(self, replica: int) -> list[Order]:
         """Order the next steps of a replica from the newest residual of it that is at hand, up to the current step."""
@@ -290,11 +187,16 @@ class Compressed:
     def handle(self, arrival: Arrival) -> list[Order]:
         """Accept an arrival; return the orders to repeat, or those that catch a replica up."""
         ticket = arrival.order.ticket
+        if self._placement is not None:
+            self._placement.landed(arrival.order)
         if ticket not in self._out:
             self._rounds.late(arrival)
-            return []
+            return self._spare()
         done, stop = self._out[ticket]
         orders = done.accept(arrival)
+        if self._placement is not None:
+            self._placement.again(orders)
+            orders += self._spare()
         if done.done:
             del self._out[ticket]
             self._seconds += done.seconds_map
@@ -302,6 +204,13 @@ class Compressed:
             for part in done.value.parts:
                 orders += self._take(part, stop)
         return orders
+
+    def _spare(self) -> list[Order]:
+        """Return further copies of what is still wanted."""
+        if self._placement is None or not self._out:
+            return []
+        [(open_, _)] = self._out.values()
+        return self._placement.more([order for order in self._placement.groups if open_.wants(order)])
 
     def _take(self, part: CodedGradient | Missing, stop: int) -> list[Order]:
         r = part.number

@@ -52,7 +52,9 @@ def _either(whole: StrategyEntry, codes: StrategyEntry) -> StrategyEntry:
 STRATEGIES: Final[Mapping[str, StrategyEntry]] = MappingProxyType(
     {
         "sync": _either(StrategyEntry(sync.start, sync.Sync), StrategyEntry(compressed.start, compressed.machine)),
-        "backup": StrategyEntry(sync.start, backup.machine),
+        "backup": _either(
+            StrategyEntry(sync.start, backup.machine), StrategyEntry(compressed.start, backup.compressed_machine)
+        ),
         "async": StrategyEntry(asynchronous.start, asynchronous.machine),
         "ssp": StrategyEntry(asynchronous.start, asynchronous.machine),
         "hogwild": StrategyEntry(hogwild.start, hogwild.machine),

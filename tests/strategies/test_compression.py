@@ -16,9 +16,10 @@ from bigopt.core.compress import COMPRESSORS, compressor
 from bigopt.core.errors import ConfError, DataError, DivergedError
 from bigopt.data.shares import Shares
 from bigopt.fit import resume
-from bigopt.strategies import asynchronous, compressed, sync
+from bigopt.strategies import asynchronous, backup, compressed, sync
 from bigopt.strategies.base import Setting
-from bigopt.strategies.compressed import Compressed, CompressedState
+from bigopt.strategies.compressed import Compressed
+from bigopt.strategies.decoding import CompressedState
 from bigopt.strategies.gates import Update
 from bigopt.strategies.replicas import Downpour, Replicas
 from bigopt.strategies.replicas import begin as begin_replicas
@@ -256,6 +257,21 @@ def test_divergence_is_named_and_the_state_stays_finite() -> None:
     assert np.isfinite(machine.params).all()
 
 
+@pytest.mark.parametrize("name", ["int8", "random_k"])
+def test_spare_copies_change_nothing(name: str) -> None:
+    """Without error feedback, which has no place for a residual of several holders."""
+    case = Case(optimizer="momentum", steps=30)
+    plain = whole(case, name, feedback=False)
+    for slots, spares, faults in ((1, 1, 0.0), (3, 1, 0.0), (4, 2, 0.0), (3, 1, 0.2)):
+        made = setting(case, name, feedback=False)
+        made = replace(made, options={**made.options, "spares": spares})
+        machine = backup.compressed_machine(made, compressed.start(made, case.start()))
+        session = Arena(slots, picker(slots), lose=faults, repeat=faults)
+        drive(machine, session, made.rounds, updates=case.steps)
+        assert machine.params.tobytes() == plain
+        assert slots == 1 or made.rounds.ledger.duplicates > 0
+
+
 def asynchronous_run(
     case: Case, slots: int, seed: int, name: str = "top_k", replay: list[Update] | None = None, **more: Any
 ) -> tuple[asynchronous.Async, list[Update]]:
@@ -402,6 +418,7 @@ def test_what_compression_does_not_go_with(tmp_path: Path) -> None:
         (["model.backprop=driver"], "rows are sent, not gradients"),
         (["batch.growth=2", "batch.size=10", "optimizer.name=sgd"], "batch.growth"),
         (["run.on_divergence=halve_rate"], "at the rate they were made with"),
+        (["strategy.name=backup"], "no one place for the residual"),
         (["strategy.name=downpour", "strategy.n_push=2"], "n_push is 2 and n_fetch 5"),
         (["strategy.name=local_sgd"], "strategy.compression.name is not used by strategy 'local_sgd'"),
     ):
