@@ -257,7 +257,7 @@ class Rounds:
         self.retries = retries
         self.slicer: Slicer | None = None
         self._ticket = 0
-        self._merge = merging(Buffers())
+        self._merge = merging(Buffers(), lazy=True)
         self._kept: deque[Arrival] = deque()
 
     def new(self, work: Work, inputs: tuple[Any, ...], units: Ints, homes: Ints, *, where: str) -> Round:

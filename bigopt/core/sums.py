@@ -35,14 +35,17 @@ def merge(left: Any, right: Any) -> Any:
         return left.merge(right)
 
 
-def merging(buffers: Buffers) -> Callable[[Any, Any], Any]:
-    """Return `merge` for a process that adds what others computed: new gradient sums are lent by `buffers`."""
+def merging(buffers: Buffers, *, lazy: bool = False) -> Callable[[Any, Any], Any]:
+    """Return `merge` for a process that folds again and again: new gradient sums are lent by `buffers`.
+
+    If `lazy`, the last addition may be left to whoever needs the sum (`bigopt.core.vectors.Unadded`).
+    """
 
     def both(left: Any, right: Any) -> Any:
         if not isinstance(left, Sums):
             return merge(left, right)
         with np.errstate(over="ignore", invalid="ignore"):
-            return left.plus(right, buffers)
+            return left.plus(right, buffers, lazy=lazy)
 
     return both
 
@@ -78,9 +81,9 @@ class Sums(NamedTuple):
         """Add two sums."""
         return self.plus(other, None)
 
-    def plus(self, other: Sums, buffers: Buffers | None) -> Sums:
-        """Add two sums, in memory that is lent where new memory is needed."""
-        grad = vectors.added(self.grad, other.grad, buffers)
+    def plus(self, other: Sums, buffers: Buffers | None, *, lazy: bool = False) -> Sums:
+        """Add two sums, in memory that is lent where new memory is needed; see `merging`."""
+        grad = vectors.added(self.grad, other.grad, buffers, lazy=lazy)
         return Sums(grad, self.loss + other.loss, self.weight + other.weight, self.rows + other.rows)
 
 

@@ -73,12 +73,33 @@ class Narrow(NamedTuple):
         return self.values.nbytes
 
 
-Vector = Array | SparseVector | Narrow
+class Unadded(NamedTuple):
+    """The sum of two narrow vectors, for somebody who walks along it once and may as well add on his way.
+
+    It never travels.
+
+    Parameters
+    ----------
+    left, right : ndarray, shape (p,)
+        Of one dtype.
+    into : ndarray, shape (p,)
+        Where the sum belongs, in the dtype it has.
+    """
+
+    left: Array
+    right: Array
+    into: Array
+
+
+Vector = Array | SparseVector | Narrow | Unadded
 """Any encoding of a flat vector."""
 
 
 def dense(vector: Any) -> Array:
     """Return the flat vector, shape (size,): the array itself where it is one."""
+    if isinstance(vector, Unadded):
+        both: Array = np.add(vector.left, vector.right, out=vector.into, dtype=vector.into.dtype)
+        return both
     if isinstance(vector, Narrow):
         return vector.values.astype(vector.dtype)
     if not isinstance(vector, SparseVector):
@@ -97,7 +118,7 @@ def encoded(positions: Array, values: Array, size: int) -> Vector:
 
 def packed(vector: Vector, width: int) -> Vector:
     """Return the shorter encoding of a vector with rows of `width`, for the wire: rows of +0.0 alone are left out."""
-    if isinstance(vector, SparseVector | Narrow):
+    if not isinstance(vector, np.ndarray):
         return vector
     table = vector.reshape(-1, width)
     kept = table.view(f"i{vector.itemsize}") != 0  # -0.0 is not 0 here
@@ -118,11 +139,18 @@ def _integers(size: int, width: int) -> np.dtype[Any]:
     return np.dtype(np.int32 if size < width << 31 else np.int64)
 
 
-def added(left: Vector, right: Vector, buffers: Buffers | None = None) -> Vector:
+def added(left: Vector, right: Vector, buffers: Buffers | None = None, *, lazy: bool = False) -> Vector:
     """Return left + right, in left's buffer where that is dense and may be written.
 
-    What is added to a narrow vector needs memory: it is lent by `buffers`, where there are any.
+    What is added to a narrow vector needs memory: it is lent by `buffers`, where there are any. If `lazy`, two narrow
+    vectors are left `Unadded`.
     """
+    if isinstance(left, Unadded):
+        left = dense(left)
+    if isinstance(right, Unadded):
+        right = dense(right)
+    if lazy and buffers is not None and isinstance(left, Narrow) and isinstance(right, Narrow):
+        return Unadded(left.values, right.values, buffers.lend(left.values.size, left.dtype))
     if isinstance(right, Narrow):
         right = right.values if not isinstance(left, SparseVector) else dense(right)  # NumPy widens as it adds
     if isinstance(left, Narrow):

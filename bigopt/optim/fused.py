@@ -23,12 +23,13 @@ import numpy as np
 from bigopt.core import compiled
 from bigopt.core.crew import Crew
 from bigopt.core.layout import Layout
+from bigopt.core.vectors import Unadded
 from bigopt.optim.adam import Adam, AdamState, AdamW, AdamWState, AMSGrad, AMSGradState
 from bigopt.optim.adam_kin import AdaMax, AdaMaxState, NAdam, NAdamState, Yogi
 from bigopt.optim.adaptive import Adadelta, Adagrad, RMSProp, Squares, SquaresAndSteps
 from bigopt.optim.clip import ClipNorm, ClipValue
 from bigopt.optim.descent import SGD, Momentum, Nesterov, Velocity
-from bigopt.optim.fused_means import make_squares, pairs
+from bigopt.optim.fused_means import adding_signature, make_adding_squares, make_squares, pairs
 from bigopt.optim.fused_means import signature as squares_signature
 from bigopt.optim.fused_updates import SCALARS, make_update, signature
 from bigopt.optim.transform import TILE, Chain, ChainState, Transform, Vector, norm, owned, root_of_tiles
@@ -37,7 +38,7 @@ PIECE: Final = 1 << 16
 """Entries that are worth a thread of their own."""
 
 CACHED: Final = 1 << 19
-"""Entries of a gradient that is divided in place: longer ones would be written to memory once more for it."""
+"""Entries of a gradient that memory is not asked for: shorter ones are divided in place and measured by one thread."""
 
 
 class Update(NamedTuple):
@@ -171,39 +172,47 @@ class Fused:
         """Do what the wrapped transform does; see `Transform.update`."""
         return self.inner.update(grad, state, params, step, learning_rate)
 
-    def measured(self, total: Vector, divisor: float) -> tuple[float, float]:
-        """Return the norm of the mean gradient, and what `total` is still to be divided by.
+    def measured(self, given: Vector | Unadded, divisor: float) -> tuple[Vector, float, float]:
+        """Return a sum of gradients, the norm of its mean, and what the sum is still to be divided by.
 
         Parameters
         ----------
-        total : ndarray, shape (p,)
+        given : ndarray, shape (p,), or Unadded
             Sum of gradients, writable. One that stays in the cache is divided in place.
         divisor : float
             What makes it a mean.
 
         Returns
         -------
+        total : ndarray, shape (p,)
         norm : float
             With the bits of `norm` of the mean.
         divisor : float
             For `moved`: 1 where total is the mean now, or the divisor as it was.
         """
+        parts, total = (given[:2], given.into) if isinstance(given, Unadded) else ((), given)
         how, scale = _division(divisor)
         if how == "over" and total.size < CACHED:
             how, divisor = "write", 1.0
-        kernel = compiled.kernel(make_squares, (total.dtype.name, how), squares_signature(total.dtype.name))
+        dtype = total.dtype.name
+        if parts:
+            narrow = parts[0].dtype.name
+            kernel = compiled.kernel(make_adding_squares, (dtype, narrow, how), adding_signature(dtype, narrow))
+        else:
+            kernel = compiled.kernel(make_squares, (dtype, how), squares_signature(dtype))
         count = -(-total.size // TILE)
         sums = np.empty(count)
         order, last = pairs(TILE), pairs(total.size % TILE or TILE)
 
         def work(first: int, stop: int) -> None:
-            kernel(total, scale, first, stop, TILE, order, last, sums, np.empty(max(order[0], last[0])))
+            room = np.empty(max(order[0], last[0]))
+            kernel(*parts, total, scale, first, stop, TILE, order, last, sums, room)
 
-        self._shared(work, count, total.size)
+        self._shared(work, count, total.size if total.size >= CACHED else 0)
         size = root_of_tiles(sums.tolist())
         if size is None:
             size = norm(total if how == "write" or divisor == 1.0 else total / divisor)
-        return size, divisor
+        return total, size, divisor
 
     def moved(
         self,

@@ -106,6 +106,40 @@ def make_squares(_dtype: str, how: str) -> tuple[Callable[..., None], frozenset[
     return squares, frozenset()
 
 
+def adding_signature(dtype: str, narrow: str) -> tuple[str, ...]:
+    """Return the types of left, right, total, scale, first, last, tile, order, last_order, sums and parts."""
+    return (f"{narrow}[::1]", f"{narrow}[::1]", *signature(dtype))
+
+
+def make_adding_squares(dtype: str, _narrow: str, how: str) -> tuple[Callable[..., None], frozenset[str]]:
+    """Return the kernel ``(left, right, total, ...)``: total = left + right, and `make_squares` of it on the way.
+
+    Parameters
+    ----------
+    dtype, how : str
+        As in `make_squares`.
+    _narrow : str
+        dtype of left and right (the signature says it): each is widened, then they are added.
+    """
+    from numba import njit
+
+    function, _ = make_squares(dtype, how)
+    squares, wide = njit(function, error_model="numpy"), np.dtype(dtype).type
+
+    def adding(
+        a: Any, b: Any, t: Any, scale: Any, first: Any, last: Any, tile: Any, order: Any, last_order: Any, sums: Any,
+        parts: Any,
+    ) -> None:  # fmt: skip
+        for j in range(first, last):
+            start, stop = j * tile, min((j + 1) * tile, t.shape[0])
+            x, y, z = a[start:stop], b[start:stop], t[start:stop]  # no index can be negative in these
+            for i in range(z.shape[0]):
+                z[i] = wide(x[i]) + wide(y[i])
+            squares(t, scale, j, j + 1, tile, order, last_order, sums, parts)
+
+    return adding, frozenset()
+
+
 def make_eights(how: str) -> Any:
     """Return ``eights(t, start, count, s)``: the sum of squares of 8 count entries, in eight strands."""
     from llvmlite import ir

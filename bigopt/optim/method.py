@@ -35,6 +35,7 @@ from bigopt.core.codec import wire
 from bigopt.core.errors import DivergedError
 from bigopt.core.layout import Layout
 from bigopt.core.sums import Sums
+from bigopt.core.vectors import Unadded, dense
 from bigopt.optim.fused import Fused
 from bigopt.optim.ranges import check_range
 from bigopt.optim.schedules import Schedule
@@ -244,18 +245,21 @@ class FirstOrder:
             average = self._averaged(state.average, new, step)
         return FirstOrderState(new, inner, step, average), Step(new, eta, grad_norm)
 
-    def _mean(self, total: Vector, params: Vector, divisor: float, step: int) -> tuple[Vector, float, float]:
+    def _mean(self, total: Any, params: Vector, divisor: float, step: int) -> tuple[Vector, float, float]:
         """Return the gradient, its norm, and what it is still to be divided by."""
-        if not isinstance(self.transform, Fused):
-            grad = mean_gradient(total, params, divisor, self.penalty)
-            return grad, finite_norm(grad, step), 1.0
-        if self.penalty is None:
-            check_sums(total, params, divisor)
-            grad = owned(total)
+        given: Any = total
+        if self.penalty is not None or not isinstance(self.transform, Fused):
+            given, divisor = mean_gradient(dense(total), params, divisor, self.penalty), 1.0
+        elif isinstance(total, Unadded):
+            check_sums(total.into, params, divisor)
         else:
-            grad, divisor = mean_gradient(total, params, divisor, self.penalty), 1.0
+            given = dense(total)
+            check_sums(given, params, divisor)
+            given = owned(given)
+        if not isinstance(self.transform, Fused):
+            return given, finite_norm(given, step), 1.0
         with np.errstate(over="ignore", invalid="ignore"):
-            size, divisor = self.transform.measured(grad, float(divisor))
+            grad, size, divisor = self.transform.measured(given, float(divisor))
         return grad, check_norm(size, step), divisor
 
     def result_params(self, state: FirstOrderState) -> Vector:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from bigopt.core import compiled
+from bigopt.core.buffers import Buffers
 from bigopt.core.layout import Block, Layout
-from bigopt.core.sums import Sums
+from bigopt.core.sums import Sums, merging
+from bigopt.core.vectors import Narrow, Unadded
 from bigopt.optim.build import build_method, build_transform
 from bigopt.optim.fused import CACHED, Fused, fused
 from bigopt.optim.fused_means import pairs
@@ -30,21 +32,45 @@ def test_the_norm_of_a_mean_has_numpys_bits(divisor: float, dtype: str) -> None:
         for threads in (1, 3):
             given = total.copy()
             quick = Fused(build_transform("adam", {}), threads)
-            length, left = quick.measured(given, divisor)
+            same, length, left = quick.measured(given, divisor)
+            assert same is given
             assert length == norm(mean), (size, threads)
             assert (given / left).tobytes() == mean.tobytes()
             found.append(given.tobytes())
         assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("kernels", ["numpy", "compiled"])
+@pytest.mark.parametrize("divisor", [64.0, 100.0])
+def test_two_narrow_gradients_are_added_on_the_way(divisor: float, kernels: str) -> None:
+    for size in (5, 1000, TILE + 300):
+        rng = np.random.default_rng(6)
+        layout = Layout((Block("a", (size,), True),))
+        method = build_method("adam", layout, kernels=kernels)
+        ends = []
+        for lazy in (False, True):
+            state, _ = method.start(np.ones(size))
+            buffers, rng = Buffers(), np.random.default_rng(6)
+            for k in range(3):
+                left, right = (
+                    Sums(Narrow(rng.normal(size=size).astype(np.float32), "float64"), 0.0, divisor / 2, 1) for _ in "ab"
+                )
+                both = merging(buffers, lazy=lazy)(left, right)
+                assert isinstance(both.grad, Unadded) == lazy
+                state, step = method.tell(state, both, divisor, float(k))
+            assert isinstance(step, Step)
+            ends.append((step.params.tobytes(), step.grad_norm))
+        assert ends[0] == ends[1]
+
+
 @pytest.mark.parametrize("scale", [1e-170, 1e170, 0.0])
 def test_squares_that_overflow_or_underflow_are_scaled(scale: float) -> None:
     quick, x = Fused(build_transform("adam", {})), np.random.default_rng(2).normal(size=300) * scale
-    assert quick.measured(x.copy(), 2.0)[0] == norm(x / 2.0)
-    assert quick.measured(x.copy(), 3.0)[0] == norm(x / 3.0)
+    assert quick.measured(x.copy(), 2.0)[1] == norm(x / 2.0)
+    assert quick.measured(x.copy(), 3.0)[1] == norm(x / 3.0)
     for bad in (np.nan, np.inf):
         x[200] = bad
-        assert not np.isfinite(quick.measured(x.copy(), 2.0)[0])
+        assert not np.isfinite(quick.measured(x.copy(), 2.0)[1])
 
 
 def test_the_pieces_of_a_tile_are_added_in_pairs() -> None:
