@@ -27,6 +27,7 @@ from bigopt.core.tree import height
 from bigopt.costs import FITTED, Round, best_slots, message_factor, parts, ticket
 from bigopt.data.source import Dataset
 from bigopt.data.view import DataView
+from bigopt.describe_columns import columns_lines, columns_traffic
 from bigopt.describe_cut import cut_lines, deal_of, traffic_of
 from bigopt.facts import Datasets, Facts, Side, is_classification, open_data, side_view
 from bigopt.models.counts import count_shapes
@@ -37,7 +38,7 @@ from bigopt.optim.search import SEARCHES
 from bigopt.optim.table import keys_of, optimizer, state_vectors
 from bigopt.problem import Problem, build
 from bigopt.strategies.base import Renewal
-from bigopt.strategies.layers_deal import Traffic
+from bigopt.strategies.layers_deal import Deal, Traffic
 
 if TYPE_CHECKING:
     from bigopt.config import Conf
@@ -87,7 +88,7 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
     memory = _memory(conf, problem, rows, slots)
     work = _work(conf, problem, cost, slots)
     deal = deal_of(conf, problem, slots)
-    traffic = None if deal is None else traffic_of(deal, conf, problem, slots)
+    traffic = columns_traffic(conf, problem, slots) if deal is None else traffic_of(deal, conf, problem, slots)
     if traffic is not None:
         cost.update(messages=traffic.orders, bytes_down=traffic.down, bytes_up=traffic.up)
     lines = [
@@ -99,7 +100,8 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
         *_growth(conf, problem),
         *_schedule(conf, problem),
         *_places(conf, slots, problem.renewal()),
-        *(cut_lines(deal, traffic, conf) if deal and traffic else [_predicted(work, steps)]),
+        *_cut(conf, problem, deal, traffic),
+        *([] if traffic else [_predicted(work, steps)]),
         *_messages(conf, work, slots),
         *_encoding(conf, problem, rows),
         *_bottlenecks(layers),
@@ -117,6 +119,13 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
         "round": cost,
         "memory": {name: size for name, _, size in memory},
     }
+
+
+def _cut(conf: Conf, problem: Problem, deal: Deal | None, traffic: Traffic | None) -> list[str]:
+    """How the model is cut; nothing where it is whole."""
+    if traffic is None:
+        return []
+    return columns_lines(traffic, conf, problem) if deal is None else cut_lines(deal, traffic, conf)
 
 
 def describe_shapes(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,7 +178,7 @@ def _facts(conf: Conf, dataset: Dataset) -> Facts:
     if classification and width == 1:
         classes = tuple(conf.data.classes or dataset.classes or _labels(dataset))
     side = Side(counts, np.zeros_like(counts), moments, width)
-    return Facts("", side, None, classes, len(classes), "", 1)
+    return Facts("", side, None, classes, len(classes), "", conf.backend.workers or os.cpu_count() or 1)
 
 
 def _width(dataset: Dataset) -> int:
@@ -425,7 +434,9 @@ def _places(conf: Conf, slots: int, renewal: Renewal | None) -> list[str]:
         compute = "forward and backward run on the driver, partition by partition; the workers select and decode rows"
     else:
         compute = "forward and backward run in the Map, where the rows are"
-    lines = [f"{where}: {compute}", f"strategy {conf.strategy.name}: the update runs on the driver, once a step"]
+    lines = [f"{where}: {compute}"]
+    if conf.strategy.name != "model_parallel" or conf.model.name == "mlp":  # blocks of columns say it themselves
+        lines.append(f"strategy {conf.strategy.name}: the update runs on the driver, once a step")
     if renewal is not None:
         lines.append(
             f"batchnorm: one round over all rows at the start of each epoch ({renewal.rounds} before the first) "

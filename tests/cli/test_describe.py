@@ -58,6 +58,28 @@ def test_a_cut_model_says_how_and_what_travels(name: str) -> None:
         assert found["round"]["bytes_up"] > params * (4 if name == "layers" else 1)
 
 
+COLUMNS = {
+    "driver": ([], "2 blocks of 4 columns, a worker opens only its own; the update runs on the driver", 2),
+    "worker": (["strategy.update_on=worker"], "each updates its own block where it is", 1),
+    "coordinate": (["strategy.solver=coordinate", "optimizer.name=sgd"], "one after the other takes its step", 3),
+    "dual": (["strategy.solver=dual", "model.l2=1", "model.intercept=false"], "dual coordinate ascent by groups", 1),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_blocks_of_columns_say_where_the_update_runs_and_what_travels(name: str, tmp_path: Path) -> None:
+    keys, said, rounds = COLUMNS[name]
+    keys = ["data.uri=memory", "model.name=ridge", "backend.workers=2", "strategy.name=model_parallel", *keys]
+    found = describe(load_conf([], [*keys, "run.dtype=float32"]), data())
+    assert any(said in line for line in found["lines"])
+    assert not any("once a step" in line for line in found["lines"])
+    if name == "worker":  # a residual of 128 float32 for each of two workers; two margins and the labels back
+        assert found["round"]["bytes_down"] == 2 * 128 * 4
+        assert found["round"]["bytes_up"] == 2 * 128 * 4 + 128 * 8
+    steps = train(load_conf([], [*keys, f"run.dir={tmp_path}", "stop.steps=3"]), data=data())
+    assert steps["rounds"] - 2 - 3 * rounds in (0, 1)  # the first pass and the evaluation; a last update
+
+
 def test_two_groups_halve_the_work() -> None:
     """SPEC section 2: an 8 x 4 layer in two blocks needs 2 (4 x 2) = 16 multiplications instead of 32."""
     for groups, products in (("null", 32), ("[2, 1]", 16)):

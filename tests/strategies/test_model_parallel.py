@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from arena import Arena, Case, drive, picker
+from killer import Killer
 from problems import MODELS, files, run, run_on, table
 
-from bigopt import bundle, keeping
+from bigopt import bundle, keeping, sessions
 from bigopt.config import load_conf
 from bigopt.core import codec
 from bigopt.core.errors import ConfError, DataError
@@ -434,8 +435,33 @@ def test_a_quarter_of_the_columns_is_enough_for_a_dask_worker(tmp_path: Path) ->
 
 @pytest.mark.all
 @pytest.mark.timeout(1200)
-def test_200_000_columns_in_four_blocks(tmp_path: Path) -> None:
-    quarter(tmp_path, "dask", 400, 200_000, 50, 200)
+@pytest.mark.parametrize("where", ["driver", "worker"])
+def test_200_000_columns_in_four_blocks(tmp_path: Path, where: str) -> None:
+    quarter(tmp_path, "dask", 400, 200_000, 50, 200, f"strategy.update_on={where}")
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("backend", ["dask", "spark"])
+def test_blocks_that_died_with_their_worker_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """Workers with blocks of their own are killed: the next ones are caught up, and the bits are the same."""
+    problem, model = MODELS["softmax"]
+    data = files(tmp_path, problem, "zarr")
+    keys = [*model, *BLOCKS, WORKER, "optimizer.name=adam", "batch.size=40", "stop.steps=40", "run.audit=true"]
+    expected = run_on(data, tmp_path, *keys, "backend.workers=2")
+    made: list[Killer] = []
+    real = sessions.open_session
+
+    def opened(*args: Any) -> Killer:
+        made.append(Killer(real(*args), at=(9, 25)))
+        return made[-1]
+
+    monkeypatch.setattr(sessions, "open_session", opened)
+    result = run_on(data, tmp_path, *keys, f"backend.name={backend}", "backend.workers=2")
+    assert len(made[0].killed) == 2
+    assert result["params_sha256"] == expected["params_sha256"]
+    assert result["audit_sha256"] == expected["audit_sha256"]
 
 
 @pytest.mark.parametrize("kind", ["ridge", "softmax"])
