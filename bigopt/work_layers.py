@@ -220,7 +220,7 @@ class StageTurn:
         single = stage.by_units and stage.last - stage.first == 1
         width = self.model.layers[stage.first][0]
         found = [self._empty(len(range(*piece.units.indices(width))) if single else width)] if below else []
-        grad = np.zeros(piece.layout.size, dtype=self.dtype)
+        grad: Array | None = None
         loss = total = 0.0
         rows = 0
         for at, x, y, weight in self._rows(piece, given, part, meter):
@@ -235,9 +235,14 @@ class StageTurn:
             else:
                 delta = given["delta"][part_of]
             own, handed = piece.gradient(params, inner, delta, below=below)
-            grad += own
+            if grad is None:
+                grad = own.astype(self.dtype, copy=False)
+            else:
+                grad += own
             if handed is not None:
                 found.append(handed)
+        if grad is None:  # no rows
+            grad = np.zeros(piece.layout.size, dtype=self.dtype)
         out = np.concatenate(found) if found else _NONE
         how: How = "columns" if single and below else "sum" if stage.by_units and below else "rows"
         return Handed(out, how, grad, not stage.by_units, _NONE, _NONE, loss, total, rows)
