@@ -55,8 +55,8 @@ def learning_curve(run: Path) -> Path:
         axes[0, 2].legend(frameon=False, fontsize=8)
     else:
         _say(axes[0, 2], "no validation data")
-    _sent(axes[0, 3], found)
     left = _left(run)
+    _sent(axes[0, 3], found, left)
     _seconds(axes[1, 0], found)
     _idle(axes[1, 1], left)
     _updates(axes[1, 2], left)
@@ -81,9 +81,12 @@ def _left(run: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else delays(run)
 
 
-def _sent(axis: Axes, found: list[dict[str, Any]]) -> None:
+def _sent(axis: Axes, found: list[dict[str, Any]], left: dict[str, Any]) -> None:
     """Vectors to the workers and back, added up; runs of older versions know the sum only."""
     axis.set_title("sent (MB)", loc="left")
+    codes, uncoded = (left.get("ledger", {}).get(key, 0) / 1e6 for key in ("bytes_codes", "bytes_uncoded"))
+    if codes:
+        axis.set_xlabel(f"gradients: {codes:.3g}, uncompressed {uncoded:.3g} (1/{uncoded / codes:.3g})")
     if not any(r["bytes_sent"] for r in found):
         _say(axis, "nothing: workers in this process")
         return

@@ -410,6 +410,37 @@ def test_a_run_that_was_cut_goes_on_elsewhere(tmp_path: Path, name: str) -> None
     assert rest["steps"] == whole_run["steps"]
 
 
+STRATEGIES = {
+    "async": ["strategy.compression.name=top_k", "strategy.compression.fraction=0.3"],
+    "ssp": ["strategy.compression.name=sign", "strategy.bound=2"],
+    "downpour": ["strategy.compression.name=int8", "strategy.replicas=2"],
+    "backup": ["strategy.compression.name=int8", "strategy.compression.error_feedback=false", "strategy.replicas=2"],
+}
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_other_strategies_from_a_conf(tmp_path: Path, name: str) -> None:
+    """They learn what they learn without compression, and are repeated from their log and from a checkpoint."""
+    sgd = ["optimizer.name=sgd", "schedule.learning_rate=0.1", "batch.size=40", "stop.epochs=3", "backend.workers=2"]
+    common = [*SOFTMAX, *sgd, f"strategy.name={name}"]
+    data = files(tmp_path, KIND, "parquet")
+    plain = run_on(data, tmp_path / "plain", *common)
+    found = run_on(data, tmp_path / "coded", *common, *STRATEGIES[name], "checkpoint.every_steps=10")
+    assert found["steps"] == plain["steps"]
+    assert found["loss"] < 1.2 * plain["loss"]
+    assert found["params_sha256"] != plain["params_sha256"]
+    if name != "backup":
+        log = f"strategy.replay={Path(found['run']) / 'updates.csv'}"
+        again = run_on(data, tmp_path / "again", *common, *STRATEGIES[name], log)
+        assert again["params_sha256"] == found["params_sha256"]
+    newest = max((Path(found["run"]) / "checkpoints").glob("step-*.npz"))
+    newest.unlink()
+    rest = resume(Path(found["run"]), ["backend.workers=3"])
+    assert (rest["steps"], rest["loss"] < 1.2 * plain["loss"]) == (found["steps"], True)
+    assert name != "backup" or rest["params_sha256"] == found["params_sha256"]
+
+
 def test_what_compression_does_not_go_with(tmp_path: Path) -> None:
     on = "strategy.compression.name=top_k"
     for keys, said in (
