@@ -225,6 +225,7 @@ class _Server:
         while True:
             try:
                 found, _ = self._listener.accept()
+                found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError:
                 return
             with self._lock:

@@ -158,8 +158,9 @@ class Served:
         self._given = sum(state.steps)
         self._shot = sum(state.steps)  # local steps at the last snapshot that was ordered
         self._wanted = False
-        self._held: list[tuple[StepRecord, bool]] = []  # and whether a look must come first
-        self._records: list[StepRecord] = []
+        self._held: list[tuple[StepRecord, int, bool]] = []  # local steps after it, and whether a look must come first
+        self._records: list[tuple[StepRecord, int]] = []
+        self._shown = sum(state.steps)  # local steps of all records that were given out
         self._busy: set[int] = set()
         self._out: dict[int, tuple[Round, Callable[[Any, Round], None]]] = {}
         self._looking = False
@@ -167,7 +168,7 @@ class Served:
     @property
     def steps(self) -> int:
         """Batches so far, of p local steps each."""
-        return sum(self._now.steps) // self._count
+        return self._shown // self._count
 
     @property
     def params(self) -> Array:
@@ -178,7 +179,7 @@ class Served:
     @property
     def epochs(self) -> float:
         """Batches of all replicas in epochs."""
-        return sum(self._now.steps) / self._count / self._plan.steps_per_epoch
+        return self._shown / self._count / self._plan.steps_per_epoch
 
     def snapshot(self) -> ServedState:
         """Return the last snapshot."""
@@ -257,7 +258,7 @@ class Served:
                 shards=found.shards, lost=self._now.lost, restarts=self._now.restarts, dropped=self._now.dropped
             )
             self._now = self._now._replace(shards=found.shards)
-            self._held[:seen] = [(record, False) for record, _ in self._held[:seen]]
+            self._held[:seen] = [(record, local, False) for record, local, _ in self._held[:seen]]
             self._release()
 
         first = len(seats) - 1 if self._busy else 0
@@ -356,17 +357,21 @@ class Served:
         )
         if end_of_epoch or final or (local - self._shot) * SNAPSHOTS >= per_epoch * p:
             self._wanted = True
-        self._held.append((record, end_of_epoch or final))
+        self._held.append((record, local, end_of_epoch or final))
         self._release()
 
     def _release(self) -> None:
         """Let records go, in order, up to the first that waits for a look."""
-        while self._held and not self._held[0][1]:
-            self._records.append(self._held.pop(0)[0])
+        while self._held and not self._held[0][2]:
+            record, local, _ = self._held.pop(0)
+            self._records.append((record, local))
 
     def advance(self) -> StepRecord | None:
         """Return the next record, or None."""
-        return self._records.pop(0) if self._records else None
+        if not self._records:
+            return None
+        record, self._shown = self._records.pop(0)
+        return record
 
 
 def start(setting: Setting, params: Array) -> ServedState | replicas.ReplicasState:

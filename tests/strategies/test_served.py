@@ -107,6 +107,7 @@ def test_what_is_looked_at_the_end_of_an_epoch_holds_the_epoch() -> None:
         for order in machine.handle(workers.wait()):
             workers.submit(order)
         while (record := machine.advance()) is not None:
+            assert (machine.steps, machine.epochs) == (record.step, pytest.approx(record.step / 7, abs=0.08))
             if record.end_of_epoch:
                 seen.append((record.step, sum(machine.snapshot().steps) // 2))
         for order in machine.more(2):
