@@ -33,7 +33,7 @@ from bigopt.rundir import RunDir
 from bigopt.setting import strategy_setting
 from bigopt.sharing import Shared
 from bigopt.stopping import Checks, Stopper
-from bigopt.strategies.base import Logged, Machine, Replicated, Setting
+from bigopt.strategies.base import Logged, Machine, Noted, Replicated, Setting
 from bigopt.strategies.table import strategy
 from bigopt.warmstart import initial_params
 
@@ -370,7 +370,10 @@ class _Run:
             self.run.cut_updates(state.updates)
         if isinstance(state, Replicated) and conf.strategy.replicas is None:
             self.say(f"strategy.replicas = {state.number} (workers at the first start)")
-        return entry.machine(setting, state)
+        machine = entry.machine(setting, state)
+        for line in machine.notes if isinstance(machine, Noted) else ():
+            self.say(line)
+        return machine
 
     def _result(self, problem: Problem, loop: Loop) -> dict[str, Any]:
         """Evaluate the final parameters, save the model, and return the success object."""

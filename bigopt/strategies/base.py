@@ -289,6 +289,16 @@ class Afar(Protocol):
         ...
 
 
+@runtime_checkable
+class Noted(Protocol):
+    """A machine with something to say at the start: what null became."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences."""
+        ...
+
+
 class Machine(Protocol):
     """A strategy."""
 

@@ -85,6 +85,11 @@ class Layers:
         return scaled(self._setting.method, self._setting.pace(epoch))
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """How the model is cut."""
+        return (self._deal.told(),)
+
+    @property
     def steps(self) -> int:
         """Updates so far."""
         return self._state.steps

@@ -113,6 +113,13 @@ def test_what_does_not_go_is_refused_by_name(tmp_path: Path, name: str) -> None:
         run(tmp_path, "four", "strategy.name=model_parallel", "stop.steps=2", *rest, *keys)
 
 
+def test_what_null_became_is_said_at_the_start(tmp_path: Path) -> None:
+    keys = ["strategy.name=model_parallel", "strategy.split=layers", "backend.workers=2", "stop.steps=2"]
+    result = run(tmp_path, "four", *KEYS, *keys)
+    log = (Path(result["run"]) / "log.txt").read_text()
+    assert "in 2 stages: layer 1 (40 multiply-adds), layers 2-3 (72 multiply-adds); 4 micro-batches follow" in log
+
+
 def test_hybrid_takes_an_mlp(tmp_path: Path) -> None:
     with pytest.raises(ConfError, match="hybrid cuts the layers of an mlp, and softmax has one"):
         run(tmp_path, "four", "strategy.name=hybrid", "model.name=softmax")
