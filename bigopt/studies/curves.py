@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -98,9 +98,10 @@ def _sent(axis: Axes, found: list[dict[str, Any]], left: dict[str, Any]) -> None
 
 
 def _seconds(axis: Axes, found: list[dict[str, Any]]) -> None:
-    """Where the time of a step went, as the median over the records."""
-    parts = ("map", "reduce", "update", "idle")
-    middle = [1e3 * median(r[f"seconds_{part}"] for r in found) if found else 0.0 for part in parts]
+    """Where the time of a step went, as the median over the records; idle, which comes in bursts, as the mean."""
+    parts = ("map", "reduce", "update", "idle, mean")
+    middle = [1e3 * median(r[f"seconds_{part}"] for r in found) if found else 0.0 for part in parts[:3]]
+    middle.append(1e3 * fmean(r["seconds_idle"] for r in found) if found else 0.0)
     bars = axis.barh(parts[::-1], middle[::-1], color=[_GREY, _ORANGE, _GREEN, _BLUE])
     axis.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
     axis.margins(x=0.2)

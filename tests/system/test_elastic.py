@@ -27,6 +27,7 @@ STRATEGIES = {
     "ssp": ["strategy.bound=1"],
     "downpour": ["strategy.replicas=3", "strategy.n_push=2", "strategy.n_fetch=2", "strategy.shards=2"],
     "easgd": ["strategy.replicas=3", "strategy.every=2"],
+    "shards on workers": ["strategy.replicas=3", "strategy.n_push=2", "strategy.n_fetch=2", "strategy.shards=2"],
 }
 SAME_HASH = ("sync", "backup", "local_sgd")
 WORKERS = {12: 1, 24: 2, 36: 3}
@@ -87,12 +88,15 @@ class Scaler:
 
 
 def elastic(name: str, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = dict(key.split("=", 1) for key in [*SGD, f"strategy.name={name}", *STRATEGIES[name]])
+    served = name == "shards on workers"
+    keys = dict(key.split("=", 1) for key in [*SGD, *STRATEGIES[name]])
+    keys["strategy.name"] = "downpour" if served else name
     conf = [f"{key}={value}" for key, value in keys.items()]
     data = files(tmp_path, KIND, "zarr")
     expected = run_on(data, tmp_path / "local", *conf, "backend.workers=2")
     scaler = Scaler(cluster, monkeypatch)
     where = ["backend.name=dask", f"backend.address={cluster.scheduler_address}"]
+    where += ["strategy.shards_on=workers"] if served else []
     result = train(load_conf([], [f"data.uri={data}", f"run.dir={tmp_path / 'runs'}", *conf, *where]), on_step=scaler)
     monkeypatch.undo()
     assert scaler.seen == [1, 2, 3]
@@ -104,11 +108,12 @@ def elastic(name: str, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyP
     if name in SAME_HASH:
         assert result["params_sha256"] == expected["params_sha256"]
         assert ledger["accepted"] == ledger["planned"]
-    elif name == "hogwild":  # averaged over workers, where the threads of one machine share a vector
+    elif name in ("hogwild", "shards on workers"):  # replicas in place of threads; pushes to a lost shard are lost
         assert result["loss"] < 0.75 * np.log(4)
     else:
         assert result["loss"] == pytest.approx(expected["loss"], rel=0.1)
-    if name in (*SAME_HASH, "hogwild"):
+    if name in (*SAME_HASH, "hogwild", "shards on workers"):
+        assert found.get("shards_restarted", 1) >= 1
         return
     log = [tuple(map(int, line.split(","))) for line in (run / "updates.csv").read_text().splitlines()[1:]]
     assert sum(found["updates_by_worker"].values()) == len(log)
