@@ -82,7 +82,8 @@ def markdown(results: Sequence[RowResult], about: dict[str, Any]) -> str:
 def _profile(profile: dict[str, Any]) -> list[str]:
     lines = [f"One run of {profile['seconds']:.3g} s; shares of the looks at each kind of thread, every 2 ms:"]
     for thread, places in profile["threads"].items():
-        lines += ["", f"`{thread}`", "", "| share | where |", "|---|---|"]
+        cpu = profile.get("cpu", {}).get(thread, 0.0)
+        lines += ["", f"`{thread}` ({cpu:.3g} s of CPU time)", "", "| share | where |", "|---|---|"]
         lines += [f"| {share:.0%} | `{place}` |" for place, share in places.items()]
     return lines
 

@@ -99,20 +99,23 @@ def uses_compiled(kernels: str) -> bool:
     """
     if kernels == NUMPY:
         return False
-    who = f"process {os.getpid()} on {os.uname().nodename}"
     if why := missing():
         raise ClusterError(
             f"this run computes with the compiled kernels, and {why}",
-            where=who,
+            where=_here(),
             hint="install it on all workers, or set run.kernels=numpy",
         )
     if kernels not in (COMPILED, mine := identity(COMPILED)):
         raise ClusterError(
             f"the kernels are '{mine}', the driver's '{kernels}'",
-            where=who,
+            where=_here(),
             hint="use the same machines and packages, or set run.kernels=numpy, or run.bits=any",
         )
     return True
+
+
+def _here() -> str:
+    return f"process {os.getpid()} on {os.uname().nodename}"
 
 
 def _header() -> int:

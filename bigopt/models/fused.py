@@ -119,19 +119,27 @@ def layered_sum(
     gate = compiled.kernel(fused_layers.make_gate, (dtype,), fused_layers.gate_signature(dtype))
     top = compiled.kernel(fused_layers.make_cross_entropy, (dtype,), fused_layers.cross_entropy_signature(dtype))
     grad = np.empty(params.shape, dtype=X.dtype) if buffers is None else buffers.lend(params.shape[0], X.dtype)
-    w, g, none = model._parameters(params), model._parameters(grad), np.empty(0, dtype=X.dtype)
+    (W, b), (of_W, of_b) = _layers(model, params), _layers(model, grad)
     inputs = [X]
-    for k in range(len(w) - 1):
-        out = room(buffers, f"z{k}", (rows, model.layers[k][1]), X)
-        inputs.append(kernels.dense(inputs[-1], w[k].weight, None, **out))
-        relu(inputs[-1], none if w[k].intercept is None else w[k].intercept)
-    delta = kernels.dense(inputs[-1], w[-1].weight, None, **room(buffers, "scores", (rows, model.outputs), X))
-    sums, b = np.zeros(2), w[-1].intercept
+    for k, width in enumerate(model.hidden):
+        z = np.matmul(inputs[k], W[k], **room(buffers, f"hidden{k}", (rows, width), X))
+        relu(z, b[k])
+        inputs.append(z)
+    delta = np.matmul(inputs[-1], W[-1], **room(buffers, "scores", (rows, model.outputs), X))
+    sums, ones = np.zeros(2), np.ones(rows, dtype=dtype)
     s = _NO_WEIGHT if weight is None else np.ascontiguousarray(weight, dtype=np.float64)
-    top(delta, none if b is None else b, np.ascontiguousarray(y, dtype=np.int64), s, sums)
-    for k in reversed(range(len(w))):
-        kernels.dense_gradient(inputs[k], delta, g[k].weight, g[k].intercept)
+    top(delta, b[-1], np.ascontiguousarray(y, dtype=np.int64), s, sums)
+    for k in reversed(range(len(W))):
+        np.matmul(inputs[k].T, delta, out=of_W[k])
+        if model.intercept:
+            np.matmul(ones, delta, out=of_b[k])
         if k:
-            delta = kernels.dense_input(delta, w[k].weight, **room(buffers, f"delta{k}", inputs[k].shape, X))
+            delta = np.matmul(delta, W[k].T, **room(buffers, f"delta{k}", inputs[k].shape, X))
             gate(delta, inputs[k])
     return grad, float(sums[0]), float(sums[1])
+
+
+def _layers(model: MLP, flat: Any) -> tuple[list[Any], list[Any]]:
+    """View a flat vector as weights and intercepts; an intercept that is none is empty."""
+    parts = [flat[s].reshape(block.shape) for block, s in model.layout.slices()]
+    return (parts[::2], parts[1::2]) if model.intercept else (parts, [flat[:0]] * len(parts))
