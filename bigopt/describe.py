@@ -436,13 +436,30 @@ def _places(conf: Conf, slots: int, renewal: Renewal | None) -> list[str]:
         compute = "forward and backward run in the Map, where the rows are"
     lines = [f"{where}: {compute}"]
     if conf.strategy.name != "model_parallel" or conf.model.name == "mlp":  # blocks of columns say it themselves
-        lines.append(f"strategy {conf.strategy.name}: the update runs on the driver, once a step")
+        lines.append(f"strategy {conf.strategy.name}: {_update(conf)}")
     if renewal is not None:
         lines.append(
             f"batchnorm: one round over all rows at the start of each epoch ({renewal.rounds} before the first) "
             "takes the moments inside the model"
         )
     return lines
+
+
+def _update(conf: Conf) -> str:
+    """Say where the update runs, and when."""
+    spec = conf.strategy
+    if spec.name == "downpour":
+        place = "on Dask workers" if spec.shards_on == "workers" else "on the driver"
+        shards = f", in {spec.shards:,} shards" if (spec.shards or 1) > 1 else ""
+        return f"the update runs {place}{shards}, once a push; plain SGD between pushes, where the rows are"
+    local = {
+        "local_sgd": "an average of all replicas",
+        "easgd": "each pull of a replica and the centre",
+        "hogwild": "an average of the processes' vectors",
+    }
+    if spec.name in local:
+        return f"plain SGD runs where the rows are, {local[spec.name]} on the driver"
+    return f"the update runs on the driver, once {'a gradient' if spec.name in ('async', 'ssp') else 'a step'}"
 
 
 def _bottlenecks(layers: ModelTable) -> list[str]:

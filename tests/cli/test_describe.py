@@ -52,6 +52,7 @@ def test_a_cut_model_says_how_and_what_travels(name: str) -> None:
     assert line.startswith(keys[0].partition("=")[2])
     assert not any(line.startswith("prediction") for line in found["lines"])
     assert found["tables"][1]["title"] == "a step"
+    assert found["memory"]["exchanged"] == 4 * 128 * {"units": 6 + 1 + 6, "layers": 16 + 16, "hybrid": 16 + 1 + 16}[name]
     params = 8 * found["parameters"]
     if name != "hybrid":  # parameters once, the gradient once or for each micro-batch; what is exchanged on top
         assert found["round"]["bytes_down"] > params
@@ -259,3 +260,25 @@ def test_messages_that_do_not_dominate_are_not_mentioned() -> None:
         model = ["model.name=mlp", "model.hidden=[4096,1024]", "batch.size=400", "backend.workers=2"]
         conf = load_conf([], ["data.uri=memory", *model, "backend.name=dask", f"strategy.name={strategy}"])
         assert not [line for line in describe(conf, wide)["lines"] if "messages dominate" in line]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["strategy.name=sync"], "strategy sync: the update runs on the driver, once a step"),
+        (["strategy.name=ssp"], "strategy ssp: the update runs on the driver, once a gradient"),
+        (
+            ["strategy.name=easgd"],
+            "plain SGD runs where the rows are, each pull of a replica and the centre on the driver",
+        ),
+        (["strategy.name=downpour"], "the update runs on the driver, once a push"),
+        (["strategy.name=downpour", "strategy.shards=2"], "the update runs on the driver, in 2 shards, once a push"),
+        (
+            ["strategy.name=downpour", "strategy.shards=2", "strategy.shards_on=workers", "backend.name=dask"],
+            "the update runs on Dask workers, in 2 shards, once a push",
+        ),
+    ],
+)
+def test_it_says_where_the_update_runs(keys: list[str], said: str) -> None:
+    conf = load_conf([], ["data.uri=memory", "model.name=ridge", "batch.size=20", "backend.workers=2", *keys])
+    assert any(said in line for line in describe(conf, data())["lines"])
