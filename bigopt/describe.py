@@ -27,6 +27,7 @@ from bigopt.core.tree import height
 from bigopt.costs import FITTED, Round, best_slots, message_factor, parts, ticket
 from bigopt.data.source import Dataset
 from bigopt.data.view import DataView
+from bigopt.describe_codes import codes_lines, codes_of
 from bigopt.describe_columns import columns_lines, columns_traffic
 from bigopt.describe_cut import cut_lines, deal_of, traffic_of
 from bigopt.facts import Datasets, Facts, Side, is_classification, open_data, side_view
@@ -85,6 +86,9 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
     rows = problem.plan.batch_rows(0)
     slots = conf.backend.workers or os.cpu_count() or 1
     cost = _round(conf, problem, layers, rows, slots)
+    codes = codes_of(conf, problem, slots)
+    if codes is not None:
+        cost["bytes_up"] = codes.replicas * codes.code
     memory = _memory(conf, problem, rows, slots)
     work = _work(conf, problem, cost, slots)
     deal = deal_of(conf, problem, slots)
@@ -100,6 +104,7 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
         *_growth(conf, problem),
         *_schedule(conf, problem),
         *_places(conf, slots, problem.renewal()),
+        *codes_lines(codes, conf),
         *_cut(conf, problem, deal, traffic),
         *([] if traffic else [_predicted(work, steps)]),
         *_messages(conf, work, slots),

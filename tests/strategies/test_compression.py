@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from arena import DTYPE, SIZES, Arena, Case, drive, picker
-from problems import MODELS, files, run, run_on
+from problems import MODELS, datasets, files, run, run_on
 
+from bigopt.config import load_conf
 from bigopt.core import codec
 from bigopt.core.compress import COMPRESSORS, compressor
 from bigopt.core.errors import ConfError, DataError, DivergedError
 from bigopt.data.shares import Shares
+from bigopt.describe import describe
 from bigopt.fit import resume
 from bigopt.strategies import asynchronous, backup, compressed, sync
 from bigopt.strategies.base import Setting
@@ -390,6 +392,10 @@ def test_a_run_from_a_conf(tmp_path: Path) -> None:
         ledger = json.loads((Path(found[0]["run"]) / "result.json").read_text())["ledger"]
         assert ledger["bytes_uncoded"] == found[0]["steps"] * 2 * 24 * 8
         assert 0 < ledger["bytes_codes"] < ledger["bytes_uncoded"] / 3
+        conf = load_conf([Path(found[0]["run"]) / "conf.yml"], [])
+        said = describe(conf, datasets(KIND))
+        assert said["round"]["bytes_up"] * found[0]["steps"] == ledger["bytes_codes"]
+        assert any(line.startswith(f"compression {name}: ") for line in said["lines"])
     one, two = (
         train(tmp_path, f"backend.workers={k}", "stop.epochs=1") for k in (1, 2)
     )  # replicas: the workers at the start
