@@ -29,7 +29,7 @@ from bigopt.data.source import Dataset
 from bigopt.data.view import DataView
 from bigopt.describe_codes import codes_lines, codes_of
 from bigopt.describe_columns import columns_lines, columns_traffic
-from bigopt.describe_cut import cut_lines, deal_of, traffic_of
+from bigopt.describe_cut import cut_lines, deal_of, exchanged, traffic_of
 from bigopt.facts import Datasets, Facts, Side, is_classification, open_data, side_view
 from bigopt.models.counts import count_shapes
 from bigopt.models.table import ModelTable, batch_memory, model_table, si
@@ -93,6 +93,8 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
     work = _work(conf, problem, cost, slots)
     deal = deal_of(conf, problem, slots)
     traffic = columns_traffic(conf, problem, slots) if deal is None else traffic_of(deal, conf, problem, slots)
+    if deal is not None:
+        memory.append(exchanged(deal, problem))
     if traffic is not None:
         cost.update(messages=traffic.orders, bytes_down=traffic.down, bytes_up=traffic.up)
     lines = [

@@ -42,6 +42,12 @@ def traffic_of(deal: Deal, conf: Conf, problem: Problem, slots: int) -> Traffic:
     return deal.traffic(problem.plan.batch_rows(0), slots, value_bytes=values, param_bytes=params)
 
 
+def exchanged(deal: Deal, problem: Problem) -> tuple[str, str, int]:
+    """Return name, meaning and bytes of what the driver holds of a batch between the stages."""
+    size = problem.plan.batch_rows(0) * deal.exchanged() * np.dtype(problem.view.dtype).itemsize
+    return "exchanged", "on the driver: what the stages hand on of a batch, at most", size
+
+
 def cut_lines(deal: Deal, traffic: Traffic, conf: Conf) -> list[str]:
     """Say how the model is cut, and what travels in a step."""
     return [

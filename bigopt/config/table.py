@@ -317,7 +317,7 @@ class StrategyConf(Group, frozen=True):
     spares: Annotated[Natural | None, key("backup: further holders of each group of partitions")] = None
     split: Annotated[Literal["units", "layers"] | None, key("model_parallel of an mlp: cut by units | layers")] = None
     blocks: Annotated[
-        Count | None, key("model_parallel: pieces of the model; null: the workers at the first start")
+        Count | None, key("model_parallel: pieces of the model, null: the workers at the start; hybrid: members")
     ] = None
     micro_batches: Annotated[
         Count | None, key("split layers: parts of a batch that follow each other; null: two a stage")

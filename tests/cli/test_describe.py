@@ -52,7 +52,8 @@ def test_a_cut_model_says_how_and_what_travels(name: str) -> None:
     assert line.startswith(keys[0].partition("=")[2])
     assert not any(line.startswith("prediction") for line in found["lines"])
     assert found["tables"][1]["title"] == "a step"
-    assert found["memory"]["exchanged"] == 4 * 128 * {"units": 6 + 1 + 6, "layers": 16 + 16, "hybrid": 16 + 1 + 16}[name]
+    widths = {"units": 6 + 1 + 6, "layers": 16 + 16, "hybrid": 16 + 1 + 16}  # v, scores, the widest delta
+    assert found["memory"]["exchanged"] == 4 * 128 * widths[name]
     params = 8 * found["parameters"]
     if name != "hybrid":  # parameters once, the gradient once or for each micro-batch; what is exchanged on top
         assert found["round"]["bytes_down"] > params
