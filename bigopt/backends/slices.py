@@ -26,12 +26,12 @@ import numpy.typing as npt
 from bigopt.core.buffers import Buffers
 from bigopt.core.codec import wire
 from bigopt.core.sums import Sums
-from bigopt.core.tree import Node
+from bigopt.core.tree import Node, cover
 from bigopt.core.vectors import Narrow, dense
 from bigopt.data.cache import BlockCache, Meter
 from bigopt.data.plan import Ints
 from bigopt.data.view import DataView
-from bigopt.work import GradientSum, Stats, Work, execute
+from bigopt.work import GradientSum, Order, Stats, Work, execute
 
 SLICE_BYTES: Final = 16_000_000
 """Bytes of a slice on engines: a message of so many takes ten milliseconds and more, asking for it less than one."""
@@ -80,6 +80,15 @@ class Slice:
             return value._replace(grad=grad._replace(values=grad.values[self.bounds(len(grad.values))]))
         grad = dense(grad)
         return value._replace(grad=grad[self.bounds(len(grad))])
+
+
+def answer_bytes(order: Order) -> int:
+    """Return the bytes of the gradients that answer an order at most; 0 for work that returns none, or sparse ones."""
+    work, parts = (order.work.work, order.work.count) if isinstance(order.work, Slice) else (order.work, 1)
+    if not isinstance(work, GradientSum) or work.view.source.sparse:
+        return 0
+    nodes = len(cover(order.start, order.stop, order.leaves))
+    return nodes * math.ceil(work.model.layout.size / parts) * np.dtype(work.dtype).itemsize
 
 
 class Keeper:

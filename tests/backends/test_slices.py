@@ -17,11 +17,12 @@ from bigopt.backends import slices
 from bigopt.backends.channel import Hub, serve
 from bigopt.backends.ledger import Ledger, Rounds
 from bigopt.backends.local import LocalSession
-from bigopt.backends.slices import Keeper, Slice, Slicer
+from bigopt.backends.slices import Keeper, Slice, Slicer, answer_bytes
+from bigopt.backends.spark.jobs import refuse_large
 from bigopt.backends.tasks import Packer, Setting
 from bigopt.backends.tasks import run as run_task
-from bigopt.backends.testing import Unreliable
-from bigopt.core.errors import ClusterError
+from bigopt.backends.testing import Probe, Unreliable
+from bigopt.core.errors import ClusterError, ConfError
 from bigopt.core.sums import Sums
 from bigopt.core.vectors import Narrow, dense
 from bigopt.data.cache import BlockCache
@@ -81,7 +82,7 @@ def test_slices_are_a_vector_cut_without_gaps(size, kind):
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-def test_a_sliced_round_has_the_bits_and_the_counts_of_a_whole_one(hub, expected, slots):
+def test_a_sliced_round_has_the_bits_and_the_counts_of_a_orderone(hub, expected, slots):
     rounds, recorder = sliced(), Recorder(hub)
     for k in range(3):
         assert same(one_round(recorder, rounds, slots=slots), expected), k
@@ -96,7 +97,7 @@ def test_a_sliced_round_has_the_bits_and_the_counts_of_a_whole_one(hub, expected
     assert all((order.inputs == ()) == (order.work.index > 0) for order in recorder.orders)
 
 
-def test_without_anybody_who_keeps_the_whole_every_slice_is_computed(expected):
+def test_without_anybody_who_keeps_the_orderevery_slice_is_computed(expected):
     """To a session that knows nothing of slices they are work like any other; without retries inputs always come."""
     session = LocalSession(2, MEMORY)
     assert same(one_round(session, sliced(retries=0)), expected)
@@ -155,7 +156,7 @@ def test_a_keeper_keeps_the_nodes_of_one_round_and_never_those_of_another_run():
     assert ask(last, 2, (PARAMS,)) is not None
 
 
-def test_engines_tasks_keep_the_whole_too():
+def test_engines_tasks_keep_the_ordertoo():
     packer, setting = Packer("strict"), Setting("slices", MEMORY, "")
 
     def ask(index: int, inputs: Any) -> Arrival:
@@ -166,6 +167,21 @@ def test_engines_tasks_keep_the_whole_too():
     assert ask(1, ()).lost
     assert ask(0, (PARAMS,)).stats.rows == SIZES[:4].sum()
     assert ask(1, ()).stats.rows == 0
+
+
+def test_the_bytes_of_an_answer_are_known_before_it_comes(hub):
+    recorder = Recorder(hub)
+    one_round(recorder, sliced())
+    for arrival in recorder.arrivals:
+        sent = sum(value.grad.nbytes for value in arrival.nodes.values())
+        assert answer_bytes(arrival.order) == sent
+    assert answer_bytes(Order(1, 0, 0, Probe(VIEW), (PARAMS,), 7, 0, UNITS[:4])) == 0
+    order = Order(1, 0, 0, WORK, (PARAMS,), 7, 0, UNITS[:5])
+    assert answer_bytes(order) == 2 * 9 * 8  # two nodes
+    refuse_large([order, order], 288)
+    refuse_large([order, order], 0)
+    with pytest.raises(ConfError, match=r"in 2 tasks, and the driver takes spark\.driver\.maxResultSize = 0 MB"):
+        refuse_large([order, order], 287)
 
 
 def test_a_slice_that_nobody_keeps_any_more_ends_in_the_ledgers_limit(hub):

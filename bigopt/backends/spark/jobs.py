@@ -13,11 +13,13 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final
 
+from bigopt.backends.slices import answer_bytes
 from bigopt.backends.spark.context import Started, first_line
 from bigopt.backends.tasks import Packer, Parcel, Setting, run
-from bigopt.core.errors import ClusterError
+from bigopt.core.errors import ClusterError, ConfError
 from bigopt.work import Arrival, Order
 
+_RESULTS: Final = "spark.driver.maxResultSize"
 _CLOSURE: Final = 100_000
 """Bytes of inputs above which they are broadcast."""
 
@@ -53,6 +55,7 @@ class SparkJobSession:
         self._setting = Setting(run, memory, os.getcwd())
         self._packer = Packer(bits)
         self._rdd = self._sc.parallelize(range(slots), slots)
+        self._limit = int(self._sc._jsc.sc().conf().getSizeAsBytes(_RESULTS, "1g"))  # 0 is none
         self._orders: list[tuple[Order, Parcel]] = []
         self._arrivals: deque[Arrival] = deque()
         self._closed = False
@@ -78,6 +81,7 @@ class SparkJobSession:
         return self._arrivals.popleft()
 
     def _job(self, orders: list[tuple[Order, Parcel]]) -> list[Arrival]:
+        refuse_large([order for order, _ in orders], self._limit)
         tasks: list[list[int]] = [[] for _ in range(self.slots)]
         for index, (order, _) in enumerate(orders):
             tasks[order.slot % self.slots].append(index)
@@ -111,6 +115,18 @@ class SparkJobSession:
             with contextlib.suppress(Exception):  # a JVM that is gone has nothing left to stop
                 self._sc.stop()
         self._closed = True
+
+
+def refuse_large(orders: list[Order], limit: int) -> None:
+    """Refuse what Spark would end in the middle: results of a job of more bytes than the driver takes (0: any)."""
+    size = sum(map(answer_bytes, orders))
+    if limit and size > limit:
+        raise ConfError(
+            f"the sums of a round are {size / 1e6:,.0f} MB in {len(orders)} tasks, and the driver takes "
+            f"{_RESULTS} = {limit / 1e6:,.0f} MB of a job",
+            where="backend.channel",
+            hint=f"backend.channel=auto where workers can connect, more {_RESULTS}, or fewer backend.workers",
+        )
 
 
 def _run_slot(
