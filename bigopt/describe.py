@@ -28,8 +28,9 @@ from bigopt.core.tree import height
 from bigopt.costs import FITTED, Round, best_slots, message_factor, parts, ticket
 from bigopt.data.source import Dataset
 from bigopt.data.view import DataView
+from bigopt.describe_codes import codes_lines, codes_of
 from bigopt.describe_columns import columns_lines, columns_traffic
-from bigopt.describe_cut import cut_lines, deal_of, traffic_of
+from bigopt.describe_cut import cut_lines, deal_of, exchanged, traffic_of
 from bigopt.facts import Datasets, Facts, Side, is_classification, open_data, side_view
 from bigopt.models.counts import count_shapes
 from bigopt.models.table import ModelTable, batch_memory, model_table, si
@@ -86,10 +87,15 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
     rows = problem.plan.batch_rows(0)
     slots = conf.backend.workers or os.cpu_count() or 1
     cost = _round(conf, problem, layers, rows, slots)
+    codes = codes_of(conf, problem, slots)
+    if codes is not None:
+        cost["bytes_up"] = codes.replicas * codes.code
     memory = _memory(conf, problem, rows, slots)
     work = _work(conf, problem, cost, slots)
     deal = deal_of(conf, problem, slots)
     traffic = columns_traffic(conf, problem, slots) if deal is None else traffic_of(deal, conf, problem, slots)
+    if deal is not None:
+        memory.append(exchanged(deal, problem))
     if traffic is not None:
         cost.update(messages=traffic.orders, bytes_down=traffic.down, bytes_up=traffic.up)
     lines = [
@@ -101,6 +107,7 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
         *_growth(conf, problem),
         *_schedule(conf, problem),
         *_places(conf, slots, problem.renewal()),
+        *codes_lines(codes, conf),
         *_cut(conf, problem, deal, traffic),
         *([] if traffic else [_predicted(work, steps)]),
         *_messages(conf, work, slots),
@@ -440,13 +447,30 @@ def _places(conf: Conf, slots: int, renewal: Renewal | None) -> list[str]:
         compute = "forward and backward run in the Map, where the rows are"
     lines = [f"{where}: {compute}"]
     if conf.strategy.name != "model_parallel" or conf.model.name == "mlp":  # blocks of columns say it themselves
-        lines.append(f"strategy {conf.strategy.name}: the update runs on the driver, once a step")
+        lines.append(f"strategy {conf.strategy.name}: {_update(conf)}")
     if renewal is not None:
         lines.append(
             f"batchnorm: one round over all rows at the start of each epoch ({renewal.rounds} before the first) "
             "takes the moments inside the model"
         )
     return lines
+
+
+def _update(conf: Conf) -> str:
+    """Say where the update runs, and when."""
+    spec = conf.strategy
+    if spec.name == "downpour":
+        place = "on Dask workers" if spec.shards_on == "workers" else "on the driver"
+        shards = f", in {spec.shards:,} shards" if (spec.shards or 1) > 1 else ""
+        return f"the update runs {place}{shards}, once a push; plain SGD between pushes, where the rows are"
+    local = {
+        "local_sgd": "an average of all replicas",
+        "easgd": "each pull of a replica and the centre",
+        "hogwild": "an average of the processes' vectors",
+    }
+    if spec.name in local:
+        return f"plain SGD runs where the rows are, {local[spec.name]} on the driver"
+    return f"the update runs on the driver, once {'a gradient' if spec.name in ('async', 'ssp') else 'a step'}"
 
 
 def _bottlenecks(layers: ModelTable) -> list[str]:
