@@ -170,7 +170,7 @@ def test_the_keys_are_those_of_the_contract() -> None:
         "final_div delta M unit scaling base_batch",
         "batch": "size sampling lanes growth",
         "strategy": "name replicas bound local_steps n_fetch n_push local_learning_rate update_on solver shards "
-        "shards_on alpha every spares split blocks micro_batches write reply outer replay compression",
+        "shards_on alpha every spares split blocks micro_batches write threads reply outer replay compression",
         "strategy.compression": "name fraction error_feedback",
         "backend": "name workers device address retries timeout channel",
         "stop": "epochs steps seconds target_loss target_metric tolerance patience",
