@@ -195,7 +195,8 @@ class Layers:
         if walk.at == len(self._deal.stages) - 1:
             walk.brought["loss"] = np.array([handed.loss, handed.total])
             walk.brought["rows"] = np.array([handed.rows])
-        self._sums[walk.at].add((0, walk.number), handed.grad)
+        with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges is told so by its sums
+            self._sums[walk.at].add((0, walk.number), handed.grad)
         walk.v.pop(walk.at, None)
         if walk.at == 0:
             walk.at = -1
