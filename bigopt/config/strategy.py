@@ -53,6 +53,9 @@ def _check_compression(conf: Conf) -> None:
     if push != fetch:
         message = f"compressed pushes are fetches too, but n_push is {push} and n_fetch {fetch}"
         raise conf.error("strategy.n_fetch", message, f"strategy.n_fetch={push}")
+    if conf.strategy.shards_on == "workers":
+        message = "compressed pushes are decoded on the driver, but strategy.shards_on=workers sends none there"
+        raise conf.error("strategy.shards_on", message, "strategy.shards_on=driver")
     for path, none, why in (
         ("model.backprop", "map", "rows are sent, not gradients"),
         ("model.batchnorm", False, "the moments inside the model are renewed between steps"),

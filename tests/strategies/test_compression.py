@@ -457,6 +457,7 @@ def test_what_compression_does_not_go_with(tmp_path: Path) -> None:
         (["run.on_divergence=halve_rate"], "at the rate they were made with"),
         (["strategy.name=backup"], "no one place for the residual"),
         (["strategy.name=downpour", "strategy.n_push=2"], "n_push is 2 and n_fetch 5"),
+        (["strategy.name=downpour", "strategy.shards_on=workers", "backend.name=dask"], "sends none there"),
         (["strategy.name=local_sgd"], "strategy.compression.name is not used by strategy 'local_sgd'"),
     ):
         with pytest.raises(ConfError, match=said):
