@@ -30,7 +30,7 @@ from bigopt.data.plan import ALL, DISTINCT, REPEATED, Ints, redraw
 from bigopt.data.view import DataView
 from bigopt.models import sparse
 from bigopt.models.base import Model
-from bigopt.models.fused import fused_sum, has_layers, layered_sum
+from bigopt.models.fused import STEP, fused_fold, fused_sum, has_kernel, has_layers, layered_sum
 from bigopt.models.linear import LinearModel
 from bigopt.models.metrics import MetricSums, evaluate_block
 from bigopt.models.mlp import MLP
@@ -293,15 +293,20 @@ def unit_rows(entry: Entry, seed: int, unit: Ints, buffers: Buffers | None = Non
             None if block.y is None else block.y[part],
             None if block.weight is None else block.weight[part],
         )
+    X: Any = None
     if epoch in (DISTINCT, REPEATED):
         rows = redraw(seed, unit, block.X.shape[0])
     else:
-        entry.open = stop < block.X.shape[0]
-        rows = entry.order(seed, unit)[start:stop]
+        entry.open, order = stop < block.X.shape[0], entry.order(seed, unit)
+        rows = order[start:stop]
+        if buffers is not None and buffers.ahead is not None and isinstance(block.X, np.ndarray):
+            X = buffers.ahead.rows(block.X, order, int(start), int(stop))
     if on_card:
         return tuple(None if a is None else arrays.gathered(a, rows) for a in block[:3])
+    if X is None:
+        X = block.X[rows] if buffers is None or isinstance(block.X, CSR) else _gathered(block.X, rows, buffers)
     return (
-        block.X[rows] if buffers is None or isinstance(block.X, CSR) else _gathered(block.X, rows, buffers),
+        X,
         None if block.y is None else block.y[rows],
         None if block.weight is None else block.weight[rows],
     )
@@ -359,6 +364,10 @@ class GradientSum:
             stage=stage,
         )
 
+    def _in_parts(self) -> bool:
+        """Whether a unit's rows may come in parts."""
+        return self.kernels != compiled.NUMPY and self.device == "cpu" and has_kernel(self.model, self.view.dtype)
+
     def exact(self, value: Sums) -> Sums:
         """Return sums that stand for ``run.dtype``, whatever their gradient is in."""
         grad = value.grad
@@ -374,7 +383,12 @@ class GradientSum:
         return value._replace(grad=np.array(grad, dtype=self.dtype))
 
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Sums:
-        """Return the unit's `Sums`."""
+        """Return the unit's `Sums`; rows that cannot stay in memory are added as they are decoded."""
+        if unit[1] == ALL and self._in_parts():
+            with meter.stream(self.view, unit, STEP) as parts:
+                if parts is not None:
+                    grad, loss, total, rows = fused_fold(self.model, inputs[0], parts, self.view.dtype)
+                    return Sums(grad.astype(self.dtype, copy=False), loss, total, rows)
         buffers, stage = (meter.buffers, None) if self.device == "cpu" else (None, meter.stage)
         with meter.block(self.view, int(unit[0]), self.device) as entry:
             rows = unit_rows(entry, self.seed, unit, buffers)

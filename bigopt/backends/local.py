@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 from bigopt.backends.base import Watched, one_blas_thread
+from bigopt.core.buffers import Ahead
 from bigopt.core.errors import BigoptError
 from bigopt.data.cache import BlockCache
 from bigopt.work import Arrival, Order, execute
@@ -29,7 +30,7 @@ class LocalSession:
         self.notes: tuple[str, ...] = ()
         self._exit = contextlib.ExitStack()
         self._exit.enter_context(one_blas_thread())
-        self._blocks = BlockCache(memory)
+        self._blocks = BlockCache(memory, slots)
         self._orders: list[queue.SimpleQueue[Order | None]] = [queue.SimpleQueue() for _ in range(slots)]
         self._arrivals: queue.SimpleQueue[Arrival | BaseException] = queue.SimpleQueue()
         self._threads = [
@@ -40,13 +41,18 @@ class LocalSession:
             thread.start()
 
     def _serve(self, orders: queue.SimpleQueue[Order | None]) -> None:
-        watched = Watched()
+        watched, ahead = Watched(), Ahead()
+        self._blocks.buffers.ahead = ahead
         while (order := orders.get()) is not None:
             try:
                 nodes, stats = execute(
                     self._blocks, order.work, order.inputs, order.leaves, order.start, order.units, order.ahead
                 )
                 self._arrivals.put(Arrival(order, nodes, stats._replace(rss=watched.rss())))
+                if len(order.units) == 1:  # while the driver makes its step
+                    ahead.gather()
+                else:
+                    ahead.forget()
             except BigoptError as error:
                 self._arrivals.put(Arrival(order, error=error))
             except BaseException as error:  # handed to the driver's thread, which raises it

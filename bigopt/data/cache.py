@@ -5,8 +5,12 @@ recently used" would evict exactly what is needed next; so the most recently use
 lane is still walking through (*open*), which go last. Losing an entry is never an error: caches are not state.
 
 Decoding overlaps with computing: while somebody computes on a block, the one that its order needs next is decoded by a
-thread of its own (`prefetch`), one at a time in a process (each has its own heap, and what they leave there adds up),
-where that fits the budget without taking away what is in use. It changes no bits.
+thread of its own (`prefetch`), one at a time in a process, where that fits the budget without taking away what is in
+use; the chunks of a block are decoded side by side, in memory that is used again (`bigopt.data.loading`). It changes no
+bits.
+
+Where a pass wants every row of a partition once, in order, and there is no room to keep it, it is not kept at all:
+`stream` gives its chunks as they are decoded.
 
 With ``data.scratch`` a block that is decoded is written to a file of the node and mapped (`bigopt.data.scratch`): then
 it counts for next to nothing here, and other workers need not decode it.
@@ -34,11 +38,14 @@ from bigopt.core.staging import Stage
 from bigopt.data.card import CardBlocks
 from bigopt.data.entry import Entry
 from bigopt.data.kept import Kept
+from bigopt.data.loading import Loader
 from bigopt.data.plan import Ints
 from bigopt.data.scratch import NodeScratch, is_mapped
+from bigopt.data.streaming import stream, stream_bytes
 from bigopt.data.view import Block, DataView
 
 Key = tuple[str, int]
+Part = tuple[Any, Any, Any]
 NoteKey = tuple[str, tuple[int, ...]]
 
 _NOTHING: Final = Block(np.empty((0, 0)), None, None, 0, 0)
@@ -61,15 +68,20 @@ class BlockCache:
     ----------
     budget : int
         Bytes of decoded rows, read buffers and temporaries that this process may hold.
+    threads : int
+        Threads that may decode at a time.
 
     Attributes
     ----------
+    loader : Loader
+        Memory of the blocks, and who helps to decode them.
     kept : Kept
         What a run keeps here between two orders; not charged.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, threads: int = 1) -> None:
         self.budget = budget
+        self.loader = Loader(threads)
         self.kept = Kept()
         self._entries: dict[Key, Entry] = {}
         self._loading: set[Key] = set()
@@ -141,6 +153,56 @@ class BlockCache:
                 entry.pins -= 1
                 self._changed.notify_all()
 
+    @contextlib.contextmanager
+    def stream(self, view: DataView, index: int, step: int) -> Iterator[Iterator[Block] | None]:
+        """Go through a partition that cannot stay here in blocks of rows, for the length of a with statement.
+
+        Parameters
+        ----------
+        view : DataView
+        index : int
+            Partition number.
+        step : int
+            What the rows of a block, but for the last, are a multiple of.
+
+        Yields
+        ------
+        iterator of Block or None
+            See `bigopt.data.streaming`; None where the partition is here, can stay, or cannot be gone through so.
+        """
+        room = self._streamed(view, index, step)
+        if room is None:
+            yield None
+            return
+        try:
+            with contextlib.closing(stream(view, index, step, self.loader)) as blocks:
+                yield blocks
+        finally:
+            with self._changed:
+                self._held -= room
+                self.loader.memory.keep(self.budget - self._held)
+                self._changed.notify_all()
+
+    def _streamed(self, view: DataView, index: int, step: int) -> int | None:
+        """Take the room of a stream, where a partition is to be gone through so."""
+        room = None if self._node(view) is not None else stream_bytes(view, index, step, self.loader)
+        whole = view.decoded_bytes(index)
+        if room is None or room >= whole:
+            return None
+        whole += view.loading_bytes(index, self.loader)
+        with self._changed:
+            key, raw = (view.key, index), (view.raw.key, index)
+            streams = 0 if view.all_bytes <= self.budget else self.loader.threads * room  # those of the other slots
+            if self._held + whole + streams <= self.budget or room > self.budget:
+                return None
+            if key in self._entries or key in self._loading or raw in self._entries:
+                return None
+            while self._held + room > self.budget:
+                if not self._evict():
+                    self._changed.wait()
+            self._held += room
+        return room
+
     def recall(self, view: DataView, unit: Ints, digest: bytes) -> list[Any] | None:
         """Return the parts of a unit's note, or None where there is none of this digest."""
         with self._changed:
@@ -168,6 +230,7 @@ class BlockCache:
                 if not self._evict_block():
                     return None
             self._held += size
+            self.loader.memory.keep(self.budget - self._held)
             self._notes[key] = Note(digest, size)
             return self._notes[key]
 
@@ -193,7 +256,7 @@ class BlockCache:
             if mapped is not None:
                 return mapped, 0
             raw = self._take_raw((view.raw.key, index)) if view.raw.key != view.key else None
-            room = size if raw is not None else 2 * size  # what the store decodes, and what we keep
+            room = size if raw is not None else size + view.loading_bytes(index, self.loader)
             if room > self.budget:
                 raise ConfError(
                     f"partition {index} needs {room / 1e6:.1f} MB while it is decoded, data.memory allows "
@@ -213,7 +276,7 @@ class BlockCache:
     def _load(self, key: Key, view: DataView, index: int, room: int, raw: Entry | None, entry: Entry) -> Entry:
         """Fill an entry whose room is taken and whose key is being loaded, and put it among the others."""
         try:
-            block = view.prepare(raw.block) if raw is not None else view.load(index)
+            block = view.prepare(raw.block) if raw is not None else view.load(index, self.loader)
             bytes_read = 0 if raw is not None else block.bytes_read
             node = self._node(view)
             if node is not None:
@@ -227,6 +290,7 @@ class BlockCache:
         with self._changed:
             entry.block, entry.charge, entry.unpaid = block, _charge(view, index, block), bytes_read
             self._held += entry.charge - room
+            self.loader.memory.keep(self.budget - self._held)
             self._loading.discard(key)
             self._entries[key] = entry
             self._changed.notify_all()
@@ -254,7 +318,8 @@ class BlockCache:
 
     def prefetch(self, view: DataView, index: int) -> bool:
         """Decode a partition in the background, where there is room beside what is in use; False where it is there."""
-        key, room, node = (view.key, index), 2 * view.decoded_bytes(index), self._node(view)
+        key, node = (view.key, index), self._node(view)
+        room = view.decoded_bytes(index) + view.loading_bytes(index, self.loader)
         if node is not None and node.has(*key):
             return False
         with self._changed:
@@ -344,11 +409,36 @@ class Meter:
     ahead: tuple[int, ...] = ()
     buffers: Buffers | None = None
     _at: int = field(default=0, repr=False)
+    _streams: bool = field(default=False, repr=False)
 
     @property
     def stage(self) -> Stage:
         """The calling thread's way to its card."""
         return self.blocks.stage
+
+    @contextlib.contextmanager
+    def stream(self, view: DataView, unit: Ints, step: int) -> Iterator[Iterator[Part] | None]:
+        """Go through a unit's rows, X, y and weight, as `BlockCache.stream`, and count them.
+
+        None also where the unit is a part of a partition.
+        """
+        index, start, stop = int(unit[0]), int(unit[2]), int(unit[3])
+        if start or stop < view.partition(index).rows:
+            yield None
+            return
+        loader, budget = self.blocks.loader, self.blocks.budget
+        self._streams = view.all_bytes > budget and stream_bytes(view, index, step, loader) is not None
+        with self.blocks.stream(view, index, step) as blocks:
+            yield None if blocks is None else self._counted(blocks)
+
+    def _counted(self, blocks: Iterator[Block]) -> Iterator[Part]:
+        for block in blocks:
+            self.bytes_read += block.bytes_read
+            self.rows += len(block.X)
+            part = block[:3]
+            del block
+            yield part
+            del part
 
     @contextlib.contextmanager
     def block(self, view: DataView, index: int, device: arrays.Device = "cpu") -> Iterator[Entry]:
@@ -363,7 +453,8 @@ class Meter:
             return
         with self.blocks.block(view, index) as (entry, bytes_read):
             self.bytes_read += bytes_read
-            self._ahead(view, index)
+            if not self._streams:  # what follows is gone through without a block
+                self._ahead(view, index)
             yield entry if card is None else card.put(view.key, index, entry)
 
     def _ahead(self, view: DataView, index: int) -> None:

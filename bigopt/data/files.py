@@ -7,22 +7,33 @@ taken in one place, and messages never show credentials.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from bigopt.core.errors import ConfError, DataError
+
+Bytes = npt.NDArray[np.uint8]
 
 OBSTORE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https"})
 
 
 class Files(Protocol):
     """The files under one URI; keys are paths below it with ``/``, ``""`` is the URI itself."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether reading mostly waits, so that several requests should be under way."""
+        ...
 
     @property
     def uri(self) -> str:
@@ -35,6 +46,14 @@ class Files(Protocol):
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """Return bytes [start, stop) of a file; FileNotFoundError where there is none."""
+        ...
+
+    def bring(self, key: str, take: Callable[[int], Bytes]) -> Bytes:
+        """Return a whole file, in memory that `take(size)` gives where that saves a copy; else as `read`."""
+        ...
+
+    def soon(self, key: str) -> None:
+        """Say that a file will be read soon."""
         ...
 
     def size(self, key: str) -> int:
@@ -55,6 +74,10 @@ class LocalFiles:
     """Files below a local path."""
 
     root: Path
+
+    @property
+    def remote(self) -> bool:
+        return False
 
     @property
     def uri(self) -> str:
@@ -85,6 +108,24 @@ class LocalFiles:
                 handle.seek(start)
             return handle.read(-1 if stop is None else max(0, stop - start))
 
+    def bring(self, key: str, take: Callable[[int], Bytes]) -> Bytes:
+        handle = os.open(f"{self.root}/{key}", os.O_RDONLY)
+        try:
+            data, at = take(os.fstat(handle).st_size), 0
+            while at < len(data) and (count := os.readv(handle, [data[at:].data])):
+                at += count
+            return data if at == len(data) else data[:at]
+        finally:
+            os.close(handle)
+
+    def soon(self, key: str) -> None:
+        with contextlib.suppress(OSError, AttributeError):  # not every system has it; who reads says what is wrong
+            handle = os.open(f"{self.root}/{key}", os.O_RDONLY)
+            try:
+                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(handle)
+
     def size(self, key: str) -> int:
         return self._path(key).stat().st_size
 
@@ -104,6 +145,10 @@ class RemoteFiles:
     fs: Any = field(repr=False)
     root: str
     uri: str
+
+    @property
+    def remote(self) -> bool:
+        return True
 
     def _path(self, key: str) -> str:
         return f"{self.root.rstrip('/')}/{key}" if key else self.root
@@ -129,6 +174,12 @@ class RemoteFiles:
         if stop is None and start:
             stop = self.size(key)
         return bytes(self.fs.cat_file(path) if stop is None else self.fs.cat_file(path, start=start, end=stop))
+
+    def bring(self, key: str, take: Callable[[int], Bytes]) -> Bytes:
+        return np.frombuffer(self.read(key), dtype=np.uint8)
+
+    def soon(self, key: str) -> None:
+        pass
 
     def size(self, key: str) -> int:
         return int(self.fs.size(self._path(key)))

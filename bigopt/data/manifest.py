@@ -167,7 +167,7 @@ class Manifest:
             found = f"{len(data)} bytes, the manifest says {chunk.bytes}"
             raise DataError(found, where=where, hint="truncated or altered: ingest again")
         old = len(chunk.digest) == _OLD
-        digest = f"{zlib.crc32(memoryview(data)):08x}" if old else digest_of(data)
+        digest = f"{zlib.crc32(np.frombuffer(data, dtype=np.uint8).data):08x}" if old else digest_of(data)
         if digest != chunk.digest:
             raise DataError(
                 f"altered: {'CRC-32' if old else 'CRC-32C and tail'} {digest} of {len(data)} bytes, the manifest says "

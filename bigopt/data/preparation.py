@@ -139,8 +139,11 @@ class Targets:
         y = y.reshape(-1)
         if (classes.dtype.kind == "U") != (y.dtype.kind == "U"):
             y = y.astype(str) if classes.dtype.kind == "U" else _numbers(y)
-        order = np.argsort(classes)
-        index = order[np.minimum(np.searchsorted(classes, y, sorter=order), len(classes) - 1)]
+        if len(classes) == 2:
+            index: Array = (y == classes[1]).astype(np.int64)
+        else:
+            order = np.argsort(classes)
+            index = order[np.minimum(np.searchsorted(classes, y, sorter=order), len(classes) - 1)]
         wrong = classes[index] != y
         if wrong.any():
             label = y[wrong][0]

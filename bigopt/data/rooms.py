@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigopt.core.csr import CSR
+from bigopt.data.loading import Memory
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -48,11 +49,20 @@ class DenseRoom:
     rows, columns : int
         The most that will come.
     dtype : str
+    memory : Memory or None
+        Where the rows lie; None: in memory of their own.
     """
 
-    def __init__(self, rows: int, columns: int, dtype: str) -> None:
-        self._X = np.empty((rows, columns), dtype=dtype)
+    def __init__(self, rows: int, columns: int, dtype: str, memory: Memory | None = None) -> None:
+        size = rows * columns * np.dtype(dtype).itemsize
+        room = np.empty(size, dtype=np.uint8) if memory is None else memory.take(size)
+        self._X: Array = room.view(dtype).reshape(rows, columns)
         self._at = 0
+
+    @property
+    def whole(self) -> Array:
+        """All of it, to be filled at once."""
+        return self._X
 
     def add(self, X: Array, keep: Mask | None) -> Wrong | None:
         """Add rows."""
@@ -61,16 +71,21 @@ class DenseRoom:
         self._at += len(kept)
         with np.errstate(over="ignore", invalid="ignore"):  # found just below
             part[...] = kept
-        for lo in range(0, len(part), _CHECK_ROWS):
-            finite = np.isfinite(part[lo : lo + _CHECK_ROWS])
-            if not finite.all():
-                row, column = (int(v[0]) for v in np.nonzero(~finite))
-                return Wrong(lo + row, column, part[lo + row, column])
-        return None
+        return first_wrong(part)
 
     def finish(self) -> Array:
         """Return all rows."""
         return self._X[: self._at]
+
+
+def first_wrong(X: Array) -> Wrong | None:
+    """Return the first value that is not finite."""
+    for lo in range(0, len(X), _CHECK_ROWS):
+        finite = np.isfinite(X[lo : lo + _CHECK_ROWS])
+        if not finite.all():
+            row, column = (int(v[0]) for v in np.nonzero(~finite))
+            return Wrong(lo + row, column, X[lo + row, column])
+    return None
 
 
 class SparseRoom:

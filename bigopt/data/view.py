@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +21,18 @@ import numpy.typing as npt
 from bigopt.core import codec, rng
 from bigopt.core.codec import wire
 from bigopt.core.errors import DataError
+from bigopt.data.loading import Filling, Loader, Reading
 from bigopt.data.preparation import Preparation, Scaling, TargetKind, Targets, Whitening
-from bigopt.data.rooms import DenseRoom, Room, SparseRoom, finite_rows, index_dtype
+from bigopt.data.rooms import DenseRoom, Room, SparseRoom, Wrong, finite_rows, first_wrong, index_dtype
 from bigopt.data.source import Partition, Rows, Source
 
 __all__ = ["Block", "DataView", "Preparation", "Scaling", "Split", "TargetKind", "Targets", "Whitening"]
 
 Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+
+
+NO_FEATURES: Final = np.empty((0, 0))
 
 
 class Block(NamedTuple):
@@ -153,6 +158,11 @@ class DataView:
         return self.source.nonzeros(partition) * (item + index_dtype(d).itemsize + 4) + partition.rows * 32 + 8
 
     @cached_property
+    def all_bytes(self) -> int:
+        """`decoded_bytes` of all partitions."""
+        return sum(self.decoded_bytes(index) for index in range(self.partitions))
+
+    @cached_property
     def row_bytes(self) -> float:
         """Decoded bytes of a row's features in the block dtype: d values, or the nonzeros of an average row."""
         d, item, rows = len(self.source.columns), np.dtype(self.dtype).itemsize, int(self.bounds[-1] - self.bounds[0])
@@ -161,13 +171,19 @@ class DataView:
         nonzeros = sum(self.source.nonzeros(self.partition(m)) for m in range(self.partitions))
         return 8 + nonzeros / max(1, rows) * (item + index_dtype(d).itemsize)
 
-    def load(self, index: int) -> Block:
-        """Read, check, convert and prepare one partition."""
-        return self.prepare(self.load_raw(index))
+    def loading_bytes(self, index: int, loader: Loader) -> int:
+        """Bytes that loading a partition takes beside its block, at most."""
+        partition, size = self.partition(index), self.decoded_bytes(index)
+        beside = self.filling(range(partition.start, partition.stop), loader)
+        return size if beside is None else min(size, beside)
 
-    def prepare(self, raw: Block) -> Block:
-        """Scale and encode a raw block; its features are scaled in place."""
-        if self.scaling is not None:
+    def load(self, index: int, loader: Loader | None = None) -> Block:
+        """Read, check, convert and prepare one partition."""
+        return self.prepare(self.load_raw(index, loader))
+
+    def prepare(self, raw: Block, *, features: bool = True) -> Block:
+        """Scale and encode a raw block; its features are scaled in place (or not at all)."""
+        if self.scaling is not None and features:
             self.scaling.apply(raw.X)
         if self.targets is None or raw.y is None:
             return raw
@@ -178,8 +194,15 @@ class DataView:
         factor = np.asarray(self.class_weight)[index]
         return raw._replace(y=y, weight=factor if raw.weight is None else raw.weight * factor)
 
-    def load_raw(self, index: int) -> Block:
+    def load_raw(self, index: int, loader: Loader | None = None) -> Block:
         """Read the used rows of one partition.
+
+        Parameters
+        ----------
+        index : int
+            Partition number.
+        loader : Loader or None
+            Memory and helpers of this process; None: memory of the block's own, and nobody helps.
 
         Raises
         ------
@@ -188,8 +211,10 @@ class DataView:
         """
         partition = self.partition(index)
         mask = None if self.split is None else self.split.mask(partition)
-        room = partition.rows if mask is None else int(mask.sum())
-        gathered = self._room(partition, room)
+        loader = Loader() if loader is None else loader
+        if self.filling(range(partition.start, partition.stop), loader) is not None:
+            return self._filled(partition, mask, loader)
+        gathered = self._room(partition, partition.rows if mask is None else int(mask.sum()), loader)
         labels: list[Array] = []
         weights: list[Array] = []
         row = bytes_read = skipped = 0
@@ -202,11 +227,7 @@ class DataView:
             count = int(keep.sum())
             wrong = gathered.add(piece.X, None if count == rows else keep)
             if wrong is not None:
-                raise DataError(
-                    f"column '{self.source.columns[wrong.column]}' is {wrong.value} as {self.dtype}",
-                    where=self.source.place(partition, row + int(np.flatnonzero(keep)[wrong.row])),
-                    hint="correct the row, or data.on_bad_rows=skip (or data.dtype=float64 where float32 overflows)",
-                )
+                raise self._refused(partition, row, keep, wrong)
             if piece.y is not None:
                 labels.append(piece.y if count == rows else piece.y[keep])
             if piece.weight is not None:
@@ -221,15 +242,56 @@ class DataView:
         y = _joined(labels)
         return Block(gathered.finish(), y, _joined(weights), skipped, bytes_read)
 
-    def _room(self, partition: Partition, rows: int) -> Room:
+    def filling(self, rows: range, loader: Loader) -> int | None:
+        """Return the bytes beside the rows when the source fills them in place, or None where it does not."""
+        if self.skip_bad or not isinstance(self.source, Filling):
+            return None
+        return self.source.beside(rows, loader, dtype=self.dtype, all_rows=self.split is None)
+
+    def _filled(self, partition: Partition, mask: Mask | None, loader: Loader) -> Block:
+        """Load rows that the source decodes to their place; none are left out."""
+        assert isinstance(self.source, Filling), "asked for before"
+        keep = np.ones(partition.rows, dtype=np.bool_) if mask is None else mask
+        room = DenseRoom(int(keep.sum()), len(self.source.columns), self.dtype, loader.memory)
+        reading = self.source.reading(partition)
+        y, weight = self.read_labels(partition, reading, keep)
+        if not reading.fill(range(partition.start, partition.stop), mask, room.whole, loader):
+            wrong = first_wrong(room.whole)
+            if wrong is not None:
+                raise self._refused(partition, 0, keep, wrong)
+        return Block(room.whole, y, weight, 0, reading.bytes_read)
+
+    def read_labels(self, partition: Partition, reading: Reading, keep: Mask) -> tuple[Array | None, Array | None]:
+        """Return checked labels and weights of the kept rows."""
+        self._good(partition, 0, Rows(NO_FEATURES, reading.y, reading.weight), keep)
+        y, weight = reading.y, reading.weight
+        return (
+            None if y is None else np.ascontiguousarray(y if keep.all() else y[keep]),
+            None if weight is None else np.asarray(weight, dtype=np.float64)[keep],
+        )
+
+    def check_finite(self, partition: Partition, row: int, X: Array) -> None:
+        """Refuse rows, from a row of the partition on, that are not finite."""
+        wrong = first_wrong(X)
+        if wrong is not None:
+            raise self._refused(partition, row, np.ones(len(X), dtype=np.bool_), wrong)
+
+    def _refused(self, partition: Partition, row: int, keep: Mask, wrong: Wrong) -> DataError:
+        return DataError(
+            f"column '{self.source.columns[wrong.column]}' is {wrong.value} as {self.dtype}",
+            where=self.source.place(partition, row + int(np.flatnonzero(keep)[wrong.row])),
+            hint="correct the row, or data.on_bad_rows=skip (or data.dtype=float64 where float32 overflows)",
+        )
+
+    def _room(self, partition: Partition, rows: int, loader: Loader) -> Room:
         d = len(self.source.columns)
         if self.source.sparse:
             return SparseRoom(rows, self.source.nonzeros(partition), d, self.dtype)
-        return DenseRoom(rows, d, self.dtype)
+        return DenseRoom(rows, d, self.dtype, loader.memory)
 
     def _good(self, partition: Partition, row: int, piece: Rows, keep: Array) -> npt.NDArray[np.bool_]:
         """Rows of a piece that may be used; raises for the first bad one unless bad rows are skipped."""
-        good = np.ones(len(piece.X), dtype=np.bool_) if piece.bad is None else ~piece.bad
+        good = np.ones(len(keep), dtype=np.bool_) if piece.bad is None else ~piece.bad
         checks: list[tuple[str, npt.NDArray[np.bool_]]] = []
         if piece.y is not None and piece.y.dtype.kind == "f":
             finite = np.isfinite(piece.y)

@@ -11,8 +11,8 @@ import asyncio
 import hashlib
 import threading
 import warnings
-from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import zarr
@@ -25,8 +25,9 @@ from bigopt.data.files import Files, place
 from bigopt.data.manifest import Manifest
 from bigopt.data.source import Array
 from bigopt.data.zarrmeta import ArrayInfo
-from bigopt.data.zarrplain import PlainArray, plain_array
+from bigopt.data.zarrplain import Brought, Bytes, PlainArray, plain_array
 
+T = TypeVar("T")
 _FAILURES: Final = (ValueError, RuntimeError, OSError, TypeError, KeyError, IndexError, MemoryError, BaseZarrError)
 
 
@@ -41,26 +42,41 @@ class CheckedStore(Store):  # type: ignore[misc]  # zarr is not followed by mypy
 
     def fetch(self, key: str, start: int = 0, stop: int | None = None) -> bytes | None:
         """Return (part of) a file, verified; None where it is missing and may be."""
-        where = place(self.files, key)
+        part = slice(0, None) if self.manifest is not None else slice(start, stop)
+        data = self._found(key, lambda: self.files.read(key, part.start, part.stop))
+        if data is None:
+            return None
+        if self.manifest is not None:
+            self.manifest.check(key, data, place(self.files, key))
+        self._read(len(data))
+        data = data[start:stop] if self.manifest is not None else data
+        if self.digests.get(key, "") not in ("", hashlib.sha256(data).hexdigest()):
+            raise DataError("changed since the run opened it", where=place(self.files, key), hint="start a new run")
+        return data
+
+    def bring(self, key: str, take: Callable[[int], Bytes]) -> Brought | None:
+        """Return a chunk, verified, in memory that `take(size)` gives; None where it is missing and may be."""
+        data = self._found(key, lambda: self.files.bring(key, take))
+        if data is None:
+            return None
+        crc = None if self.manifest is None else self.manifest.check(key, data, place(self.files, key))
+        self._read(len(data))
+        return Brought(data, crc)
+
+    def _found(self, key: str, read: Callable[[], T]) -> T | None:
         try:
-            if self.manifest is not None:
-                whole = self.files.read(key)
-                self.manifest.check(key, whole, where)
-                data = whole[start:stop]
-            else:
-                whole = data = self.files.read(key, start, stop)
+            return read()
         except FileNotFoundError as error:
             if self.manifest is not None and (key, 0) in self.manifest.by_key:
-                found = "missing, the manifest names it"
-                raise DataError(found, where=where, hint="restore it or ingest again") from error
+                found, hint = "missing, the manifest names it", "restore it or ingest again"
+                raise DataError(found, where=place(self.files, key), hint=hint) from error
             return None
         except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror or error}", where=where) from error
-        if self.digests.get(key, "") not in ("", hashlib.sha256(data).hexdigest()):
-            raise DataError("changed since the run opened it", where=where, hint="start a new run")
+            raise DataError(f"cannot be read: {error.strerror or error}", where=place(self.files, key)) from error
+
+    def _read(self, size: int) -> None:
         with self._lock:
-            self.bytes_read += len(whole)
-        return data
+            self.bytes_read += size
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None

@@ -1,8 +1,9 @@
 """Chunks of plain Zarr arrays, decoded straight into the rows that they hold.
 
 Most arrays are little-endian numbers behind one compressor and perhaps a CRC-32C. For those a chunk is a file that is
-verified, checked and decompressed into the memory where its rows are wanted: no event loop, no copy, no buffer beside
-it. Arrays with other codecs (shards, transposition, gzip, text) are read by zarr (`bigopt.data.zarrchecked`).
+read into memory that is used again, verified, checked and decompressed to where its rows are wanted, several chunks
+side by side: no event loop, no copy; what has no codec is read straight to its place. Arrays with other codecs (shards,
+transposition, gzip, text) are read by zarr (`bigopt.data.zarrchecked`).
 """
 
 from __future__ import annotations
@@ -13,29 +14,50 @@ import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from bigopt.core.errors import BigoptError, DataError
 from bigopt.data.files import Files, place
+from bigopt.data.loading import Loader
 from bigopt.data.zarrmeta import ArrayInfo
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+Take = Callable[[int], Bytes]
 
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
+_DOT: Final = 1 << 15
 
 
-class Fetch(Protocol):
+class Bring(Protocol):
     """A store as this module sees it."""
 
     files: Files
 
-    def fetch(self, key: str, start: int = 0, stop: int | None = None) -> bytes | None:
-        """Return a file, verified; None where it is missing and may be."""
+    def bring(self, key: str, take: Take) -> Brought | None:
+        """Return a file, verified, in memory that `take(size)` gives; None where it is missing and may be."""
         ...
+
+
+class Brought(NamedTuple):
+    """The bytes of a chunk, and the CRC-32C of all but the last four of them where it is known."""
+
+    data: Bytes
+    crc: int | None = None
+
+
+class _Share(NamedTuple):
+    """What a chunk holds of some rows and columns: its key, and where they lie in it and among what is wanted."""
+
+    key: str
+    inside: tuple[slice, ...]
+    place: tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -58,7 +80,12 @@ class PlainArray:
     crc: bool
     fill: float
 
-    def read(self, store: Fetch, rows: range, columns: tuple[int, ...]) -> Array:
+    @property
+    def chunk_bytes(self) -> int:
+        """Decoded bytes of a chunk."""
+        return math.prod(self.info.chunks) * self.info.itemsize
+
+    def read(self, store: Bring, rows: range, columns: tuple[int, ...]) -> Array:
         """Return rows by columns (all of a vector where no columns are given), in C order.
 
         Raises
@@ -66,65 +93,141 @@ class PlainArray:
         DataError
             Naming the chunk that cannot be decoded.
         """
-        info = self.info
-        found = np.empty((len(rows), *info.shape[1:]), dtype=info.dtype)
-        across = self._across(columns)
-        for i in range(rows.start // info.chunks[0], -(-rows.stop // info.chunks[0])):
-            first, last = max(rows.start, i * info.chunks[0]), min(rows.stop, (i + 1) * info.chunks[0])
-            part = found[first - rows.start : last - rows.start]
-            inside = slice(first - i * info.chunks[0], last - i * info.chunks[0])
-            for j in across:
-                at = (i, j)[: len(info.grid)]
-                self._fill(store, info.key(at), part, inside, j)
-        if not columns or columns == tuple(range(info.width)):
+        low, high = (min(columns), max(columns) + 1) if columns else (0, self.info.width)
+        width = () if len(self.info.shape) == 1 else (high - low,)
+        found = np.empty((len(rows), *width), dtype=self.info.dtype)
+        for share in self._shares(rows, low, high):
+            self._bring(store, share, found[share.place], _fresh)
+        if not columns or columns == tuple(range(low, high)):
             return found
-        return np.ascontiguousarray(found[:, list(columns)])
+        return np.ascontiguousarray(found[:, np.array(columns) - low])
 
-    def _across(self, columns: tuple[int, ...]) -> list[int]:
-        """Return the column chunks that hold some columns; of a vector, or for all columns, every one."""
-        if len(self.info.grid) == 1:
-            return [0]
-        return sorted({c // self.info.chunks[1] for c in columns}) if columns else list(range(self.info.grid[1]))
+    def read_into(self, store: Bring, rows: range, keep: Mask | None, X: Array, loader: Loader) -> bool:
+        """Decode rows straight into an array, chunks side by side.
 
-    def _fill(self, store: Fetch, key: str, part: Array, inside: slice, j: int) -> None:
-        """Write one chunk's share of some rows; `part` has all columns of them."""
+        Parameters
+        ----------
+        store : Bring
+        rows : range
+        keep : ndarray of bool, shape (rows,), or None
+            Which of them are wanted; None: all.
+        X : ndarray, shape (wanted rows, width), float32 or float64
+            Where they go, cast where they are stored otherwise.
+        loader : Loader
+
+        Returns
+        -------
+        bool
+            Whether all values are finite.
+
+        Raises
+        ------
+        DataError
+            Naming the first chunk that cannot be decoded.
+        """
+        ends = None if keep is None else np.concatenate([[0], np.cumsum(keep)])
+        fine: list[bool] = []
+
+        def job(share: _Share) -> None:
+            first, last = share.place[0].start, share.place[0].stop
+            if keep is None or ends is None:
+                wanted, target = None, X[share.place]
+            else:
+                wanted, target = np.flatnonzero(keep[first:last]), X[ends[first] : ends[last], share.place[1]]
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._bring(store, share, target, loader.memory.take, wanted)
+                fine.append(all_finite(target))
+
+        shares = self._shares(rows, 0, self.info.width)
+        loader.each([partial(job, share) for share in shares], waits=store.files.remote)
+        return all(fine)
+
+    def beside(self, rows: range, stored: int, flight: int, *, direct: bool) -> int:
+        """Return the bytes that `read_into` takes beside some rows.
+
+        Parameters
+        ----------
+        rows : range
+        stored : int
+            Bytes of the largest stored chunk.
+        flight : int
+            Chunks under way at a time.
+        direct : bool
+            Whether all rows are wanted, as they are stored.
+        """
         chunks = self.info.chunks
-        data = store.fetch(key)
-        width = part.shape[1] if part.ndim > 1 else 1
-        across = slice(j * chunks[1], min(width, (j + 1) * chunks[1])) if part.ndim > 1 else slice(None)
-        target = part[:, across] if part.ndim > 1 else part
-        if data is None:
+        flight = min(flight, len(self._shares(rows, 0, self.info.width)))
+        if not direct or chunks[1] != self.info.width:
+            return flight * (stored + self.chunk_bytes)
+        read = stored if self.compressor or self.crc else 0
+        return flight * read + (self.chunk_bytes if rows.start % chunks[0] or rows.stop % chunks[0] else 0)
+
+    def _shares(self, rows: range, low: int, high: int) -> list[_Share]:
+        """Return what each chunk holds of rows by columns [low, high); of a vector the columns are all there is."""
+        info, found = self.info, []
+        height = info.chunks[0]
+        for i in range(rows.start // height, -(-rows.stop // height)):
+            top, end = max(rows.start, i * height), min(rows.stop, (i + 1) * height)
+            inside, place = slice(top - i * height, end - i * height), slice(top - rows.start, end - rows.start)
+            if len(info.grid) == 1:
+                found.append(_Share(info.key((i,)), (inside,), (place,)))
+                continue
+            width = info.chunks[1]
+            for j in range(low // width, -(-high // width)):
+                left, right = max(low, j * width), min(high, (j + 1) * width)
+                across, columns = slice(left - j * width, right - j * width), slice(left - low, right - low)
+                found.append(_Share(info.key((i, j)), (inside, across), (place, columns)))
+        return found
+
+    def _bring(self, store: Bring, share: _Share, target: Array, take: Take, wanted: Ints | None = None) -> None:
+        """Write a chunk's share, or the wanted rows of it, to `target`."""
+        whole = wanted is None and target.shape == self.info.chunks and target.dtype == self.info.dtype
+        out = target.reshape(-1).view(np.uint8) if whole and target.flags.c_contiguous else None
+        straight = out is not None and not self.compressor and not self.crc
+
+        def room(size: int) -> Bytes:
+            return out if straight and out is not None and out.nbytes == size else take(size)
+
+        found = store.bring(share.key, room)
+        if found is None:
             target[...] = self.fill
             return
         try:
-            if target.shape == chunks and target.flags.c_contiguous:
-                self._decode(data, target.reshape(-1).view(np.uint8))
+            if out is not None:
+                self._decode(found, out)
                 return
-            whole = np.empty(chunks, dtype=part.dtype)
-            self._decode(data, whole.reshape(-1).view(np.uint8))
-            target[...] = whole[inside, : across.stop - across.start] if part.ndim > 1 else whole[inside]
+            chunk = take(self.chunk_bytes)
+            self._decode(found, chunk)
+            values = chunk.view(self.info.dtype).reshape(self.info.chunks)[share.inside]
+            if wanted is None:
+                target[...] = values
+            elif values.dtype == target.dtype and target.flags.c_contiguous:
+                np.take(values, wanted, axis=0, out=target, mode="clip")  # all in range; to raise it would buffer
+            else:
+                target[...] = values[wanted]
         except BigoptError:
             raise
         except (ValueError, RuntimeError, struct.error, IndexError) as error:
             raise DataError(
                 f"cannot be decoded: {error}",
-                where=place(store.files, key),
+                where=place(store.files, share.key),
                 hint="truncated or altered: restore it or write the dataset again",
             ) from error
 
-    def _decode(self, data: bytes, out: Bytes) -> None:
-        body = memoryview(data)
+    def _decode(self, found: Brought, out: Bytes) -> None:
+        body = found.data
         if self.crc:
             from google_crc32c import value
 
-            body, stored = body[:-4], int.from_bytes(body[-4:], "little")
-            if value(bytes(body)) != stored:
+            body, stored = body[:-4], int.from_bytes(body[-4:].tobytes(), "little")
+            if (value(body) if found.crc is None else found.crc) != stored:
                 raise ValueError("the CRC-32C of the chunk is wrong")
-        size = len(body) if not self.compressor else _SIZES[self.compressor](body)
+        size = len(body) if not self.compressor else _SIZES[self.compressor](body.data)
         if size != out.nbytes:
             raise ValueError(f"{size} bytes where a chunk has {out.nbytes}")
         if not self.compressor:
-            out[:] = np.frombuffer(body, dtype=np.uint8)
+            if body is not out:
+                out[:] = body
         elif self.compressor == "zstd":
             from numcodecs import zstd
 
@@ -133,6 +236,20 @@ class PlainArray:
             from numcodecs import blosc
 
             blosc.decompress(body, out)
+
+
+def all_finite(values: Array) -> bool:
+    """Return whether all floats are finite: the scalar product of a piece with itself is, unless it overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if values.flags.c_contiguous:
+            flat = values.reshape(-1)
+            if all(math.isfinite(np.dot(v, v)) for v in (flat[k : k + _DOT] for k in range(0, len(flat), _DOT))):
+                return True
+    return bool(np.isfinite(values).all())
+
+
+def _fresh(size: int) -> Bytes:
+    return np.empty(size, dtype=np.uint8)
 
 
 def _zstd_size(data: memoryview) -> int:

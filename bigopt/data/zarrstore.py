@@ -1,7 +1,9 @@
 """Rows of a Zarr v3 group: arrays X, y and weight, chunked by rows and perhaps by columns, sharded or not.
 
-zarr decodes what comes through `bigopt.data.zarrchecked`. A chunk that is not there is an error with a manifest, else
-the fill value (Zarr leaves out chunks that hold nothing else; they are counted when the dataset is opened).
+Chunks of plain arrays are decoded straight into the rows of a block (`ZarrReading`, `bigopt.data.zarrplain`); zarr
+decodes all others, from what comes through `bigopt.data.zarrchecked`. A chunk that is not there is an error with a
+manifest, else the fill value (Zarr leaves out chunks that hold nothing else; they are counted when the dataset is
+opened).
 
 A piece is one chunk of rows, over all its column chunks; several small chunks, or a whole small shard, make one piece
 so that the cost of a call is spread over about a megabyte.
@@ -10,6 +12,7 @@ so that the cost of a call is spread over about a megabyte.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,10 +22,12 @@ import numpy as np
 
 from bigopt.core.codec import wire
 from bigopt.data.files import Files, open_files, place
+from bigopt.data.loading import Loader
 from bigopt.data.manifest import Manifest, expected_manifest, read_manifest
 from bigopt.data.source import Array, Partition, Rows
 from bigopt.data.zarrchecked import CheckedStore, open_array, read_column, read_rows
 from bigopt.data.zarrmeta import ArrayInfo
+from bigopt.data.zarrplain import Mask, PlainArray
 
 PIECE_BYTES: Final = 1 << 20
 SHARD_BYTES: Final = 16 << 20
@@ -116,16 +121,12 @@ class ZarrSource:
 
     def pieces(self, partition: Partition) -> Iterator[Rows]:
         """Yield the partition's rows; labels and weights are read once a partition, X piece by piece."""
-        digests = {f"{info.name}/zarr.json": info.digest for info in self.arrays}
-        store = CheckedStore(self._files, self._manifest, digests)
+        store = self._store()
+        labels, weight = self._beside_X(store, partition)
         X = self.X.name
         inside = [j for name, j in self.labels if name == X]
         if self.weights is not None and self.weights[0] == X:
             inside.append(self.weights[1])
-        labels = [self._column(store, ref, partition) for ref in self.labels if ref[0] != X]
-        weight = None
-        if self.weights is not None and self.weights[0] != X:
-            weight = self._column(store, self.weights, partition)
         d, start = len(self.indices), partition.start
         features = open_array(store, self.X)
         while start < partition.stop:
@@ -133,11 +134,73 @@ class ZarrSource:
             block = read_rows(store, features, self.X, range(start, stop), (*self.indices, *inside))
             rows = slice(start - partition.start, stop - partition.start)
             columns = [label[rows] for label in labels] or [block[:, d + k] for k in range(len(self.labels))]
-            y = columns[0] if len(columns) == 1 else np.column_stack(columns) if columns else None
+            y = _columns(columns)
             weights = None if self.weights is None else block[:, -1] if weight is None else weight[rows]
             read, store.bytes_read = store.bytes_read, 0
             yield Rows(block[:, :d] if inside else block, y, weights, read)
             start = stop
+
+    @property
+    def height(self) -> int:
+        """Rows of a chunk of X."""
+        return self.X.chunks[0]
+
+    def beside(self, rows: range, loader: Loader, *, dtype: str, all_rows: bool) -> int | None:
+        """Return the bytes that `ZarrReading.fill` takes beside some rows; None where rows come in pieces only.
+
+        Parameters
+        ----------
+        rows : range
+        loader : Loader
+        dtype : str
+            Of the rows.
+        all_rows : bool
+            Whether all of them are wanted.
+        """
+        if self._plain is None:
+            return None
+        flight, direct = loader.flight(waits=self._files.remote), all_rows and dtype == self.X.dtype
+        return self._plain.beside(rows, self._stored_bytes, flight, direct=direct)
+
+    def reading(self, partition: Partition) -> ZarrReading:
+        """Read labels and weights of a partition, and return what decodes its features."""
+        store = self._store()
+        features = open_array(store, self.X)
+        assert isinstance(features, PlainArray), "asked for before"
+        labels, weight = self._beside_X(store, partition)
+        return ZarrReading(store, features, _columns(labels), weight)
+
+    def soon(self, rows: range) -> None:
+        """Let the system fetch the chunks of X that hold some rows."""
+        for key in self.X.all_keys(rows):
+            self._files.soon(key)
+
+    @cached_property
+    def _plain(self) -> PlainArray | None:
+        """How X is decoded to its place, where it is: all of its columns in order, and nothing else in it."""
+        others = [name for name, _ in (*self.labels, *(() if self.weights is None else (self.weights,)))]
+        if self.X.name in others or self.indices != tuple(range(self.X.width)):
+            return None
+        features = open_array(self._store(), self.X)
+        return features if isinstance(features, PlainArray) else None
+
+    @cached_property
+    def _stored_bytes(self) -> int:
+        """Bytes of the largest stored chunk of X, or a bound of them."""
+        size = math.prod(self.X.chunks) * self.X.itemsize
+        bound = size + size // 128 + 1024  # what a codec makes of noise
+        chunks = () if self._manifest is None else self._manifest.chunks
+        return max((c.bytes for c in chunks if c.rows and c.key.startswith(self.X.prefix)), default=bound)
+
+    def _store(self) -> CheckedStore:
+        digests = {f"{info.name}/zarr.json": info.digest for info in self.arrays}
+        return CheckedStore(self._files, self._manifest, digests)
+
+    def _beside_X(self, store: CheckedStore, partition: Partition) -> tuple[list[Array], Array | None]:
+        """Return the labels and the weight of a partition that have arrays of their own."""
+        labels = [self._column(store, ref, partition) for ref in self.labels if ref[0] != self.X.name]
+        apart = self.weights is not None and self.weights[0] != self.X.name
+        return labels, self._column(store, self.weights, partition) if apart and self.weights is not None else None
 
     def place(self, partition: Partition, row: int) -> str:
         """Name the chunk and the rows, local and global."""
@@ -150,6 +213,29 @@ class ZarrSource:
         """Read a target or weight from an array beside X: shape (rows,)."""
         info = next(info for info in self.arrays if info.name == ref[0])
         return read_column(store, info, ref[1], range(partition.start, partition.stop))
+
+
+@dataclass
+class ZarrReading:
+    """A partition whose chunks are decoded to where their rows are wanted; see `bigopt.data.loading.Reading`."""
+
+    store: CheckedStore
+    features: PlainArray
+    y: Array | None
+    weight: Array | None
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that came from the store until now."""
+        return self.store.bytes_read
+
+    def fill(self, rows: range, keep: Mask | None, X: Array, loader: Loader) -> bool:
+        """Decode features straight into X, chunks side by side; see `PlainArray.read_into`."""
+        return self.features.read_into(self.store, rows, keep, X, loader)
+
+
+def _columns(parts: list[Array]) -> Array | None:
+    return None if not parts else parts[0] if len(parts) == 1 else np.column_stack(parts)
 
 
 def piece_rows(info: ArrayInfo) -> int:

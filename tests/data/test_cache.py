@@ -14,6 +14,7 @@ import pytest
 from bigopt.core.errors import DataError
 from bigopt.core.sums import Sums
 from bigopt.data.cache import BlockCache, Meter
+from bigopt.data.loading import Loader
 from bigopt.data.plan import Plan, whole
 from bigopt.data.view import Block
 from bigopt.strategies.sync import Sync
@@ -44,7 +45,10 @@ class Rows:
     def decoded_bytes(self, index: int) -> int:
         return SIZE
 
-    def load(self, index: int) -> Block:
+    def loading_bytes(self, index: int, loader: Loader) -> int:
+        return SIZE
+
+    def load(self, index: int, loader: Loader) -> Block:
         self.loads.append(index)
         self.threads.append(threading.current_thread().name)
         if self.gate is not None:

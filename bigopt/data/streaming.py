@@ -1,0 +1,110 @@
+"""A partition's rows as they are decoded, chunk by chunk, while they are still in the cache of a core.
+
+What does not stay in memory need not lie there as a whole either: a pass that wants every row once, in order, takes a
+chunk when it is decoded and gives its memory to the next but one. Writing rows to memory and reading them again is
+then saved, and so is the room for a block; where a core is idle it decodes the next chunk meanwhile.
+
+Blocks of a stream hold a multiple of `step` rows, but for the last one, so that whoever folds rows in groups of `step`
+counted from the partition's first row gets the bits of the whole partition. Where chunks do not, the rows that are left
+over are copied to the front of the next chunk's memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from bigopt.data.loading import Filling, Loader
+from bigopt.data.preparation import Whitening
+from bigopt.data.rooms import DenseRoom
+from bigopt.data.view import NO_FEATURES, Block, DataView
+
+Array = npt.NDArray[Any]
+
+WINDOW: Final = 3
+"""Blocks of a stream at a time: one in use, and two that are decoded by a helper and by whoever waits for it."""
+_WAIT: Final = 2e-3
+"""Seconds that a chunk waits, for a disk or for a core."""
+
+
+def stream_bytes(view: DataView, index: int, step: int, loader: Loader) -> int | None:
+    """Return the bytes that a `stream` holds at a time, or None where a partition cannot be gone through so.
+
+    Rows that are left out would shift those after them; whitening takes rows by thousands.
+
+    Parameters
+    ----------
+    view : DataView
+    index : int
+        Partition number.
+    step : int
+        What the rows of a block are a multiple of.
+    loader : Loader
+    """
+    source = view.source
+    if view.split is not None or isinstance(view.scaling, Whitening) or not isinstance(source, Filling):
+        return None
+    partition = view.partition(index)
+    height = min(source.height, partition.rows)
+    beside = view.filling(range(partition.start, partition.start + height), loader)
+    if beside is None or partition.start % source.height:
+        return None
+    block = (step + height) * len(source.columns) * np.dtype(view.dtype).itemsize
+    return 24 * partition.rows + min(WINDOW, -(-partition.rows // height)) * (beside + block)
+
+
+def stream(view: DataView, index: int, step: int, loader: Loader) -> Generator[Block, None, None]:
+    """Yield a partition's prepared rows in consecutive blocks.
+
+    A block is valid until the next is asked for. Where reading waits for a disk, the system is asked for the next chunk
+    while one is decoded.
+
+    Raises
+    ------
+    DataError
+        As `DataView.load_raw`.
+    """
+    partition, source, alone = view.partition(index), view.source, loader.alone
+    assert isinstance(source, Filling), "asked for before"
+    reading = source.reading(partition)
+    y, weight = view.read_labels(partition, reading, np.ones(partition.rows, dtype=np.bool_))
+    labels = view.prepare(Block(NO_FEATURES, y, weight, 0, 0), features=False)
+
+    waits: list[int] = []
+
+    def chunk(lo: int) -> Array:
+        """Return the prepared rows from `lo` on, behind room for `step` of those before."""
+        hi = min(lo + source.height, partition.rows)
+        if waits and hi < partition.rows:
+            source.soon(range(partition.start + hi, min(partition.stop, partition.start + hi + source.height)))
+        begin = time.perf_counter() - time.thread_time()
+        room = DenseRoom(step + hi - lo, len(source.columns), view.dtype, loader.memory).whole
+        X = room[step:]
+        if not reading.fill(range(partition.start + lo, partition.start + hi), None, X, alone):
+            view.check_finite(partition, lo, X)
+        if time.perf_counter() - time.thread_time() - begin > _WAIT:
+            waits.append(lo)
+        if view.scaling is not None:
+            view.scaling.apply(X)
+        return room
+
+    read = at = 0
+    over = np.empty((0, len(source.columns)), dtype=view.dtype)
+    for room in loader.ordered([partial(chunk, lo) for lo in range(0, partition.rows, source.height)], WINDOW):
+        first = step - len(over)
+        room[first:step] = over
+        rows = len(room) - first
+        rows -= rows % step if at + rows < partition.rows else 0
+        over = room[first + rows :].copy()
+        before, read = read, reading.bytes_read
+        y, weight = (None if a is None else a[at : at + rows] for a in (labels.y, labels.weight))
+        at += rows
+        block = Block(room[first : first + rows], y, weight, 0, read - before)
+        del room
+        yield block
+        del block
