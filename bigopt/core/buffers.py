@@ -16,12 +16,67 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+_LARGE: Final = 1 << 22
+"""Bytes of rows up to which they are gathered ahead."""
+
 _HERE: Final = 3
 """References to an array in a list that is being looked at: the list's, the loop's and the question's."""
 
 
+class Ahead:
+    """Rows that are gathered while their thread waits for the order that will most likely ask for them.
+
+    A batch goes on in a permutation where the last one ended, with as many rows, or one more. Each call of `rows`
+    notes where that is; `gather` fills it in.
+    """
+
+    def __init__(self) -> None:
+        self._next: tuple[npt.NDArray[Any], npt.NDArray[Any], int, int] | None = None
+        self._filled: tuple[npt.NDArray[Any], int, npt.NDArray[Any]] | None = None
+        self._memory = Buffers()
+
+    def rows(self, X: npt.NDArray[Any], order: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any] | None:
+        """Return ``X[order[start:stop]]`` where it is here already; it lasts until the next `gather`.
+
+        Parameters
+        ----------
+        X : ndarray, shape (n, d)
+        order : ndarray, shape (n,)
+            A permutation, known by its identity.
+        start, stop : int
+        """
+        filled, size = self._filled, stop - start
+        self._next = X, order, stop, min(stop + size + 1, len(order))
+        if filled is None or filled[0] is not order or filled[1] != start or size > len(filled[2]):
+            return None
+        return filled[2][:size]
+
+    def gather(self) -> None:
+        """Gather what was noted last, if it is not large, and let go of where it comes from."""
+        following, self._next, self._filled = self._next, None, None
+        if following is None:
+            return
+        X, order, start, stop = following
+        if start < stop and (stop - start) * X[0].nbytes <= _LARGE:
+            out = self._memory.take("rows", (stop - start, X.shape[1]), X.dtype)
+            np.take(X, order[start:stop], axis=0, out=out, mode="clip")
+            self._filled = order, start, out
+
+    def forget(self) -> None:
+        """Let go of everything."""
+        self._next = self._filled = None
+
+
 class Buffers:
-    """Arrays by name, as large as they ever were."""
+    """Arrays by name, as large as they ever were.
+
+    Attributes
+    ----------
+    ahead : Ahead or None
+        Where the rows of the next unit may lie; None in a thread that gathers nothing ahead.
+    """
+
+    ahead: Ahead | None = None
 
     def __init__(self) -> None:
         self._kept: dict[str, npt.NDArray[Any]] = {}

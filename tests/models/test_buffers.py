@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bigopt.core import tree, vectors
-from bigopt.core.buffers import Buffers
+from bigopt.core.buffers import Ahead, Buffers
 from bigopt.core.sums import merge
 from bigopt.data.cache import BlockCache, Meter
 from bigopt.data.memory import from_arrays
@@ -81,6 +81,27 @@ def test_what_is_lent_is_nobody_elses() -> None:
     assert not np.shares_memory(buffers.lend(10, "float64"), buffers.lend(12, "float32"))
     assert third.flags.writeable
     assert third.flags.c_contiguous
+
+
+def test_rows_gathered_ahead_are_those_that_are_asked_for() -> None:
+    rng, ahead = np.random.default_rng(3), Ahead()
+    X, order, other = rng.normal(size=(40, 3)), rng.permutation(40), rng.permutation(40)
+    assert ahead.rows(X, order, 0, 10) is None
+    for start, stop in [(10, 20), (20, 31), (31, 40)]:  # as many again, or one more, or what is left
+        ahead.gather()
+        found = ahead.rows(X, order, start, stop)
+        assert found is not None
+        assert found.tobytes() == X[order[start:stop]].tobytes()
+        assert found.flags.c_contiguous
+    ahead.gather()
+    assert ahead.rows(X, order, 0, 4) is None  # the permutation ended
+    ahead.gather()
+    for wrong in [(order.copy(), 4, 8), (other, 4, 8), (order, 5, 8), (order, 4, 10)]:
+        ahead.rows(X, order, 0, 4)
+        ahead.gather()
+        assert ahead.rows(X, *wrong) is None
+    ahead.forget()
+    assert ahead.rows(X, order, 4, 8) is None
 
 
 def test_the_second_batch_allocates_little() -> None:

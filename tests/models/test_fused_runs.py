@@ -37,6 +37,33 @@ def test_same_bits_with_any_number_of_slots_and_near_numpy(tmp_path: Path) -> No
         assert f'"kernels": "{compiled.identity(name)}"' in (Path(end["run"]) / "manifest.json").read_text()
 
 
+NETWORK = (
+    *("model.name=mlp", "model.hidden=[9]", "optimizer.name=adamw", "optimizer.clip_norm=1", "batch.size=30"),
+    *("data.dtype=float32", "data.task=classification", "stop.epochs=3"),
+)
+
+
+@pytest.mark.parametrize("lanes", [2, 0])
+@pytest.mark.parametrize("kernels", ["numpy", "compiled"])
+def test_a_network_has_the_same_bits_wherever_it_is_added_up(tmp_path: Path, kernels: str, lanes: int) -> None:
+    """One slot adds float32 gradients itself, two leave that to the driver, three have some of both."""
+    keys = (*NETWORK, f"run.kernels={kernels}", f"batch.lanes={lanes}")
+    ends = [run(tmp_path, "four", *keys, f"backend.workers={w}") for w in (1, 2, 3)]
+    ends.append(run(tmp_path, "four", *keys, "model.backprop=driver"))
+    assert len({end["params_sha256"] for end in ends}) == 1
+
+
+@pytest.mark.slow
+def test_a_network_has_the_same_bits_on_dask(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    pytest.importorskip("zarr")
+    path = files(tmp_path, "four", "zarr")
+    keys = (*NETWORK, "run.kernels=compiled", "batch.lanes=2")
+    local = run_on(path, tmp_path, *keys)
+    there = run_on(path, tmp_path, *keys, "backend.name=dask", "backend.workers=2")
+    assert there["params_sha256"] == local["params_sha256"]
+
+
 @pytest.mark.slow
 def test_same_bits_on_dask(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
