@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from bigopt.data.sparse import ROW_BYTES, checked, cut_by_nonzeros, from_scipy
 
 @dataclass(frozen=True)
 class MemorySource:
-    """Arrays held in process.
+    """Arrays held in process; nobody changes them as long as they are used.
 
     Parameters
     ----------
@@ -85,7 +86,11 @@ class MemorySource:
         return f"row {partition.start + row} in memory"
 
     def identity(self) -> str:
-        """Return the SHA-256 of names, shapes, dtypes and bytes."""
+        """Return the SHA-256 of names, shapes, dtypes and bytes, as they are when it is asked for first."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
         digest = hashlib.sha256(repr(self.columns).encode())
         X = (self.X.data, self.X.indices, self.X.indptr) if isinstance(self.X, CSR) else (self.X,)
         for array in (*X, self.y, self.weight):
