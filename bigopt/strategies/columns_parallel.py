@@ -224,7 +224,9 @@ class ColumnsOnDriver:
             with np.errstate(over="ignore", invalid="ignore"):
                 self._judged = judged(self._deal.model, params, done.value)
             if not np.isfinite(self._judged.loss):
-                raise DivergedError(f"the loss is {self._judged.loss}", where=done.where, hint="a smaller rate")
+                raise DivergedError(
+                    f"the loss is {self._judged.loss}", where=done.where, hint="a smaller schedule.learning_rate"
+                )
             self._spend(done, time.perf_counter() - begin)
             return None
         return self._update(done, self._judged, begin)
