@@ -15,12 +15,17 @@ from benchmarks.sides import Base
 from benchmarks.sides.dask_cpu import start_cluster
 
 
-def in_memory(folder: str) -> Any:
+def datasets(X: Any, y: Any) -> Any:
     """Return rows in this process as `Datasets`."""
     from bigopt.data.memory import from_arrays
     from bigopt.facts import Datasets
 
-    return Datasets(from_arrays(*data.load(folder)), None)
+    return Datasets(from_arrays(X, y), None)
+
+
+def in_memory(folder: str) -> Any:
+    """Return generated rows as `Datasets`."""
+    return datasets(*data.load(folder))
 
 
 class Steps(Base):

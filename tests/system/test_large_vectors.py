@@ -53,7 +53,7 @@ def train(tmp: Path, path: Path, *keys: str, **env: str) -> dict[str, Any]:
     conf = [
         *(f"data.uri={path}", "data.task=classification", "data.memory=50MB", "batch.size=full", "stop.steps=2"),
         *("model.name=mlp", f"model.hidden=[{HIDDEN}]", "model.standardize=false", f"run.dir={tmp / 'runs'}"),
-        *("optimizer.name=sgd", "schedule.learning_rate=0.001", "backend.workers=2", "checkpoint.every_seconds=1e6"),
+        *("optimizer.name=sgd", "schedule.learning_rate=0.001", "checkpoint.every_seconds=1e6"),
     ]
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
@@ -81,21 +81,22 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def local(path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return train(tmp_path_factory.mktemp("local"), path, "backend.name=local")
+    return train(tmp_path_factory.mktemp("local"), path, "backend.name=local", "backend.workers=2")
 
 
 @pytest.mark.slow
 @pytest.mark.all
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("engine", ["dask", "spark"])
-def test_ten_million_parameters_on_an_engine(path, local, tmp_path, engine):
-    """Params, their shared copy, the gradient and the step, and a slice from each worker: no vector for each worker."""
+@pytest.mark.parametrize(("engine", "workers"), [("dask", 4), ("spark", 2)])
+def test_ten_million_parameters_on_an_engine(path, local, tmp_path, engine, workers):
+    """Five vectors (params, what workers look at, gradient, step, checkpoint) and two slices a worker, not a vector."""
     if engine == "spark" and shutil.which("java") is None:
         pytest.skip("needs Java")
     assert SIZE > 10**7 - 10**5
-    found = train(tmp_path, path, f"backend.name={engine}")
+    found = train(tmp_path, path, f"backend.name={engine}", f"backend.workers={workers}")
     assert (found["sha"], found["rounds"]) == (local["sha"], local["rounds"])
-    assert found["bytes"] < 4 * VECTOR + 2 * 2 * SLICE_BYTES + ALLOWED
+    print(engine, workers, found["bytes"])
+    assert found["bytes"] < 5 * VECTOR + 2 * workers * SLICE_BYTES + ALLOWED
 
 
 @pytest.mark.slow
@@ -107,5 +108,6 @@ def test_ten_million_parameters_in_jobs_of_a_spark_that_takes_small_results(path
     folder = tmp_path / "conf"
     folder.mkdir()
     (folder / "spark-defaults.conf").write_text("spark.driver.maxResultSize 64m\n")
-    found = train(tmp_path, path, "backend.name=spark", "backend.channel=off", SPARK_CONF_DIR=str(folder))
+    keys = ["backend.name=spark", "backend.channel=off", "backend.workers=2"]
+    found = train(tmp_path, path, *keys, SPARK_CONF_DIR=str(folder))
     assert found["sha"] == local["sha"]
