@@ -285,6 +285,11 @@ class Filling(Protocol):
         """Rows that are stored together."""
         ...
 
+    @property
+    def waits(self) -> bool:
+        """Whether reading mostly waits (for an object store)."""
+        ...
+
     def beside(self, rows: range, loader: Loader, *, dtype: str, all_rows: bool) -> int | None:
         """Return the bytes that `Reading.fill` takes beside some rows; None where rows come in `pieces` only."""
         ...

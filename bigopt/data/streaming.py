@@ -49,6 +49,8 @@ def stream_bytes(view: DataView, index: int, step: int, loader: Loader) -> int |
     source = view.source
     if view.split is not None or isinstance(view.scaling, Whitening) or not isinstance(source, Filling):
         return None
+    if source.waits:  # the chunks of a block are asked for together
+        return None
     partition = view.partition(index)
     height = min(source.height, partition.rows)
     beside = view.filling(range(partition.start, partition.start + height), loader)

@@ -145,6 +145,11 @@ class ZarrSource:
         """Rows of a chunk of X."""
         return self.X.chunks[0]
 
+    @property
+    def waits(self) -> bool:
+        """Whether the files are in an object store: a partition's are then asked for together."""
+        return self._files.remote
+
     def beside(self, rows: range, loader: Loader, *, dtype: str, all_rows: bool) -> int | None:
         """Return the bytes that `ZarrReading.fill` takes beside some rows; None where rows come in pieces only.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 
 from bigopt.core.errors import DataError
+from bigopt.data.files import RemoteFiles
 from bigopt.data.loading import REQUESTS, Loader, Memory
 from bigopt.data.open import open_dataset
 from bigopt.data.preparation import Scaling
+from bigopt.data.streaming import stream_bytes
 from bigopt.data.view import DataView, Split
 from bigopt.data.zarrplain import all_finite
 
@@ -188,3 +191,47 @@ def test_finite_values_whose_squares_are_not_pass_and_others_do_not():
             values[at] = bad
             assert not all_finite(values)
             assert not all_finite(values[:, ::-1])
+
+
+@dataclass
+class Slow:
+    """A file system that answers after a while, as an object store does, and knows how many requests it has at once."""
+
+    now: int = 0
+    most: int = 0
+    requests: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def cat_file(self, path: str, start: int = 0, end: int | None = None) -> bytes:
+        with self.lock:
+            self.now, self.requests = self.now + 1, self.requests + 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.02)
+        with self.lock:
+            self.now -= 1
+        return Path(path).read_bytes()[start:end]
+
+
+@pytest.mark.parametrize("name", ["ours", "zstd6", "raw6"])
+def test_the_chunks_of_a_partition_are_asked_for_together(stores: dict[str, Path], name: str) -> None:
+    dataset = open_dataset(str(stores[name]))
+    view = DataView(dataset.source, np.array([0, 100]), "float32")
+    expected, slow = view.load(0), Slow()
+    dataset.source.__dict__["_files"] = RemoteFiles(slow, str(stores[name]), "slow://bucket/d")
+    got = view.load(0, Loader(1))
+    assert got.X.tobytes() == expected.X.tobytes()
+    assert got.y.tobytes() == expected.y.tobytes()
+    chunks = len(list((stores[name] / "X" / "c").glob("*/*")))
+    assert chunks > 1
+    assert slow.most == min(chunks, REQUESTS)
+    assert slow.now == 0
+    assert stream_bytes(view, 0, 1, Loader(1)) is None
+    path = next((stores[name] / "X" / "c").glob("3/*"), None) or next((stores[name] / "X" / "c").glob("1/*"))
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) // 2])
+    try:
+        with pytest.raises(DataError, match=f"slow://bucket/d/X/c/{path.parent.name}/0"):
+            view.load(0, Loader(1))
+    finally:
+        path.write_bytes(good)
+    assert slow.now == 0
