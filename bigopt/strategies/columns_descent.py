@@ -107,6 +107,11 @@ class ColumnsDescent:
         self._swept: _Sweep | None = None
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """How the model is cut."""
+        return self._deal.notes
+
+    @property
     def steps(self) -> int:
         """Sweeps so far."""
         return self._state.steps

@@ -88,6 +88,14 @@ class Deal:
         columns = Columns(given.view, cuts, model.outputs, seed, given.dtype, given.block_rows)
         return cls(model, columns, PartialMargins(columns), BlockGradient(columns))
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a run says at its start."""
+        widths = np.diff(self.columns.cuts)
+        least, most = int(widths.min()), int(widths.max())
+        shown = f"{most:,}" if least == most else f"{least:,} to {most:,}"
+        return (f"strategy.blocks: {len(widths)} of {shown} columns",)
+
     def weighted(self, order: Order, units: Ints, params: Array) -> Order:
         """Return an order with the weights of its own blocks, and no others."""
         first, last = order.start, order.stop
@@ -154,6 +162,11 @@ class ColumnsOnDriver:
 
     def _of_epoch(self, epoch: int) -> Method[Any]:
         return scaled(self._setting.method, self._setting.pace(epoch))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the model is cut."""
+        return self._deal.notes
 
     @property
     def steps(self) -> int:

@@ -79,6 +79,11 @@ class ColumnsOnWorkers:
         self._begun: Begun | None = None
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """How the model is cut."""
+        return self._deal.notes
+
+    @property
     def steps(self) -> int:
         """Updates so far."""
         return self._state.steps

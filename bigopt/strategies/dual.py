@@ -121,6 +121,12 @@ class Dual:
         self._round: Round | None = None
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """How the rows are cut."""
+        order = "all of a group in one random order" if self._work.mixed else "partition after partition (data.memory)"
+        return (f"strategy.blocks: {self._work.number} groups of rows, {order}",)
+
+    @property
     def steps(self) -> int:
         """Passes so far."""
         return self._state.steps

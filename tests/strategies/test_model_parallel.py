@@ -195,6 +195,7 @@ def test_a_run_that_was_cut_goes_on(tmp_path: Path, where: str) -> None:
     part = run_on(data, tmp_path, *keys, "stop.steps=11", "checkpoint.every_steps=4")
     rest = resume(Path(part["run"]), ["stop.steps=30", "backend.workers=1"])  # still two blocks
     assert rest["params_sha256"] == whole["params_sha256"]
+    assert "strategy.blocks: 2 of 2 to 3 columns" in (Path(rest["run"]) / "log.txt").read_text()
 
 
 REFUSED = {
