@@ -12,8 +12,9 @@ size, and the replica runs through them again. Whoever had to be caught up sends
 steps too, more of them each time; so where an engine never runs a replica in the same place twice, residuals soon
 travel both ways with every step, and only bytes are lost.
 
-When the log has grown to 50 times the residuals the orders of that step ask for them and the driver commits: a
-function of the codes' sizes alone. Residuals are then 2 % of the bytes sent up.
+When the log has grown to 100 times the residuals, or to 2000 steps, the orders of that step ask for them and the driver
+commits: a function of the codes' sizes alone. Residuals are then a hundredth of the bytes sent up, or 1/2000 of what
+uncompressed gradients would be.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from bigopt.work_compressed import CodedGradient, CompressedSum
 
 Array = npt.NDArray[Any]
 
-_LOGGED: Final = 50
+_LOGGED: Final = 100
 """Bytes of the log, over those of the residuals, at which the driver commits."""
 _MOST_LOGGED: Final = 1 << 28
 _LEAST_LOGGED: Final = 4
