@@ -125,6 +125,12 @@ class Arrival:
     received: int = 0
 
 
+def on_card(work: Work) -> bool:
+    """Return whether a work computes on a GPU."""
+    device: arrays.Device = getattr(work, "device", "cpu")
+    return device == "gpu"
+
+
 def execute(
     blocks: BlockCache,
     work: Work,

@@ -219,6 +219,11 @@ class Hub:
 
     def _take(self, link: Link, message: Done | Lost | Failed, size: int) -> None:
         with self._lock:
+            unsaid = link.orders.get(message.serial, (None, 1))[1] == 0
+        if unsaid:
+            with link.lock:  # the answer was faster than who sent the order, and is about to say how long it was
+                pass
+        with self._lock:
             order, sent = link.orders.pop(message.serial, (None, 0))
             link.since, link.last, link.finished = time.monotonic(), order or link.last, link.finished + 1
             if isinstance(message, Done):
@@ -272,17 +277,16 @@ class Hub:
                     link.wire.send(Prepare(codec.modules(order.work)))
                     link.wire.send(Install(number, order.work, order.work.view.source.identity()))
                     link.installed.add(number)
-                where = order.ticket, order.leaves, order.start, order.units, order.ahead
+                where = order.ticket, link.slot, order.leaves, order.start, order.units, order.ahead
                 task = Task(serial, number, *where, order.inputs)
                 sent = link.wire.send(task, order.inputs)
+                with self._lock:
+                    if serial in link.orders:
+                        link.orders[serial] = (order, sent)
         except TypeError as error:
             raise untravelled(error) from None
         except OSError as error:
             self._drop(link, f"worker pid {link.hello.pid} on {link.hello.host} is gone ({type(error).__name__})")
-            return
-        with self._lock:
-            if serial in link.orders:
-                link.orders[serial] = (order, sent)
 
     def wait_for_workers(self, count: int = 1, patience: float | None = None) -> int:
         """Wait until `count` workers are connected; return how many are.

@@ -11,7 +11,7 @@ from bigopt.backends.base import Watched, one_blas_thread
 from bigopt.core.buffers import Ahead
 from bigopt.core.errors import BigoptError
 from bigopt.data.cache import BlockCache
-from bigopt.work import Arrival, Order, execute
+from bigopt.work import Arrival, Order, execute, on_card
 
 
 class LocalSession:
@@ -45,6 +45,8 @@ class LocalSession:
         self._blocks.buffers.ahead = ahead
         while (order := orders.get()) is not None:
             try:
+                if on_card(order.work):
+                    self._blocks.use_card(order.slot)
                 nodes, stats = execute(
                     self._blocks, order.work, order.inputs, order.leaves, order.start, order.units, order.ahead
                 )

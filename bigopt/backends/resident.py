@@ -24,7 +24,7 @@ from bigopt.core.codec import wire
 from bigopt.core.errors import BigoptError, ConfError, DataError
 from bigopt.core.tree import Node
 from bigopt.data.cache import BlockCache
-from bigopt.work import Stats, Work, execute
+from bigopt.work import Stats, Work, execute, on_card
 
 Address = str | tuple[str, int]
 _PATIENCE: Final = 10.0
@@ -63,6 +63,7 @@ class Task(NamedTuple):
     serial: int
     work: int
     ticket: int
+    slot: int
     leaves: int
     start: int
     units: Any
@@ -104,7 +105,7 @@ class Stop(NamedTuple):
     """The clean end."""
 
 
-def serve(addresses: Sequence[Address], key: bytes, memory: int, name: str = "") -> None:
+def serve(addresses: Sequence[Address], key: bytes, memory: int, name: str = "", card: int | None = None) -> None:
     """Be a resident worker: connect to the driver and answer orders until the end.
 
     Parameters
@@ -117,6 +118,8 @@ def serve(addresses: Sequence[Address], key: bytes, memory: int, name: str = "")
         Bytes for decoded rows in this process.
     name : str
         What the engine calls this worker.
+    card : int or None
+        The GPU that the engine gave this worker; None: the slots of a machine take its cards in turn.
     """
     pool = Pool()
     with (
@@ -127,6 +130,7 @@ def serve(addresses: Sequence[Address], key: bytes, memory: int, name: str = "")
         wire.send(Hello(os.getpid(), socket.gethostname(), name, fingerprint()))
         resident = Resident(BlockCache(memory))
         resident.blocks.kept.secret = key
+        resident.blocks.given_card = card
         with contextlib.suppress(EOFError, OSError):  # the driver is gone; who placed this worker learns it from there
             while resident.turn(wire):
                 pass
@@ -185,6 +189,8 @@ def answer(
     try:
         if isinstance(work, BigoptError):
             raise work
+        if on_card(work):
+            blocks.use_card(task.slot)
         where = task.leaves, task.start, task.units, task.ahead
         if isinstance(work, Slice):
             found = keeper.execute(blocks, work, task.ticket, task.inputs, *where)

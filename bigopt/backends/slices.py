@@ -61,6 +61,11 @@ class Slice:
         """The rows it works on."""
         return self.work.view
 
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return self.work.device
+
     def prepare(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Convert the inputs as the whole work does."""
         return self.work.prepare(inputs)

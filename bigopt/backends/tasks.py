@@ -108,7 +108,7 @@ class Packer:
         except TypeError as error:
             raise untravelled(error) from None
         _, modules, install_bytes = self._works[id(order.work)]
-        task = to_bytes(Task(0, 0, order.ticket, order.leaves, order.start, order.units, order.ahead, ()))
+        task = to_bytes(Task(0, 0, order.ticket, order.slot, order.leaves, order.start, order.units, order.ahead, ()))
         return Parcel(modules, install_bytes, self._last[1], task)
 
     def arrival(self, order: Order, parcel: Parcel, data: bytes) -> Arrival:

@@ -77,12 +77,15 @@ class BlockCache:
         Memory of the blocks, and who helps to decode them.
     kept : Kept
         What a run keeps here between two orders; not charged.
+    given_card : int or None
+        The GPU that an engine gave this process.
     """
 
     def __init__(self, budget: int, threads: int = 1) -> None:
         self.budget = budget
         self.loader = Loader(threads)
         self.kept = Kept()
+        self.given_card: int | None = None
         self._entries: dict[Key, Entry] = {}
         self._loading: set[Key] = set()
         self._notes: dict[NoteKey, Note] = {}
@@ -101,6 +104,10 @@ class BlockCache:
         if kept is None:
             kept = self._threads.buffers = Buffers()
         return kept
+
+    def use_card(self, slot: int) -> None:
+        """Let the calling thread compute on its card: the one that the engine gave this process, else by its slot."""
+        arrays.use_card(slot if self.given_card is None else self.given_card)
 
     @property
     def stage(self) -> Stage:

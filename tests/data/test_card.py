@@ -62,6 +62,7 @@ def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tup
     runtime = types.SimpleNamespace(
         getDeviceCount=lambda: 1,
         getDevice=lambda: 0,
+        setDevice=lambda number: None,
         memGetInfo=lambda: (2 * request.param, 10**10),
         CUDARuntimeError=RuntimeError,
     )

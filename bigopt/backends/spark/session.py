@@ -245,8 +245,17 @@ def _reside(addresses: tuple[Address, ...], key: bytes, memory: int, folder: str
     with contextlib.ExitStack() as stack:
         if os.path.isdir(folder):
             stack.enter_context(contextlib.chdir(folder))
-        serve(addresses, key, memory, f"Spark slot {slot}")
+        serve(addresses, key, memory, f"Spark slot {slot}", _given_card())
     return []
+
+
+def _given_card() -> int | None:
+    """Return the GPU that Spark gave the task (``spark.task.resource.gpu.amount``), by its address; None for none."""
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    gpu = context.resources().get("gpu") if context else None
+    return int(gpu.addresses[0]) if gpu and gpu.addresses else None
 
 
 def _driver_address(sc: Any) -> tuple[str, str]:
