@@ -26,8 +26,8 @@ from bigopt.core import codec
 from bigopt.core.codec import wire
 from bigopt.core.layout import Block, Layout
 from bigopt.core.sums import Sums
-from bigopt.data.cache import Meter
 from bigopt.data.kept import Missing
+from bigopt.data.meter import Meter
 from bigopt.data.plan import Ints
 from bigopt.data.view import DataView
 from bigopt.models.penalties import Penalty

@@ -23,13 +23,13 @@ import numpy.typing as npt
 
 from bigopt.core.codec import wire
 from bigopt.core.sums import Moments, added, merge
-from bigopt.data.cache import Meter
 from bigopt.data.columnview import column_views
+from bigopt.data.meter import Meter
 from bigopt.data.plan import Ints
 from bigopt.data.view import DataView
 from bigopt.models import kernels
-from bigopt.work import unit_rows
 from bigopt.work_profile import Profile, ProfileData
+from bigopt.work_rows import unit_rows
 
 Array = npt.NDArray[Any]
 

@@ -26,8 +26,8 @@ import numpy.typing as npt
 from bigopt.core import tree
 from bigopt.core.codec import wire
 from bigopt.core.sums import Sums, merge, whole
-from bigopt.data.cache import Meter
 from bigopt.data.kept import Missing
+from bigopt.data.meter import Meter
 from bigopt.data.plan import Ints
 from bigopt.data.shares import Shares
 from bigopt.data.view import DataView

@@ -17,7 +17,7 @@ from bigopt.core import arrays
 from bigopt.core.codec import wire
 from bigopt.core.csr import CSR
 from bigopt.core.sums import Moments, Sums, added
-from bigopt.data.cache import Meter
+from bigopt.data.meter import Meter
 from bigopt.data.plan import Ints
 from bigopt.data.view import DataView
 from bigopt.models import kernels, sparse
@@ -26,7 +26,7 @@ from bigopt.models.curvature import gauss_newton_traces, mlp_hessian_vector_sum
 from bigopt.models.linear import LinearModel
 from bigopt.models.mlp import MLP
 from bigopt.models.rows import hessian_vector_sum, noise_sum, row_curvature
-from bigopt.work import Rows, cast, row_blocks, unit_rows
+from bigopt.work_rows import Rows, cast, row_blocks, unit_rows
 
 Array = npt.NDArray[Any]
 

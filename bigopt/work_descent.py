@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from bigopt.core.codec import wire
 from bigopt.core.errors import DivergedError
-from bigopt.data.cache import Meter
+from bigopt.data.meter import Meter
 from bigopt.data.plan import Ints
 from bigopt.data.view import DataView
 from bigopt.models.penalties import Penalty

@@ -32,7 +32,7 @@ from bigopt.core import rng
 from bigopt.core.codec import wire
 from bigopt.core.csr import CSR
 from bigopt.core.sums import added
-from bigopt.data.cache import Meter
+from bigopt.data.meter import Meter
 from bigopt.data.plan import Ints, draw
 from bigopt.data.view import Block, DataView
 from bigopt.models.linear import LinearModel

@@ -28,7 +28,7 @@ from bigopt.core import compiled
 from bigopt.core.codec import wire
 from bigopt.core.csr import CSR
 from bigopt.core.sums import Sums, added, merge, whole
-from bigopt.data.cache import Meter
+from bigopt.data.meter import Meter
 from bigopt.data.plan import Ints
 from bigopt.data.shares import Shares
 from bigopt.data.turns import BLOCK, turn_pieces
@@ -39,8 +39,8 @@ from bigopt.models.fused_points import POINTS
 from bigopt.models.linear import LinearModel
 from bigopt.models.losses import HuberLoss
 from bigopt.models.penalties import Penalty
-from bigopt.work import cast, sum_rows, unit_rows
 from bigopt.work_delays import DELAYS, Part, joined_delays
+from bigopt.work_rows import cast, sum_rows, unit_rows
 
 Array = npt.NDArray[Any]
 Write = Literal["overwrite", "atomic_add"]

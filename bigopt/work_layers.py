@@ -23,13 +23,13 @@ import numpy.typing as npt
 
 from bigopt.core.codec import wire
 from bigopt.core.sums import added
-from bigopt.data.cache import Meter
+from bigopt.data.meter import Meter
 from bigopt.data.plan import Ints, rows_of
 from bigopt.data.view import DataView
 from bigopt.models import kernels
 from bigopt.models.mlp import MLP
 from bigopt.models.split import Piece, Stage, loss_delta, pieces
-from bigopt.work import cast, row_blocks, unit_rows
+from bigopt.work_rows import cast, row_blocks, unit_rows
 
 Array = npt.NDArray[Any]
 How = Literal["sum", "rows", "columns"]

@@ -17,13 +17,13 @@ from bigopt.core import arrays
 from bigopt.core.codec import wire
 from bigopt.core.compiled import NUMPY
 from bigopt.core.sums import Sums, added, merge, whole
-from bigopt.data.cache import Meter
+from bigopt.data.meter import Meter
 from bigopt.data.plan import Ints
 from bigopt.data.shares import Shares
 from bigopt.data.view import DataView
 from bigopt.models.base import Model
 from bigopt.models.penalties import Penalty
-from bigopt.work import cast, sum_rows, unit_rows
+from bigopt.work_rows import cast, sum_rows, unit_rows
 
 Array = npt.NDArray[Any]
 Answer = Literal["average", "replica"]

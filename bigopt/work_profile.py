@@ -12,7 +12,7 @@ from bigopt.core.codec import wire
 from bigopt.core.csr import CSR
 from bigopt.core.errors import DataError
 from bigopt.core.sums import Moments, Scatter
-from bigopt.data.cache import Meter
+from bigopt.data.meter import Meter
 from bigopt.data.plan import Ints
 from bigopt.data.view import DataView
 

@@ -16,14 +16,15 @@ import numpy.typing as npt
 from bigopt.core import arrays
 from bigopt.core.codec import wire
 from bigopt.core.sums import HessianSums, LineSums
-from bigopt.data.cache import Meter, Note
+from bigopt.data.cache import Note
+from bigopt.data.meter import Meter
 from bigopt.data.plan import Ints
 from bigopt.data.view import DataView
 from bigopt.models.base import Model
 from bigopt.models.linear import LinearModel
 from bigopt.models.second import LinePoints, Margins, hessian_sum, line_of_margins, line_of_points, margins
 from bigopt.optim.linesearch import projected
-from bigopt.work import Rows, cast, row_blocks, unit_rows
+from bigopt.work_rows import Rows, cast, row_blocks, unit_rows
 
 Array = npt.NDArray[Any]
 

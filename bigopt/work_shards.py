@@ -26,7 +26,7 @@ import numpy.typing as npt
 from bigopt.core.codec import wire
 from bigopt.core.errors import ConfError, DivergedError
 from bigopt.core.layout import Layout
-from bigopt.data.cache import Meter
+from bigopt.data.meter import Meter
 from bigopt.data.plan import Ints
 from bigopt.data.view import DataView
 from bigopt.optim.method import FirstOrder

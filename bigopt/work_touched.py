@@ -15,7 +15,7 @@ import numpy.typing as npt
 from bigopt.core.codec import wire
 from bigopt.core.csr import CSR
 from bigopt.core.sums import added
-from bigopt.data.cache import Meter
+from bigopt.data.meter import Meter
 from bigopt.data.plan import Ints
 from bigopt.data.view import DataView
 

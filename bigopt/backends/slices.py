@@ -28,7 +28,8 @@ from bigopt.core.codec import wire
 from bigopt.core.sums import Sums
 from bigopt.core.tree import Node, cover
 from bigopt.core.vectors import Narrow, dense
-from bigopt.data.cache import BlockCache, Meter
+from bigopt.data.cache import BlockCache
+from bigopt.data.meter import Meter
 from bigopt.data.plan import Ints
 from bigopt.data.view import DataView
 from bigopt.work import GradientSum, Order, Stats, Work, execute

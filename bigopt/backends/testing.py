@@ -21,7 +21,7 @@ from bigopt.core import rng
 from bigopt.core.codec import wire
 from bigopt.core.errors import DataError
 from bigopt.core.sums import Sums
-from bigopt.data.cache import Meter
+from bigopt.data.meter import Meter
 from bigopt.data.plan import Ints
 from bigopt.data.synthetic import SyntheticSource
 from bigopt.data.view import DataView

@@ -45,7 +45,6 @@ from bigopt.data.streaming import stream, stream_bytes
 from bigopt.data.view import Block, DataView
 
 Key = tuple[str, int]
-Part = tuple[Any, Any, Any]
 NoteKey = tuple[str, tuple[int, ...]]
 
 _NOTHING: Final = Block(np.empty((0, 0)), None, None, 0, 0)
@@ -388,89 +387,3 @@ def _charge(view: DataView, index: int, block: Block) -> int:
 
 def _note_key(view: DataView, unit: Ints) -> NoteKey:
     return view.key, tuple(int(v) for v in unit)
-
-
-@dataclass
-class Meter:
-    """What one order may use and has used.
-
-    Parameters
-    ----------
-    blocks : BlockCache
-    bytes_read : int
-        Bytes read from the store.
-    rows : int
-        Rows that entered a sum.
-    buffers : Buffers or None
-        Where rows and sums of a unit may lie until the next unit; None: they are fresh arrays.
-    order : tuple of int
-        Partitions in the order in which they will be asked for: while one is used, the next one is decoded.
-    ahead : tuple of int
-        Partitions that later orders will ask for: the first that is not there is decoded while the last one is used.
-    """
-
-    blocks: BlockCache
-    bytes_read: int = 0
-    rows: int = 0
-    order: tuple[int, ...] = ()
-    ahead: tuple[int, ...] = ()
-    buffers: Buffers | None = None
-    _at: int = field(default=0, repr=False)
-    _streams: bool = field(default=False, repr=False)
-
-    @property
-    def stage(self) -> Stage:
-        """The calling thread's way to its card."""
-        return self.blocks.stage
-
-    @contextlib.contextmanager
-    def stream(self, view: DataView, unit: Ints, step: int) -> Iterator[Iterator[Part] | None]:
-        """Go through a unit's rows, X, y and weight, as `BlockCache.stream`, and count them.
-
-        None also where the unit is a part of a partition.
-        """
-        index, start, stop = int(unit[0]), int(unit[2]), int(unit[3])
-        if start or stop < view.partition(index).rows:
-            yield None
-            return
-        loader, budget = self.blocks.loader, self.blocks.budget
-        self._streams = view.all_bytes > budget and stream_bytes(view, index, step, loader) is not None
-        with self.blocks.stream(view, index, step) as blocks:
-            yield None if blocks is None else self._counted(blocks)
-
-    def _counted(self, blocks: Iterator[Block]) -> Iterator[Part]:
-        for block in blocks:
-            self.bytes_read += block.bytes_read
-            self.rows += len(block.X)
-            part = block[:3]
-            del block
-            yield part
-            del part
-
-    @contextlib.contextmanager
-    def block(self, view: DataView, index: int, device: arrays.Device = "cpu") -> Iterator[Entry]:
-        """Pin a partition's block for the length of a with statement, and count what it read.
-
-        For a GPU it is the block that lies on the card, where there is room for it.
-        """
-        card = self.blocks.card if device == "gpu" else None
-        kept = None if card is None else card.get(view.key, index)
-        if kept is not None:
-            yield kept
-            return
-        with self.blocks.block(view, index) as (entry, bytes_read):
-            self.bytes_read += bytes_read
-            if not self._streams:  # what follows is gone through without a block
-                self._ahead(view, index)
-            yield entry if card is None else card.put(view.key, index, entry)
-
-    def _ahead(self, view: DataView, index: int) -> None:
-        order, at = self.order, self._at
-        while at < len(order) and order[at] != index:
-            at += 1
-        while at < len(order) and order[at] == index:
-            at += 1
-        self._at = at
-        for following in order[at : at + 1] or self.ahead:
-            if self.blocks.prefetch(view, following):
-                return

@@ -72,7 +72,8 @@ class SessionContract:
     def test_the_tree_matters(self):
         """The oracle can fail: adding in another order gives other bits."""
         work, blocks = Probe(view()), []
-        from bigopt.data.cache import BlockCache, Meter
+        from bigopt.data.cache import BlockCache
+        from bigopt.data.meter import Meter
 
         for index, size in enumerate(SIZES):
             blocks.append(work((vector(),), [index, -1, 0, size], Meter(BlockCache(MEMORY))).grad)

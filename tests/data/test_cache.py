@@ -13,8 +13,9 @@ import pytest
 
 from bigopt.core.errors import DataError
 from bigopt.core.sums import Sums
-from bigopt.data.cache import BlockCache, Meter
+from bigopt.data.cache import BlockCache
 from bigopt.data.loading import Loader
+from bigopt.data.meter import Meter
 from bigopt.data.plan import Plan, whole
 from bigopt.data.view import Block
 from bigopt.strategies.sync import Sync

@@ -10,9 +10,10 @@ import pytest
 from bigopt.core import codec
 from bigopt.core.csr import CSR, stacked
 from bigopt.core.errors import ConfError, DataError
-from bigopt.data.cache import BlockCache, Meter
+from bigopt.data.cache import BlockCache
 from bigopt.data.columns import Names, Run, ambiguous, places, same, x_names
 from bigopt.data.memory import from_arrays
+from bigopt.data.meter import Meter
 from bigopt.data.source import Dataset, Source
 from bigopt.data.sparse import checked, cut_by_nonzeros, picked
 from bigopt.data.view import DataView, Scaling, Split, Targets, Whitening

@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from bigopt.core.csr import CSR
-from bigopt.data.cache import BlockCache, Meter
+from bigopt.data.cache import BlockCache
 from bigopt.data.columns import x_names
+from bigopt.data.meter import Meter
 from bigopt.data.open import open_dataset
 from bigopt.data.view import DataView
 from bigopt.data.writer import DatasetWriter

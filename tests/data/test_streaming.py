@@ -14,8 +14,9 @@ import zarr
 
 from bigopt.core import compiled
 from bigopt.core.errors import DataError
-from bigopt.data.cache import BlockCache, Meter
+from bigopt.data.cache import BlockCache
 from bigopt.data.loading import Loader
+from bigopt.data.meter import Meter
 from bigopt.data.open import open_dataset
 from bigopt.data.plan import whole
 from bigopt.data.preparation import Scaling, Targets, Whitening

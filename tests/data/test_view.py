@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from bigopt.core.errors import ConfError, DataError
-from bigopt.data.cache import BlockCache, Meter
+from bigopt.data.cache import BlockCache
 from bigopt.data.memory import from_arrays
+from bigopt.data.meter import Meter
 from bigopt.data.source import Rows
 from bigopt.data.view import DataView, Scaling, Split, Targets, Whitening
 

@@ -10,8 +10,9 @@ import pytest
 from bigopt.core import tree, vectors
 from bigopt.core.buffers import Ahead, Buffers
 from bigopt.core.sums import merge
-from bigopt.data.cache import BlockCache, Meter
+from bigopt.data.cache import BlockCache
 from bigopt.data.memory import from_arrays
+from bigopt.data.meter import Meter
 from bigopt.data.view import DataView, Targets
 from bigopt.models import MLP
 from bigopt.models.losses import CategoricalCrossEntropy, SquaredLoss

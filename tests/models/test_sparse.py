@@ -23,8 +23,8 @@ from bigopt.facts import Datasets
 from bigopt.models.build import build_model
 from bigopt.models.rows import hessian_vector_sum, noise_sum, row_curvature
 from bigopt.models.second import hessian_sum, line_of_margins, margins
-from bigopt.work import sum_rows
 from bigopt.work_profile import moments
+from bigopt.work_rows import sum_rows
 
 scipy_sparse = pytest.importorskip("scipy.sparse")
 

@@ -245,7 +245,8 @@ def test_elastic_averaging_by_hand() -> None:
 
 
 def turn(case: Case, params: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    from bigopt.data.cache import BlockCache, Meter
+    from bigopt.data.cache import BlockCache
+    from bigopt.data.meter import Meter
 
     work = case.local(1, "replica")
     return work((params, case.rates(int(unit[2]), int(unit[3]))), unit, Meter(BlockCache(10**8))).params

@@ -38,7 +38,8 @@ def vector(length: int = 1000) -> np.ndarray:
 
 def direct(params: np.ndarray) -> Sums:
     """Fold the leaves one by one along the tree, in this process."""
-    from bigopt.data.cache import BlockCache, Meter
+    from bigopt.data.cache import BlockCache
+    from bigopt.data.meter import Meter
 
     work, meter = Probe(view()), Meter(BlockCache(MEMORY))
     units = whole(np.arange(len(SIZES)), SIZES)

@@ -10,8 +10,9 @@ import pytest
 from problems import MODELS, run, run_on
 
 from bigopt import work_second
-from bigopt.data.cache import BlockCache, Meter
+from bigopt.data.cache import BlockCache
 from bigopt.data.memory import from_arrays
+from bigopt.data.meter import Meter
 from bigopt.data.view import DataView
 from bigopt.data.writer import DatasetWriter
 from bigopt.models.build import build_model
