@@ -105,7 +105,7 @@ class Problem:
             assert isinstance(self.model, LinearModel), "newton is refused elsewhere"
             work = HessianSum(self.model, view, seed, dtype, self.block_rows, self.device)
         else:
-            work = LineSum(self.model, view, seed, self.block_rows, self.device, kind == "line")
+            work = LineSum(self.model, view, seed, self.block_rows, self.device, kind == "line", self.kernels)
         if backprop == "map":
             return Evaluation(work, lambda _, root: whole(root))
         return Evaluation(SelectRows(view, seed), lambda inputs, rows: whole(sum_selected(work, inputs, rows)))

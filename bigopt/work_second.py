@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bigopt.core import arrays
+from bigopt.core import arrays, compiled
 from bigopt.core.codec import wire
 from bigopt.core.sums import HessianSums, LineSums
 from bigopt.data.cache import Note
@@ -21,6 +21,8 @@ from bigopt.data.meter import Meter
 from bigopt.data.plan import Ints
 from bigopt.data.view import DataView
 from bigopt.models.base import Model
+from bigopt.models.fused_line import has_line
+from bigopt.models.fused_line import line_of_margins as fused_line
 from bigopt.models.linear import LinearModel
 from bigopt.models.second import LinePoints, Margins, hessian_sum, line_of_margins, line_of_points, margins
 from bigopt.optim.linesearch import projected
@@ -123,6 +125,8 @@ class LineSum:
     device : str
     slopes : bool
         Whether derivatives by eta are wanted; not for points that are projected to an orthant.
+    kernels : str
+        The kernel set of the run (`bigopt.core.compiled`).
     """
 
     model: Model
@@ -131,9 +135,11 @@ class LineSum:
     block_rows: int
     device: arrays.Device = "cpu"
     slopes: bool = True
+    kernels: str = compiled.NUMPY
 
     def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
         """Cast params and direction, or the points of the line, once to the block dtype."""
+        compiled.uses_compiled(self.kernels)
         params, direction, steps, *orthant = inputs
         if isinstance(self.model, LinearModel) and not orthant:
             at, along = (np.ascontiguousarray(v, dtype=self.view.dtype) for v in (params, direction))
@@ -191,10 +197,16 @@ class LineSum:
             yield kept
 
     def _at_margins(self, steps: list[float], parts: Iterable[Kept]) -> Iterator[LineSums]:
+        loss, fused = self.model.loss, self.kernels != compiled.NUMPY and self.device == "cpu"
+        if fused and has_line(loss, self.model.outputs):
+            for kept in parts:
+                found = fused_line(loss, kept.margins, steps, kept.y, kept.weight, slopes=self.slopes)
+                yield _finite(found, len(kept.y))
+            return
         for kept in parts:
             V, D, y = (arrays.to_device(v, self.device) for v in (*kept.margins, kept.y))
             weight = None if kept.weight is None else arrays.to_device(kept.weight, self.device)
-            found = line_of_margins(self.model.loss, Margins(V, D), steps, y, weight, slopes=self.slopes)
+            found = line_of_margins(loss, Margins(V, D), steps, y, weight, slopes=self.slopes)
             yield _finite(found, len(kept.y))
 
     def _at_points(self, inputs: Points, rows: Rows) -> Iterator[LineSums]:
