@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterable
@@ -50,6 +51,13 @@ def tree(root: int) -> list[int]:
     for pid in found:
         found.extend(children.get(pid, ()))
     return found
+
+
+def signalled(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to processes that are still there."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:

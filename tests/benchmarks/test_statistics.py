@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -193,3 +196,19 @@ def test_the_report_shows_figures_bars_and_reasons(tmp_path: Path) -> None:
     assert "|  | slower | <= 2 ms |  | machine busy | skipped |" in table
     report.picture([result], tmp_path / "figures.svg")
     assert "<svg" in (tmp_path / "figures.svg").read_text()
+
+
+def test_stopped_processes_use_no_cpu_and_go_on() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            machine.signalled([busy.pid, 2**22 - 3], signal.SIGSTOP)  # the other one is not there
+            begin = machine.cpu_seconds([busy.pid])
+            time.sleep(0.3)
+            assert machine.cpu_seconds([busy.pid]) - begin <= 0.02
+            machine.signalled([busy.pid], signal.SIGCONT)
+            end = time.monotonic() + 30.0
+            while machine.cpu_seconds([busy.pid]) - begin < 0.1:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+        finally:
+            busy.kill()

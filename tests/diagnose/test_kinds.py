@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,16 +102,23 @@ def test_sparse_rows_are_diagnosed_as_dense_ones(kind: str, formed: bool, monkey
     assert found["stable_steps"][3]["eta_b"] == pytest.approx(dense["stable_steps"][3]["eta_b"], rel=1e-6)
 
 
-def measured(X: np.ndarray, y: np.ndarray, *keys: str, **more: Any) -> tuple[Problem, Any]:
-    c = conf(*keys)
-    session = LocalSession(2, 10**9)
-    rounds = Rounds(Ledger(), 3)
-    sets = data(X, y)
-    problem = wide(build(c, sets, profile(c, sets, session, rounds), "cpu"))
-    return problem, Measure(problem, session, rounds, 10**9, **more)
+@pytest.fixture
+def measured() -> Iterator[Callable[..., tuple[Problem, Any]]]:
+    """``measured(X, y, *keys, **more)`` gives a problem and what measures it, until the test is over."""
+    with contextlib.ExitStack() as stack:
+
+        def make(X: np.ndarray, y: np.ndarray, *keys: str, **more: Any) -> tuple[Problem, Any]:
+            c = conf(*keys)
+            session = stack.enter_context(contextlib.closing(LocalSession(2, 10**9)))
+            rounds = Rounds(Ledger(), 3)
+            sets = data(X, y)
+            problem = wide(build(c, sets, profile(c, sets, session, rounds), "cpu"))
+            return problem, Measure(problem, session, rounds, 10**9, **more)
+
+        yield make
 
 
-def test_a_sample_stands_for_all_rows() -> None:
+def test_a_sample_stands_for_all_rows(measured: Callable[..., Any]) -> None:
     rng = np.random.default_rng(0)
     X = rng.normal(size=(20_000, 3)) * [1.0, 2.0, 3.0]
     keys = ["model.name=linear", *RAW]
@@ -122,7 +131,7 @@ def test_a_sample_stands_for_all_rows() -> None:
     assert part.r2 == pytest.approx(whole.r2, rel=0.15)
 
 
-def test_moments_inside_an_mlp_are_those_at_w_and_are_held() -> None:
+def test_moments_inside_an_mlp_are_those_at_w_and_are_held(measured: Callable[..., Any]) -> None:
     from dataclasses import replace
 
     X, y = numbers()
