@@ -149,7 +149,7 @@ def execute(
     begin = time.perf_counter()
     meter = Meter(blocks, order=tuple(units[:, 0].tolist()), ahead=ahead, buffers=blocks.buffers)
     with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges is told so by its sums
-        ready = work.prepare(inputs)
+        ready = work.prepare(inputs, blocks.buffers) if isinstance(work, GradientSum) else work.prepare(inputs)
         keep: Callable[[Any], Any] | None = work.exact if isinstance(work, GradientSum) else None
         leaf_values = (work(ready, unit, meter) for unit in units)
         nodes = tree.fold(leaf_values, leaves, merging(blocks.buffers), start=start, keep=keep)
@@ -184,10 +184,10 @@ class GradientSum:
     device: arrays.Device = "cpu"
     kernels: str = compiled.NUMPY
 
-    def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
+    def prepare(self, inputs: tuple[Array, ...], buffers: Buffers | None = None) -> tuple[Any, ...]:
         """Cast params once to the block dtype; for sparse rows what they need is cast, unit by unit."""
         compiled.uses_compiled(self.kernels)
-        return inputs if self.view.source.sparse else (cast(inputs[0], self.view, self.device),)
+        return inputs if self.view.source.sparse else (cast(inputs[0], self.view, self.device, buffers),)
 
     def sums(
         self, inputs: tuple[Any, ...], rows: Rows, buffers: Buffers | None = None, stage: Stage | None = None

@@ -125,8 +125,15 @@ def _folded(
     return arrays.to_host(grad), loss, total
 
 
-def cast(vector: Array, view: DataView, device: arrays.Device) -> Any:
-    """Return a vector in the view's block dtype on the device: done once an order, so that products stay fast."""
+def cast(vector: Array, view: DataView, device: arrays.Device, buffers: Buffers | None = None) -> Any:
+    """Return a vector in the view's block dtype on the device: done once an order, so that products stay fast.
+
+    With `buffers` what had to be converted lies there until the next order.
+    """
+    if buffers is not None and device == "cpu" and vector.dtype != view.dtype:
+        out = buffers.take("params", vector.shape, view.dtype)
+        out[...] = vector
+        return out
     return arrays.to_device(np.ascontiguousarray(vector, dtype=view.dtype), device)
 
 

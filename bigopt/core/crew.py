@@ -1,6 +1,6 @@
 """Threads that wait to share the work on a long vector.
 
-A vector of 10^5 entries is updated in a quarter of a millisecond: to start a thread for half of that takes as long. A
+A vector of 10^6 entries is updated in a millisecond or two: to start a thread for half of that is a waste. A
 `Crew` keeps its threads, which sleep between two calls; whoever calls `share` does the first part himself and hands the
 others out. Parts are cut by the caller's count alone and do not see each other, so the number of threads decides
 nothing but the time.

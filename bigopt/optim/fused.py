@@ -34,8 +34,8 @@ from bigopt.optim.fused_means import signature as squares_signature
 from bigopt.optim.fused_updates import SCALARS, make_update, signature
 from bigopt.optim.transform import TILE, Chain, ChainState, Transform, Vector, norm, owned, root_of_tiles
 
-PIECE: Final = 1 << 16
-"""Entries that are worth a thread of their own."""
+PIECE: Final = 1 << 19
+"""Entries that are worth a thread of their own: waking one takes as long as updating a hundred thousand."""
 
 CACHED: Final = 1 << 19
 """Entries of a gradient that memory is not asked for: shorter ones are divided in place and measured by one thread."""
