@@ -385,7 +385,7 @@ def test_raw_batches_says_none_for_what_is_not_raw(tmp_path: Path) -> None:
     assert raw_batches(manifest.recipe, str(tmp_path / "data.json"), predict=True) is None
 
 
-@pytest.mark.slow
+@pytest.mark.all
 def test_reading_takes_the_same_memory_whatever_the_length(tmp_path: Path) -> None:
     peaks = {}
     for rows in (100, 30_000, 60_000):  # the first one only warms up

@@ -114,7 +114,9 @@ def test_every_sampling_learns_and_repeats_itself(tmp_path, keys):
     assert results[0]["metrics"]["accuracy"] > 0.85
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", "adam", "adagrad", "adadelta"])
+@pytest.mark.parametrize(
+    "optimizer", ["momentum", "adam", *(pytest.param(name, marks=pytest.mark.all) for name in ("adagrad", "adadelta"))]
+)
 def test_a_run_stopped_after_any_step_and_resumed_is_the_same_run(tmp_path, optimizer):
     kind, model = MODELS["mlp_regression"]
     keys = [*model, f"optimizer.name={optimizer}", "batch.size=100", "schedule.name=cosine", "schedule.period=4"]
