@@ -147,10 +147,13 @@ class Plan:
         """ceil(n / size); 1 for a full batch."""
         return 1 if self.size is None or self.full else -(-self.rows // self.size)
 
+    def epochs_at(self, epoch: int, position: int) -> float:
+        """Return the epochs that begin at the first batch and end before the batch at a position of an epoch."""
+        return float(epoch) if self.full or self.size is None else epoch + position * self.size / self.rows
+
     def epochs_after(self, steps: int) -> float:
         """Return the rows of the first `steps` batches of a run over n, where batches do not grow."""
-        epoch, position = divmod(steps, self.steps_per_epoch)
-        return epoch + (0.0 if self.size is None or self.full else position * self.size / self.rows)
+        return self.epochs_at(*divmod(steps, self.steps_per_epoch))
 
     def batch_rows(self, step: int) -> int:
         """Return the rows that a step's gradient is divided by: b; `permuted` gives the remainder to the last one."""

@@ -181,10 +181,7 @@ class ColumnsOnDriver:
     @property
     def epochs(self) -> float:
         """Rows drawn over n."""
-        plan, state = self._plan, self._state
-        if plan.full or plan.size is None:
-            return float(state.epoch)
-        return state.epoch + state.position * plan.size / plan.rows
+        return self._plan.epochs_at(self._state.epoch, self._state.position)
 
     def snapshot(self) -> SyncState:
         """Return the state between two steps."""

@@ -91,7 +91,7 @@ def test_a_grid_is_its_runs(data: Path, tmp_path: Path) -> None:
 def test_the_table_and_the_picture(data: Path, tmp_path: Path) -> None:
     result = sweep(read_spec(write(tmp_path, base(data) + keys((0.1, 1e308)) + "metric: accuracy\n")))
     assert (result["metric"], result["better"]) == ("accuracy", "higher")
-    table = list(csv.DictReader((tmp_path / "out" / "sweep.csv").open()))
+    table = list(csv.DictReader((tmp_path / "out" / "sweep.csv").read_text().splitlines()))
     assert [row["status"] for row in table] == ["completed", "diverged"]
     assert float(table[0]["accuracy"]) == result["best"]["value"] > 0.5
     assert "the loss is" in table[1]["reason"]
