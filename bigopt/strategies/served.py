@@ -16,19 +16,19 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from bigopt.backends.ledger import Round
-from bigopt.core.codec import wire
 from bigopt.core.errors import ClusterError, DivergedError
 from bigopt.optim.fused import Fused
 from bigopt.optim.method import FirstOrder, snapshot
-from bigopt.shardserver import Seat, ShardState, fresh
+from bigopt.shardserver import Seat
 from bigopt.strategies import replicas
 from bigopt.strategies.base import Machine, Rates, Setting, StepRecord
+from bigopt.strategies.served_state import ServedState, begin
 from bigopt.strategies.shards import Sharded, cut
 from bigopt.work import Arrival, Order, Work
 from bigopt.work_local import LocalSteps
@@ -37,63 +37,6 @@ from bigopt.work_shards import AtSeat, HostShard, LookAtShards, PushSteps, PushT
 Array = npt.NDArray[Any]
 SNAPSHOTS: Final = 10
 """An epoch."""
-_DELAYS: Final = 256
-
-
-@wire
-class ServedState(NamedTuple):
-    """What a checkpoint holds: the last snapshot.
-
-    Parameters
-    ----------
-    shards : tuple of ShardState
-    steps : tuple of int
-        Local steps of each replica whose pushes the shards certainly hold.
-    staleness : ndarray, shape (256,), int64
-        Histogram over the pushes; the last bin is for all that are older.
-    pushes : tuple of int
-        Of each replica.
-    lost, dropped : int
-        Pushes to shards that were lost with them; pushes that came to a shard again.
-    restarts : int
-        Shards that were served again.
-    """
-
-    shards: tuple[ShardState, ...]
-    steps: tuple[int, ...]
-    staleness: Array
-    pushes: tuple[int, ...]
-    lost: int
-    dropped: int
-    restarts: int
-
-    @property
-    def number(self) -> int:
-        """How many replicas there are."""
-        return len(self.steps)
-
-    @property
-    def delays(self) -> dict[str, Any]:
-        """What the run's result says of pushes and their delays."""
-        counts = {int(k): int(self.staleness[k]) for k in np.flatnonzero(self.staleness)}
-        return {
-            "staleness": {
-                "mean": sum(k * n for k, n in counts.items()) / max(1, sum(counts.values())),
-                "max": max(counts, default=0),
-                "histogram": {str(k): n for k, n in counts.items()},
-            },
-            "updates_by_worker": {str(r): n for r, n in enumerate(self.pushes)},
-            "pushes_lost": self.lost,
-            "pushes_dropped": self.dropped,
-            "shards_restarted": self.restarts,
-        }
-
-
-def begin(sharded: Sharded, params: Array, replicas: int) -> ServedState:
-    """Return the state of a new run."""
-    shards = tuple(fresh(m, p.copy(), replicas) for m, p in zip(sharded.methods, sharded.cut(params), strict=True))
-    none = (0,) * replicas
-    return ServedState(shards, none, np.zeros(_DELAYS, dtype=np.int64), none, 0, 0, 0)
 
 
 class Served:
@@ -328,14 +271,7 @@ class Served:
             raise DivergedError(
                 f"the loss is {loss}", where=done.where, hint="a smaller schedule.learning_rate or local_learning_rate"
             )
-        delays = before.staleness.copy()
-        np.add.at(delays, np.minimum(np.array(turn.staleness, dtype=np.int64), _DELAYS - 1), 1)
-        self._now = before._replace(
-            steps=_added(before.steps, number, turn.steps),
-            pushes=_added(before.pushes, number, len(turn.staleness)),
-            staleness=delays,
-            dropped=before.dropped + turn.dropped,
-        )
+        self._now = before.after(number, turn)
         local, last = sum(self._now.steps), sum(before.steps)
         steps, per_epoch = local // p, self._plan.steps_per_epoch
         end_of_epoch = steps // per_epoch > last // p // per_epoch
@@ -394,7 +330,3 @@ def _server(setting: Setting) -> Sharded:
     method = setting.server(None, {}, None)
     assert isinstance(method, FirstOrder), "methods that ask again are refused"
     return cut(method, setting.options.get("shards") or 1)
-
-
-def _added(counts: tuple[int, ...], at: int, more: int) -> tuple[int, ...]:
-    return tuple(count + more * (i == at) for i, count in enumerate(counts))

@@ -22,8 +22,9 @@ from bigopt.strategies import asynchronous, backup, compressed, sync
 from bigopt.strategies.base import Setting
 from bigopt.strategies.compressed import Compressed
 from bigopt.strategies.decoding import CompressedState
+from bigopt.strategies.exchanges import Downpour
 from bigopt.strategies.gates import Update
-from bigopt.strategies.replicas import Downpour, Replicas
+from bigopt.strategies.replicas import Replicas
 from bigopt.strategies.replicas import begin as begin_replicas
 from bigopt.work import GradientSum, execute
 from bigopt.work_compressed import CompressedSum

@@ -13,9 +13,10 @@ from bigopt.core.errors import ConfError
 from bigopt.data.plan import Plan, rows_of
 from bigopt.data.shares import Shares, cut
 from bigopt.strategies import sync
+from bigopt.strategies.exchanges import Downpour, Elastic
 from bigopt.strategies.gates import Update
 from bigopt.strategies.local import LocalSgd, LocalState
-from bigopt.strategies.replicas import Downpour, Elastic, Replicas, ReplicasState, begin
+from bigopt.strategies.replicas import Replicas, ReplicasState, begin
 from bigopt.strategies.turns import Averaging
 
 

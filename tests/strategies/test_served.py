@@ -16,9 +16,11 @@ from arena import Arena, Case, drive, picker
 from bigopt.core import codec
 from bigopt.core.errors import ClusterError, ConfError, DivergedError
 from bigopt.shardserver import Fetch, Look, Push, Seat, Shard, fresh, host, link, receive, send
-from bigopt.strategies.replicas import Downpour, Replicas
+from bigopt.strategies.exchanges import Downpour
+from bigopt.strategies.replicas import Replicas
 from bigopt.strategies.replicas import begin as begin_on_driver
-from bigopt.strategies.served import Served, ServedState, begin
+from bigopt.strategies.served import Served
+from bigopt.strategies.served_state import ServedState, begin
 from bigopt.strategies.shards import Sharded
 
 KEY = b"k" * 32

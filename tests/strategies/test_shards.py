@@ -21,7 +21,8 @@ from bigopt.optim.fused import fused
 from bigopt.optim.method import FirstOrder
 from bigopt.optim.schedules import SCHEDULES
 from bigopt.optim.table import OPTIMIZERS
-from bigopt.strategies.replicas import Downpour, Replicas, begin
+from bigopt.strategies.exchanges import Downpour
+from bigopt.strategies.replicas import Replicas, begin
 from bigopt.strategies.shards import Sharded, ShardsState, bounds, piece, sharded
 
 LAYOUT = Layout((Block("a.weight", (7, 5), True, 7, 5), Block("a.bias", (5,), False), Block("b.weight", (5, 3), True)))
