@@ -12,7 +12,7 @@ import pytest
 from arena import Case
 from problems import MODELS, files, run, run_on, table
 
-from bigopt import bundle, keeping
+from bigopt import bundle
 from bigopt.core.errors import ConfError
 from bigopt.data.memory import from_arrays
 from bigopt.facts import Datasets
@@ -20,11 +20,6 @@ from bigopt.fit import resume
 from bigopt.strategies import model_parallel
 from bigopt.strategies.base import Blocks
 from bigopt.work_dual import ascend_logistic, ascend_squared
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeping, "picture", lambda run: f"no picture of {run}")
 
 
 def params(result: dict[str, Any]) -> np.ndarray:

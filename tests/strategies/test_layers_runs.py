@@ -11,7 +11,7 @@ import pytest
 from killer import Killer
 from problems import files, run, run_on
 
-from bigopt import bundle, keeping, sessions
+from bigopt import bundle, sessions
 from bigopt.core.errors import ConfError
 from bigopt.fit import resume
 
@@ -22,11 +22,6 @@ CUTS = {
     "layers": ["strategy.name=model_parallel", "strategy.split=layers", "strategy.blocks=2"],
     "hybrid": ["strategy.name=hybrid", "strategy.blocks=2", "strategy.replicas=2"],
 }
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeping, "picture", lambda run: f"no picture of {run}")
 
 
 def params(result: dict[str, Any]) -> np.ndarray:

@@ -12,7 +12,7 @@ from arena import Arena, Case, drive, picker
 from killer import Killer
 from problems import MODELS, files, run, run_on
 
-from bigopt import bundle, keeping, sessions
+from bigopt import bundle, sessions
 from bigopt.config import load_conf
 from bigopt.core import codec
 from bigopt.core.errors import ConfError, DataError
@@ -43,11 +43,6 @@ OPTIMIZERS = {
     "averaged": ["optimizer.name=adagrad", "optimizer.average=0.9", "optimizer.clip_value=0.5"],
     "averaged, clipped": ["optimizer.name=nesterov", "optimizer.average=true", "optimizer.clip_norm=1"],
 }
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeping, "picture", lambda run: f"no picture of {run}")
 
 
 @pytest.mark.parametrize(

@@ -31,12 +31,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return files(tmp_path_factory.mktemp("data"), "two", "zarr")
 
 
-@pytest.fixture(autouse=True)
-def _no_picture_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runs that sweeps are compared with need no picture."""
-    monkeypatch.setattr("bigopt.keeping.picture", lambda _: "no picture")
-
-
 def base(data: Path, **groups: str) -> str:
     told = {"backend": "{name: local, workers: 2}", "stop": "{epochs: 4}", "schedule": "{name: cosine}", **groups}
     rows = f"data: {{uri: {data}, target: y, validation: 0.25}}, model: {{name: logistic}}, batch: {{size: 32}}"
