@@ -163,6 +163,14 @@ class Plan:
             return self.size
         return min(self.size, self.rows - step * self.size)
 
+    def divisor(self, step: int, weight: float) -> float:
+        """Return what makes sums over a step's batch a mean: its share of W, the weight of all rows."""
+        return weight if self.full else self.batch_rows(step) * weight / self.rows
+
+    def after(self, epoch: int, position: int) -> tuple[int, int]:
+        """Return epoch and position of the batch that follows the one at a position of an epoch."""
+        return (epoch + 1, 0) if position + 1 == self.steps_per_epoch else (epoch, position + 1)
+
     @cached_property
     def stages(self) -> Stages:
         """Sizes and steps of all epochs."""

@@ -21,18 +21,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bigopt.backends.ledger import Round
-from bigopt.core.errors import ConfError, DivergedError
+from bigopt.core.errors import ConfError
 from bigopt.core.sums import Sums
 from bigopt.data.columnview import block_homes, column_cuts
 from bigopt.data.plan import Ints, rows_of
 from bigopt.models import kernels
 from bigopt.models.linear import LinearModel
-from bigopt.optim.method import Ask, Method
-from bigopt.strategies.base import Blocks, Setting, StepRecord, scaled
-from bigopt.strategies.sync import SyncState
-from bigopt.work import Arrival, Order, Work
+from bigopt.strategies.base import Setting, StepRecord
+from bigopt.strategies.rounds import GradientSteps, SyncState, start
+from bigopt.work import Order
 from bigopt.work_columns import BlockGradient, Columns, Margins, PartialMargins, leaves
+
+__all__ = ["ColumnsOnDriver", "Deal", "Judged", "machine", "start"]
 
 Array = npt.NDArray[Any]
 
@@ -53,15 +53,6 @@ class Judged(NamedTuple):
     weight: float
 
 
-def judged(model: LinearModel, params: Array, found: Margins) -> Judged:
-    """Return loss and residual of the rows whose margins were summed over all blocks, intercept added here."""
-    v = found.values
-    if model.intercept:
-        v = v + params[-model.outputs :]
-    value, delta = model.loss.value_delta(v, found.y)
-    return Judged(kernels.weighted(delta, found.weight), *kernels.totals(value, found.weight))
-
-
 @dataclass(frozen=True)
 class Deal:
     """How blocks of columns become rounds.
@@ -80,12 +71,28 @@ class Deal:
     gradients: BlockGradient
 
     @classmethod
-    def of(cls, given: Blocks, seed: int) -> Deal:
-        """Return the deal of a setting's model and rows."""
+    def of(cls, setting: Setting) -> Deal:
+        """Return the deal of a setting's model and rows.
+
+        Raises
+        ------
+        ConfError
+            Batches whose margins alone would not fit the memory of a process, with what they take.
+        """
+        given, plan = setting.blocks(), setting.plan
         model = given.model
         assert isinstance(model, LinearModel)
+        rows = plan.stages.batch(plan.stages.last)
+        size = rows * (2 * model.outputs + 2) * 8
+        if size > given.memory:
+            needs, has = f"{size / 1e6:.0f} MB", f"{given.memory / 1e6:.0f} MB"
+            raise ConfError(
+                f"margins and residuals of {rows} rows take {needs}, data.memory is {has}",
+                where="batch.size",
+                hint="a smaller batch.size",
+            )
         cuts = column_cuts(given.view.source, given.number)
-        columns = Columns(given.view, cuts, model.outputs, seed, given.dtype, given.block_rows)
+        columns = Columns(given.view, cuts, model.outputs, plan.seed, given.dtype, given.block_rows)
         return cls(model, columns, PartialMargins(columns), BlockGradient(columns))
 
     @property
@@ -95,6 +102,26 @@ class Deal:
         least, most = int(widths.min()), int(widths.max())
         shown = f"{most:,}" if least == most else f"{least:,} to {most:,}"
         return (f"strategy.blocks: {len(widths)} of {shown} columns",)
+
+    def leaves(self, units: Ints) -> Ints:
+        """Return the leaves of a round over the rows of a batch."""
+        return leaves(self.columns.blocks, rows_of(units))
+
+    def judged(self, params: Array, found: Margins) -> Judged:
+        """Return loss and residual of the rows whose margins were summed over all blocks, intercept added here.
+
+        Parameters
+        ----------
+        params : ndarray
+            Ends with the intercept, where the model has one; the rest is not looked at.
+        found : Margins
+        """
+        v, model = found.values, self.model
+        with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges is told so by its loss
+            if model.intercept:
+                v = v + params[-model.outputs :]
+            value, delta = model.loss.value_delta(v, found.y)
+            return Judged(kernels.weighted(delta, found.weight), *kernels.totals(value, found.weight))
 
     def weighted(self, order: Order, units: Ints, params: Array) -> Order:
         """Return an order with the weights of its own blocks, and no others."""
@@ -107,38 +134,12 @@ class Deal:
         return np.concatenate([*parts, *ends])
 
 
-def check_batch(given: Blocks, rows: int, outputs: int) -> None:
-    """Refuse batches whose margins alone would not fit the memory of a process.
-
-    Raises
-    ------
-    ConfError
-        Naming the batch, with what it takes.
-    """
-    size = rows * (2 * outputs + 2) * 8
-    if size > given.memory:
-        needs, has = f"{size / 1e6:.0f} MB", f"{given.memory / 1e6:.0f} MB"
-        raise ConfError(
-            f"margins and residuals of {rows} rows take {needs}, data.memory is {has}",
-            where="batch.size",
-            hint="a smaller batch.size",
-        )
-
-
-def start(setting: Setting, params: Array) -> SyncState:
-    """Return the state before step 1."""
-    return SyncState(setting.method.start(params)[0], 0, 0, 0)
-
-
 def machine(setting: Setting, state: SyncState) -> ColumnsOnDriver:
     """Return the machine of ``strategy.update_on: driver``."""
-    given = setting.blocks()
-    deal = Deal.of(given, setting.plan.seed)
-    check_batch(given, setting.plan.stages.batch(setting.plan.stages.last), deal.model.outputs)
-    return ColumnsOnDriver(setting, state, deal)
+    return ColumnsOnDriver(setting, state, Deal.of(setting))
 
 
-class ColumnsOnDriver:
+class ColumnsOnDriver(GradientSteps):
     """Margins up, residual down, gradient up, update.
 
     Parameters
@@ -150,71 +151,33 @@ class ColumnsOnDriver:
     """
 
     def __init__(self, setting: Setting, state: SyncState, deal: Deal) -> None:
-        self._setting = setting
-        self._state = state
+        super().__init__(setting, state)
         self._deal = deal
-        self._plan = setting.plan.at(state.epoch)
-        self._method: Method[Any] = self._of_epoch(state.epoch)
-        self._round: Round | None = None
         self._units: Ints = np.empty((0, 4), dtype=np.int64)
         self._judged: Judged | None = None
-        self._spent = (0.0, 0.0, 0)  # seconds of the map and the reduce, largest rss
-
-    def _of_epoch(self, epoch: int) -> Method[Any]:
-        return scaled(self._setting.method, self._setting.pace(epoch))
 
     @property
     def notes(self) -> tuple[str, ...]:
         """How the model is cut."""
         return self._deal.notes
 
-    @property
-    def steps(self) -> int:
-        """Updates so far."""
-        return self._state.steps
-
-    @property
-    def params(self) -> Array:
-        """The current parameters, or their average where the method keeps one."""
-        return self._method.result_params(self._state.method)
-
-    @property
-    def epochs(self) -> float:
-        """Rows drawn over n."""
-        return self._plan.epochs_at(self._state.epoch, self._state.position)
-
-    def snapshot(self) -> SyncState:
-        """Return the state between two steps."""
-        return self._state
-
     def more(self, slots: int) -> list[Order]:
         """Order the margins of the next batch, or the gradient at those that have come."""
-        if self._round is not None:
+        if self._round.open:
             return []
-        state, deal = self._state, self._deal
-        self._units = self._plan.units(state.epoch, state.position)
-        work: Work = deal.margins
-        inputs: tuple[Array, ...] = ()
+        deal, homes = self._deal, block_homes(self._deal.columns.blocks, slots)
         if self._judged is not None:
-            work, inputs = deal.gradients, (self._units, deal.columns.cast(self._judged.residual))
-        units = leaves(deal.columns.blocks, rows_of(self._units))
-        where, homes = f"step {state.steps + 1}", block_homes(len(units), slots)
-        self._round = self._setting.rounds.new(work, inputs, units, homes, where=where)
-        return self._filled(self._round.orders())
+            inputs = self._units, deal.columns.cast(self._judged.residual)
+            return self._round.begin(deal.gradients, inputs, deal.leaves(self._units), homes, self._where)
+        self._units = self._plan.units(self._state.epoch, self._state.position)
+        return self._round.begin(deal.margins, (), deal.leaves(self._units), homes, self._where)
 
     def _filled(self, orders: list[Order]) -> list[Order]:
         """Give the orders of margins the weights of their blocks."""
         if self._judged is not None:
             return orders
-        params = self._method.ask(self._state.method).params
+        params = self._current
         return [self._deal.weighted(order, self._units, params) for order in orders]
-
-    def handle(self, arrival: Arrival) -> list[Order]:
-        """Accept an arrival; return the orders to repeat."""
-        if self._round is None or arrival.order.ticket != self._round.ticket:
-            self._setting.rounds.late(arrival)
-            return []
-        return self._filled(self._round.accept(arrival))
 
     def advance(self) -> StepRecord | None:
         """Make the residual where all margins are there, the update where the gradient is.
@@ -224,57 +187,16 @@ class ColumnsOnDriver:
         DivergedError
             Where loss or gradient is not finite; the state stays the last finite one.
         """
-        done = self._round
-        if done is None or not done.done:
+        done = self._round.take()
+        if done is None:
             return None
-        self._round = None
-        begin = time.perf_counter()
+        begin, params = time.perf_counter(), self._current
         if self._judged is None:
-            params = self._method.ask(self._state.method).params
-            with np.errstate(over="ignore", invalid="ignore"):
-                self._judged = judged(self._deal.model, params, done.value)
-            if not np.isfinite(self._judged.loss):
-                raise DivergedError(
-                    f"the loss is {self._judged.loss}", where=done.where, hint="a smaller schedule.learning_rate"
-                )
-            self._spend(done, time.perf_counter() - begin)
+            self._judged = self._deal.judged(params, done.value)
+            loss = self._finite(self._judged.loss / self._divisor + self._setting.penalty(params))
+            self._spent = self._spent._replace(loss=loss).plus(done, time.perf_counter() - begin)
             return None
-        return self._update(done, self._judged, begin)
-
-    def _spend(self, done: Round, reduce: float) -> None:
-        mapped, reduced, rss = self._spent
-        self._spent = mapped + done.seconds_map, reduced + reduce, max(rss, done.rss)
-
-    def _update(self, done: Round, judged: Judged, begin: float) -> StepRecord:
-        state, plan = self._state, self._plan
-        rows = plan.batch_rows(state.position)
-        weight = self._setting.total_weight
-        divisor = weight if plan.full else rows * weight / plan.rows
-        grad = self._deal.gradient(done.value.vectors, judged.residual)
-        sums = Sums(grad, judged.loss, judged.weight, rows_of(self._units))
-        loss = judged.loss / divisor + self._setting.penalty(self._method.ask(state.method).params)
-        self._spend(done, time.perf_counter() - begin)
-        reduced = time.perf_counter()
-        inner, answer = self._method.tell(state.method, sums, divisor, self.epochs)
-        assert not isinstance(answer, Ask), "methods that ask again are refused"
-        last = state.position + 1 == plan.steps_per_epoch
-        epoch, position = (state.epoch + 1, 0) if last else (state.epoch, state.position + 1)
-        self._state = SyncState(inner, state.steps + 1, epoch, position)
-        mapped, reduce, rss = self._spent
-        self._judged, self._spent = None, (0.0, 0.0, 0)
-        if last:
-            self._plan, self._method = self._setting.plan.at(epoch), self._of_epoch(epoch)
-        return StepRecord(
-            step=state.steps + 1,
-            epoch=state.epoch,
-            end_of_epoch=last,
-            loss=float(loss),
-            grad_norm=answer.grad_norm,
-            learning_rate=answer.learning_rate,
-            rows=rows,
-            staleness=0,
-            seconds_map=mapped,
-            seconds_reduce=reduce,
-            seconds_update=time.perf_counter() - reduced,
-            rss=rss,
-        )
+        found, self._judged = self._judged, None
+        grad = self._deal.gradient(done.value.vectors, found.residual)
+        self._spent = self._spent.plus(done, time.perf_counter() - begin)
+        return self._told(Sums(grad, found.loss, found.weight, rows_of(self._units)))

@@ -18,7 +18,7 @@ from bigopt.core.layout import Block, Layout
 from bigopt.core.sums import Sums
 from bigopt.optim.fused import Fused
 from bigopt.optim.method import FirstOrder, FirstOrderState
-from bigopt.strategies.base import Blocks, Setting
+from bigopt.strategies.base import Setting
 from bigopt.strategies.columns_parallel import Deal, Judged
 from bigopt.work_blocks import BlockSteps, block_method, frozen
 
@@ -99,12 +99,12 @@ class Local:
     ends: Layout
 
     @classmethod
-    def of(cls, setting: Setting, given: Blocks, deal: Deal) -> Local:
+    def of(cls, setting: Setting) -> Local:
         """Return the updates of a setting, whose versions are kept under a token of their own."""
-        method = setting.method
+        method, deal = setting.method, Deal.of(setting)
         assert isinstance(method, FirstOrder), "one gradient a step"
         transform = method.transform.inner if isinstance(method.transform, Fused) else method.transform
-        work = BlockSteps(deal.columns, transform, given.penalty, method.average, secrets.token_hex(8))
+        work = BlockSteps(deal.columns, transform, setting.blocks().penalty, method.average, secrets.token_hex(8))
         ends = (Block("intercept", (deal.model.outputs,), False),) if deal.model.intercept else ()
         return cls(deal, work, Layout(ends))
 

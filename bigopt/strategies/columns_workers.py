@@ -23,16 +23,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bigopt.backends.ledger import Round
-from bigopt.core.errors import DivergedError
 from bigopt.data.columnview import block_homes
-from bigopt.data.plan import Ints, Plan, rows_of
-from bigopt.optim.method import FirstOrder
-from bigopt.strategies.base import Setting, StepRecord, scaled
-from bigopt.strategies.columns_parallel import Deal, check_batch, judged
+from bigopt.data.plan import Ints
+from bigopt.strategies.base import Setting, StepRecord
 from bigopt.strategies.columns_state import Begun, BlocksState, Local, PushedResidual, whole_params
+from bigopt.strategies.rounds import Steps
 from bigopt.work import Arrival, Order
 from bigopt.work_blocks import Asked, BlockAnswer, ColumnPush, frozen
-from bigopt.work_columns import Margins, leaves
+from bigopt.work_columns import Margins
 
 Array = npt.NDArray[Any]
 
@@ -41,19 +39,15 @@ _NO_UNITS = np.empty((0, 4), dtype=np.int64)
 
 def start(setting: Setting, params: Array) -> BlocksState:
     """Return the state before step 1."""
-    given = setting.blocks()
-    return Local.of(setting, given, Deal.of(given, setting.plan.seed)).start(params)
+    return Local.of(setting).start(params)
 
 
 def machine(setting: Setting, state: BlocksState) -> ColumnsOnWorkers:
     """Return the machine of ``strategy.update_on: worker``."""
-    given = setting.blocks()
-    deal = Deal.of(given, setting.plan.seed)
-    check_batch(given, setting.plan.stages.batch(setting.plan.stages.last), deal.model.outputs)
-    return ColumnsOnWorkers(setting, state, Local.of(setting, given, deal))
+    return ColumnsOnWorkers(setting, state, Local.of(setting))
 
 
-class ColumnsOnWorkers:
+class ColumnsOnWorkers(Steps[BlocksState]):
     """Residual down, update where the block is, margins up.
 
     Parameters
@@ -65,12 +59,9 @@ class ColumnsOnWorkers:
     """
 
     def __init__(self, setting: Setting, state: BlocksState, local: Local) -> None:
-        self._setting = setting
-        self._state = state
+        super().__init__(setting, state)
         self._local = local
         self._deal = local.deal
-        self._plan: Plan = setting.plan.at(state.epoch)
-        self._round: Round | None = None
         self._bringing = False
         self._asked: Asked | None = None
         self._behind = True  # whether some worker must be caught up
@@ -82,11 +73,6 @@ class ColumnsOnWorkers:
     def notes(self) -> tuple[str, ...]:
         """How the model is cut."""
         return self._deal.notes
-
-    @property
-    def steps(self) -> int:
-        """Updates so far."""
-        return self._state.steps
 
     @property
     def here(self) -> bool:
@@ -106,30 +92,21 @@ class ColumnsOnWorkers:
             raise RuntimeError(f"the params of step {self.steps} lie on workers")
         return whole_params(self._state)
 
-    @property
-    def epochs(self) -> float:
-        """Rows drawn over n."""
-        return self._plan.epochs_at(self._state.epoch, self._state.position)
-
-    def snapshot(self) -> BlocksState:
-        """Return commit, log and what is known of the last step."""
-        return self._state
-
     def more(self, slots: int) -> list[Order]:
         """Order the margins of the next batch, and the update that is due."""
-        if self._round is not None:
+        if self._round.open:
             return []
         begun, steps = self._begun, self._state.steps
         version, at = steps, (self._state.epoch, self._state.position)
         if begun is not None:
-            version, at = steps + 1, self._after(*at)
+            version, at = steps + 1, self._plan.after(*at)
         last = version == self._setting.steps
         fetch = begun is not None and (last or len(self._state.log) + 1 >= self._interval)
         return self._order(version, _NO_UNITS if last else self._units(*at), slots, fetch=fetch)
 
     def bring(self, slots: int) -> list[Order]:
         """Order the blocks as they are after the last step, where they are not here and not on their way."""
-        if self._round is not None or self.here:
+        if self._round.open or self.here:
             return []
         self._bringing = True
         return self._order(self._state.steps, _NO_UNITS, slots, fetch=True)
@@ -141,11 +118,6 @@ class ColumnsOnWorkers:
         size = self._plan.batch_rows(0) * columns.outputs
         return max(8, min(1000, int(columns.cuts[-1]) * columns.outputs // max(1, size)))
 
-    def _after(self, epoch: int, position: int) -> tuple[int, int]:
-        """Return epoch and position of the batch after one."""
-        last = position + 1 == self._setting.plan.at(epoch).steps_per_epoch
-        return (epoch + 1, 0) if last else (epoch, position + 1)
-
     def _units(self, epoch: int, position: int) -> Ints:
         return self._setting.plan.at(epoch).units(epoch, position)
 
@@ -155,15 +127,9 @@ class ColumnsOnWorkers:
         wanted = log if self._behind else log[-1:]
         pushes = tuple(ColumnPush(self._units(p.epoch, p.position), *p[2:]) for p in wanted)
         self._asked = Asked(version, units, pushes, (), 0, fetch)
-        blocks = self._deal.columns.blocks
-        self._round = self._setting.rounds.new(
-            self._local.work,
-            (),
-            leaves(blocks, rows_of(units)),
-            block_homes(blocks, slots),
-            where=f"step {version + 1}" if len(units) else f"the blocks at step {version}",
-        )
-        return self._filled(self._round.orders())
+        homes = block_homes(self._deal.columns.blocks, slots)
+        where = f"step {version + 1}" if len(units) else f"the blocks at step {version}"
+        return self._round.begin(self._local.work, (), self._deal.leaves(units), homes, where)
 
     def _filled(self, orders: list[Order]) -> list[Order]:
         """Give orders their input; where somebody must be caught up, with the committed states of their blocks."""
@@ -178,17 +144,13 @@ class ColumnsOnWorkers:
 
     def handle(self, arrival: Arrival) -> list[Order]:
         """Accept an arrival; return the orders to repeat."""
-        if self._round is None or arrival.order.ticket != self._round.ticket:
-            self._setting.rounds.late(arrival)
-            return []
-        again = self._filled(self._round.accept(arrival))
-        if self._bringing and self._round.done:
-            self._brought(self._round)
+        again = self._round.handle(arrival)
+        if self._bringing and (done := self._round.take()) is not None:
+            self._brought(done.value)
         return again
 
-    def _brought(self, done: Round) -> None:
-        self._round, self._bringing = None, False
-        answer: BlockAnswer = done.value
+    def _brought(self, answer: BlockAnswer) -> None:
+        self._bringing = False
         self._behind = bool(answer.missing)
         if not self._behind:
             self._state = self._state._replace(blocks=frozen(answer.states), committed=self._state.steps, log=())
@@ -205,10 +167,9 @@ class ColumnsOnWorkers:
             margins, self._margins = self._margins, None
             self._begun = self._judge(margins)
             return None
-        done = self._round
-        if done is None or not done.done:
+        done = self._round.take()
+        if done is None:
             return None
-        self._round = None
         answer: BlockAnswer = done.value
         self._behind = bool(answer.missing)
         if self._behind:
@@ -219,21 +180,12 @@ class ColumnsOnWorkers:
         return record if record is not None else self.advance()
 
     def _judge(self, margins: Margins) -> Begun:
-        state, plan, setting = self._state, self._plan, self._setting
-        intercept = np.empty(0) if state.intercept is None else state.intercept.params
-        with np.errstate(over="ignore", invalid="ignore"):
-            found = judged(self._deal.model, intercept, margins)
-        rows = plan.batch_rows(state.position)
-        divisor = setting.total_weight if plan.full else rows * setting.total_weight / plan.rows
-        loss = found.loss / divisor + self._penalty
-        if not np.isfinite(loss):
-            where = f"step {state.steps + 1}"
-            raise DivergedError(f"the loss is {loss}", where=where, hint="a smaller schedule.learning_rate")
-        method = scaled(setting.method, setting.pace(state.epoch))
-        assert isinstance(method, FirstOrder)
-        rate = float(method.schedule(float(state.steps if method.unit == "step" else self.epochs)))
+        state = self._state
+        found = self._deal.judged(np.empty(0) if state.intercept is None else state.intercept.params, margins)
+        loss = self._finite(found.loss / self._divisor + self._penalty)
         residual = self._deal.columns.cast(found.residual)
-        return Begun(PushedResidual(state.epoch, state.position, residual, rate, divisor), found, float(loss))
+        pushed = PushedResidual(state.epoch, state.position, residual, self._rate(), self._divisor)
+        return Begun(pushed, found, loss)
 
     def _applied(self, done: Round, begun: Begun, answer: BlockAnswer) -> StepRecord:
         """Take note that a step's residual has been applied by all blocks."""
@@ -243,27 +195,10 @@ class ColumnsOnWorkers:
         if intercept is not None:
             intercept, norm = self._local.intercept(intercept, begun.pushed, begun.judged)
             square += norm * norm
-        epoch, position = self._after(state.epoch, state.position)
-        after = BlocksState(
-            state.blocks, state.committed, (*state.log, begun.pushed), intercept, state.steps + 1, epoch, position
-        )
+        place = self._plan.after(state.epoch, state.position)
+        log = (*state.log, begun.pushed)
+        after = BlocksState(state.blocks, state.committed, log, intercept, state.steps + 1, *place)
         if answer.states:
             after = after._replace(blocks=frozen(answer.states), committed=after.steps, log=())
-        rows = self._plan.batch_rows(state.position)
-        self._state = after
-        if epoch != state.epoch:
-            self._plan = self._setting.plan.at(epoch)
-        return StepRecord(
-            step=after.steps,
-            epoch=state.epoch,
-            end_of_epoch=epoch != state.epoch,
-            loss=begun.loss,
-            grad_norm=float(np.sqrt(square)),
-            learning_rate=begun.pushed.rate,
-            rows=rows,
-            staleness=0,
-            seconds_map=done.seconds_map,
-            seconds_reduce=0.0,
-            seconds_update=time.perf_counter() - begin,
-            rss=done.rss,
-        )
+        self._spent = self._spent.plus(done, 0.0, time.perf_counter() - begin)
+        return self._over(after, float(np.sqrt(square)), begun.pushed.rate, begun.loss)

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bigopt.backends.ledger import Round
 from bigopt.core.codec import wire
 from bigopt.core.errors import ConfError, DivergedError
 from bigopt.data.columnview import block_homes
@@ -28,6 +27,7 @@ from bigopt.data.plan import Ints, homes
 from bigopt.models.linear import LinearModel
 from bigopt.models.losses import BinaryCrossEntropy, SquaredLoss
 from bigopt.strategies.base import Setting, StepRecord
+from bigopt.strategies.rounds import OneRound
 from bigopt.work import Arrival, Order
 from bigopt.work_dual import Ascended, DualAscent
 
@@ -118,7 +118,7 @@ class Dual:
         self._state = state
         self._work = work
         self._dtype = dtype
-        self._round: Round | None = None
+        self._round = OneRound(setting.rounds, self._filled)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -149,15 +149,13 @@ class Dual:
 
     def more(self, slots: int) -> list[Order]:
         """Order the next turn of every group."""
-        if self._round is not None:
+        if self._round.open:
             return []
         state, work = self._state, self._work
         units = np.zeros((work.number, 4), dtype=np.int64)
         units[:, 0], units[:, 1] = np.arange(work.number), state.steps
         units[:, 3] = self._sizes()
-        where = f"step {state.steps + 1}"
-        self._round = self._setting.rounds.new(work, (), units, block_homes(work.number, slots), where=where)
-        return self._filled(self._round.orders())
+        return self._round.begin(work, (), units, block_homes(work.number, slots), f"step {state.steps + 1}")
 
     def _sizes(self) -> Ints:
         found = [self._work.rows(k, k + 1) for k in range(self._work.number)]
@@ -170,10 +168,7 @@ class Dual:
 
     def handle(self, arrival: Arrival) -> list[Order]:
         """Accept an arrival; return the orders to repeat."""
-        if self._round is None or arrival.order.ticket != self._round.ticket:
-            self._setting.rounds.late(arrival)
-            return []
-        return self._filled(self._round.accept(arrival))
+        return self._round.handle(arrival)
 
     def advance(self) -> StepRecord | None:
         """Add what all groups bring.
@@ -183,11 +178,10 @@ class Dual:
         DivergedError
             Where the loss is not finite: features beyond the range of float64.
         """
-        done = self._round
-        if done is None or not done.done:
+        done = self._round.take()
+        if done is None:
             return None
         begin, state, l2 = time.perf_counter(), self._state, self._work.l2
-        self._round = None
         turn: Ascended = done.value
         n = float(turn.rows)
         loss = turn.loss / n + self._setting.penalty(state.params)

@@ -17,7 +17,7 @@ from bigopt.models.split import check_splittable, dense_last
 from bigopt.strategies.base import Blocks, Setting
 from bigopt.strategies.layers_deal import Deal, checked
 from bigopt.strategies.layers_parallel import Layers, start
-from bigopt.strategies.sync import SyncState
+from bigopt.strategies.rounds import SyncState
 
 __all__ = ["deal", "machine", "start"]
 

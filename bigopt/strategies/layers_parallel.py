@@ -25,16 +25,16 @@ import numpy.typing as npt
 
 from bigopt.backends.ledger import Round
 from bigopt.core import tree
-from bigopt.core.errors import DivergedError
 from bigopt.core.sums import Sums, added
 from bigopt.data.plan import Ints, rows_of
-from bigopt.optim.method import Ask, Method
 from bigopt.strategies import layers_deal
-from bigopt.strategies.base import Setting, StepRecord, scaled
+from bigopt.strategies.base import Setting, StepRecord
 from bigopt.strategies.layers_deal import Deal, dealt
-from bigopt.strategies.sync import SyncState
+from bigopt.strategies.rounds import GradientSteps, Spent, SyncState, start
 from bigopt.work import Arrival, Order
 from bigopt.work_layers import Handed
+
+__all__ = ["Layers", "machine", "start"]
 
 Array = npt.NDArray[Any]
 
@@ -57,7 +57,7 @@ class _Walk:
     seconds: float = 0.0
 
 
-class Layers:
+class Layers(GradientSteps):
     """Walks up and down the stages, and an update when all are back.
 
     Parameters
@@ -69,11 +69,8 @@ class Layers:
     """
 
     def __init__(self, setting: Setting, state: SyncState, deal: Deal) -> None:
-        self._setting = setting
-        self._state = state
+        super().__init__(setting, state)
         self._deal = deal
-        self._plan = setting.plan.at(state.epoch)
-        self._method: Method[Any] = self._of_epoch(state.epoch)
         self._walks: list[_Walk] = []
         self._slots = 1
         self._params: list[list[Array]] = []
@@ -81,40 +78,17 @@ class Layers:
         self._sums: list[tree.Fold[Array]] = []
         self._rss = 0
 
-    def _of_epoch(self, epoch: int) -> Method[Any]:
-        return scaled(self._setting.method, self._setting.pace(epoch))
-
     @property
     def notes(self) -> tuple[str, ...]:
         """How the model is cut."""
         return (self._deal.told(),)
-
-    @property
-    def steps(self) -> int:
-        """Updates so far."""
-        return self._state.steps
-
-    @property
-    def params(self) -> Array:
-        """The current parameters, or their average where the method keeps one."""
-        params: Array = self._method.result_params(self._state.method)
-        return params
-
-    @property
-    def epochs(self) -> float:
-        """Rows drawn over n."""
-        return self._plan.epochs_at(self._state.epoch, self._state.position)
-
-    def snapshot(self) -> SyncState:
-        """Return the state between two steps."""
-        return self._state
 
     def more(self, slots: int) -> list[Order]:
         """Send the next batch on its way."""
         if self._walks:
             return []
         state, deal = self._state, self._deal
-        params = self._method.ask(state.method).params
+        params = self._current
         self._slots, self._sent = slots, set()
         self._params = [[piece.take(params) for piece in work.pieces] for work in deal.up]
         parts = [units for units in dealt(self._plan.units(state.epoch, state.position), deal.walks) if len(units)]
@@ -142,9 +116,9 @@ class Layers:
         way = "backward" if walk.back else "forward"
         where = f"step {step + 1}, {way} through layers {stage.first + 1}..{stage.last}"
         walk.round = self._setting.rounds.new(work, inputs, leaves, slots, where=where)
-        return self._filled(walk, walk.round.orders(), all_params=all_params)
+        return self._given(walk, walk.round.orders(), all_params=all_params)
 
-    def _filled(self, walk: _Walk, orders: list[Order], *, all_params: bool) -> list[Order]:
+    def _given(self, walk: _Walk, orders: list[Order], *, all_params: bool) -> list[Order]:
         """Give orders the parameters of their pieces, where their slot has not been sent them in this step."""
         stage, found = self._deal.stages[walk.at], list[Order]()
         for order in orders:
@@ -166,7 +140,7 @@ class Layers:
                 again = walk.round.accept(arrival)
                 if walk.round.done:
                     return self._landed(walk, walk.round)
-                return self._filled(walk, again, all_params=True)
+                return self._given(walk, again, all_params=True)
         self._setting.rounds.late(arrival)
         return []
 
@@ -214,57 +188,25 @@ class Layers:
         if not walks or any(walk.at >= 0 for walk in walks):
             return None
         begin = time.perf_counter()
-        state, plan, method = self._state, self._plan, self._method
-        grad = self._gradient(state.method)
+        grad, self._walks = self._gradient(), []
         loss, weight = np.sum([walk.brought["loss"] for walk in walks], axis=0).tolist()
         told = Sums(grad, loss, weight, int(sum(walk.brought["rows"][0] for walk in walks)))
         if told.rows != sum(rows_of(walk.units) for walk in walks):
-            raise RuntimeError(f"step {state.steps + 1}: {told.rows} rows came through the stages")
-        rows = plan.batch_rows(state.position)
-        divisor = self._setting.total_weight if plan.full else rows * self._setting.total_weight / plan.rows
-        mean = loss / divisor + self._setting.penalty(method.ask(state.method).params)
-        self._walks = []
-        if not np.isfinite(mean):
-            raise DivergedError(
-                f"the loss is {mean}", where=f"step {state.steps + 1}", hint="a smaller schedule.learning_rate"
-            )
-        reduced = time.perf_counter()
-        inner, answer = method.tell(state.method, told, divisor, self.epochs)
-        assert not isinstance(answer, Ask), "methods that ask again are refused"
-        last = state.position + 1 == plan.steps_per_epoch
-        epoch, position = (state.epoch + 1, 0) if last else (state.epoch, state.position + 1)
-        self._state = SyncState(inner, state.steps + 1, epoch, position)
-        if last:
-            self._plan, self._method = self._setting.plan.at(epoch), self._of_epoch(epoch)
-        return StepRecord(
-            step=state.steps + 1,
-            epoch=state.epoch,
-            end_of_epoch=last,
-            loss=float(mean),
-            grad_norm=answer.grad_norm,
-            learning_rate=answer.learning_rate,
-            rows=rows,
-            staleness=0,
-            seconds_map=max(walk.seconds for walk in walks),
-            seconds_reduce=reduced - begin,
-            seconds_update=time.perf_counter() - reduced,
-            rss=self._rss,
-        )
+            raise RuntimeError(f"{self._where}: {told.rows} rows came through the stages")
+        mean = self._finite(loss / self._divisor + self._setting.penalty(self._current))
+        mapped, reduced = max(walk.seconds for walk in walks), time.perf_counter() - begin
+        self._spent = Spent(mean, mapped, reduced, rss=self._rss)
+        return self._told(told)
 
-    def _gradient(self, state: Any) -> Array:
+    def _gradient(self) -> Array:
         """Return the gradient sum, put together from the stages'."""
-        grad = np.empty_like(self._method.ask(state).params)
+        grad = np.empty_like(self._current)
         for work, sums in zip(self._deal.down, self._sums, strict=True):
             start, found = 0, sums.root
             for piece in work.pieces:
                 piece.put(found[start : start + piece.layout.size], grad)
                 start += piece.layout.size
         return grad
-
-
-def start(setting: Setting, params: Array) -> SyncState:
-    """Return the state before step 1."""
-    return SyncState(setting.method.start(params)[0], 0, 0, 0)
 
 
 def machine(setting: Setting, state: SyncState) -> Layers:

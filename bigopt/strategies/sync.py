@@ -4,73 +4,24 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from bigopt.backends.ledger import Round
-from bigopt.core.codec import wire
 from bigopt.core.errors import DivergedError
 from bigopt.core.sums import HessianSums, Sums
 from bigopt.core.vectors import Unadded
 from bigopt.data.plan import Ints, Plan, homes, rows_of, whole
-from bigopt.optim.method import Ask, FirstOrder, Method, snapshot
-from bigopt.strategies.base import Renewal, Setting, StepRecord, scaled
+from bigopt.optim.method import Ask, FirstOrder, snapshot
+from bigopt.strategies.base import Renewal, Setting, StepRecord
+from bigopt.strategies.rounds import GradientSteps, SyncState, start
 from bigopt.work import Arrival, Order
 
+__all__ = ["Placement", "Sync", "start"]
+
 Array = npt.NDArray[Any]
-
-
-@wire
-class SyncState(NamedTuple):
-    """What a checkpoint holds of a synchronous run: nothing is ever in flight between two steps.
-
-    Parameters
-    ----------
-    method : State
-        Of the method, params included.
-    steps : int
-        Updates so far.
-    epoch, position : int
-        Next batch: its epoch, and its number within the epoch.
-    renewed : int
-        Epoch for which the constants inside params were renewed last; -1 before the first time.
-    """
-
-    method: Any
-    steps: int
-    epoch: int
-    position: int
-    renewed: int = -1
-
-
-class Spent(NamedTuple):
-    """What the rounds of a step have cost so far, and the loss that its first round found."""
-
-    loss: float = 0.0
-    seconds_map: float = 0.0
-    seconds_reduce: float = 0.0
-    seconds_update: float = 0.0
-    rss: int = 0
-
-    def plus(self, done: Round, reduce: float, update: float) -> Spent:
-        """Add a round."""
-        return Spent(
-            self.loss,
-            self.seconds_map + done.seconds_map,
-            self.seconds_reduce + reduce,
-            self.seconds_update + update,
-            max(self.rss, done.rss),
-        )
-
-
-_NOTHING: Final = Spent()
-
-
-def start(setting: Setting, params: Array) -> SyncState:
-    """Return the state before step 1."""
-    return SyncState(setting.method.start(params)[0], 0, 0, 0)
 
 
 class Placement(Protocol):
@@ -102,7 +53,7 @@ class Placement(Protocol):
         ...
 
 
-class Sync:
+class Sync(GradientSteps):
     """Synchronous parameter server.
 
     A step is one round for most methods. One that asks again (a line search, after a Hessian) gets further rounds over
@@ -118,59 +69,24 @@ class Sync:
     """
 
     def __init__(self, setting: Setting, state: SyncState, placement: Placement | None = None) -> None:
-        self._setting = setting
-        self._state = state
-        self._plan = setting.plan.at(state.epoch)
-        self._method = self._of_epoch(state.epoch)
-        self._evaluate = setting.evaluate
-        self._penalty = setting.penalty
-        self._weight = setting.total_weight
-        self._rounds = setting.rounds
+        super().__init__(setting, state)
         self._placement = placement
-        self._round: Round | None = None
         self._inner: Any = state.method
         self._ask: Ask = self._method.ask(state.method)
-        self._evaluation = self._evaluate(self._ask.kind)
-        self._spent = _NOTHING
+        self._evaluation = setting.evaluate(self._ask.kind)
         self._renewing: tuple[Array, int] | None = None  # params so far, and rounds left
-
-    def _of_epoch(self, epoch: int) -> Method[Any]:
-        return scaled(self._setting.method, self._setting.pace(epoch))
-
-    @property
-    def steps(self) -> int:
-        """Updates so far."""
-        return self._state.steps
-
-    @property
-    def params(self) -> Array:
-        """The parameters to evaluate and to save: the current ones, or their average where the method keeps one."""
-        params: Array = self._method.result_params(self._state.method)
-        return params
-
-    @property
-    def epochs(self) -> float:
-        """Rows drawn over n."""
-        return self._plan.epochs_at(self._state.epoch, self._state.position)
-
-    def snapshot(self) -> SyncState:
-        """Return the state between two steps."""
-        return self._state
 
     def more(self, slots: int) -> list[Order]:
         """Order the next batch."""
-        if self._round is not None:
+        if self._round.open:
             return []
         if self._setting.renewal is not None and self._state.renewed != self._state.epoch:
             return self._renew(self._setting.renewal, slots)
-        state, plan = self._state, self._plan
-        units = plan.units(state.epoch, state.position)
-        placement = self._placement
+        plan, placement, evaluation = self._plan, self._placement, self._evaluation
+        units = plan.units(self._state.epoch, self._state.position)
         homes = plan.homes(units, slots) if placement is None else placement.homes(plan, units, slots)
-        self._round = self._rounds.new(
-            self._evaluation.work, self._ask.inputs, units, homes, where=f"step {state.steps + 1}"
-        )
-        orders = self._announced(self._round.orders(), plan.coming(units))
+        orders = self._round.begin(evaluation.work, self._ask.inputs, units, homes, self._where)
+        orders = self._announced(orders, plan.coming(units))
         return orders if placement is None else placement.first(orders, slots)
 
     @staticmethod
@@ -183,23 +99,14 @@ class Sync:
         return [replace(order, ahead=some) for order, some in zip(orders, ahead, strict=True)]
 
     def handle(self, arrival: Arrival) -> list[Order]:
-        """Accept an arrival; return the orders to repeat."""
-        if self._placement is not None:
-            self._placement.landed(arrival.order)
-        if self._round is None or arrival.order.ticket != self._round.ticket:
-            self._rounds.late(arrival)
-            return [] if self._round is None or self._placement is None else self._placement.more(self._wanted())
-        again = self._round.accept(arrival)
-        if self._placement is None:
-            return again
-        self._placement.again(again)
-        return again + self._placement.more(self._wanted())
-
-    def _wanted(self) -> list[Order]:
-        round_, placement = self._round, self._placement
-        assert round_ is not None
-        assert placement is not None
-        return [order for order in placement.groups if round_.wants(order)]
+        """Accept an arrival; return the orders to repeat, and further copies where orders have some."""
+        placement = self._placement
+        if placement is None:
+            return self._round.handle(arrival)
+        placement.landed(arrival.order)
+        again = self._round.handle(arrival)
+        placement.again(again)
+        return again + placement.more(self._round.wanted(placement.groups))
 
     def advance(self) -> StepRecord | None:
         """Update where the batch is complete.
@@ -209,11 +116,8 @@ class Sync:
         DivergedError
             Where loss or gradient is not finite; the state stays the last finite one.
         """
-        done = self._round
-        if done is None or not done.done:
-            return None
-        self._round = None
-        return self._update(done)
+        done = self._round.take()
+        return None if done is None else self._update(done)
 
     def _renew(self, renewal: Renewal, slots: int) -> list[Order]:
         """Order the next round over all rows that renews the constants inside params."""
@@ -221,14 +125,8 @@ class Sync:
         if self._renewing is None:
             self._renewing = self._ask.params, renewal.rounds if state.renewed < 0 else 1
         units = whole(np.arange(len(counts)), counts)
-        self._round = self._rounds.new(
-            renewal.work,
-            (self._renewing[0],),
-            units,
-            homes(counts, slots)[units[:, 0]],
-            where=f"the moments of epoch {state.epoch}",
-        )
-        return self._round.orders()
+        where = f"the moments of epoch {state.epoch}"
+        return self._round.begin(renewal.work, (self._renewing[0],), units, homes(counts, slots)[units[:, 0]], where)
 
     def _renewed(self, renewal: Renewal, done: Round, params: Array, left: int) -> None:
         begin = time.perf_counter()
@@ -236,7 +134,7 @@ class Sync:
         if not np.isfinite(params).all():
             raise DivergedError(
                 "the moments inside the model are not finite",
-                where=f"step {state.steps + 1}",
+                where=self._where,
                 hint="a smaller schedule.learning_rate",
             )
         self._renewing = (params, left - 1) if left > 1 else None
@@ -251,42 +149,23 @@ class Sync:
         if self._renewing is not None and self._setting.renewal is not None:
             self._renewed(self._setting.renewal, done, *self._renewing)
             return None
-        state, plan, ask = self._state, self._plan, self._ask
-        begin = time.perf_counter()
+        ask, begin = self._ask, time.perf_counter()
         told = self._finished(ask, done.value)
-        rows = plan.batch_rows(state.position)
         if told.rows != rows_of(done.units):
-            raise RuntimeError(f"step {state.steps + 1}: {told.rows} rows arrived, the plan has {rows_of(done.units)}")
-        divisor = self._weight if plan.full else rows * self._weight / plan.rows
+            raise RuntimeError(f"{self._where}: {told.rows} rows arrived, the plan has {rows_of(done.units)}")
+        divisor = self._divisor
         if isinstance(told, Sums | HessianSums) and not ask.trial:
-            self._spent = self._spent._replace(loss=self._mean_loss(told, divisor))
+            loss = self._finite(told.loss / divisor + self._setting.penalty(ask.params))
+            self._spent = self._spent._replace(loss=loss)
         reduced = time.perf_counter()
         self._inner, answer = self._method.tell(self._inner, told, divisor, self.epochs)
-        spent = self._spent = self._spent.plus(done, reduced - begin, time.perf_counter() - reduced)
+        self._spent = self._spent.plus(done, reduced - begin, time.perf_counter() - reduced)
         if isinstance(answer, Ask):
             self._next(answer)
             return None
-        last = state.position + 1 == plan.steps_per_epoch
-        epoch, position = (state.epoch + 1, 0) if last else (state.epoch, state.position + 1)
-        self._state = SyncState(self._inner, state.steps + 1, epoch, position, state.renewed)
-        self._spent = _NOTHING
-        if last:
-            self._plan, self._method = self._setting.plan.at(epoch), self._of_epoch(epoch)
+        record = self._over(self._after(self._inner), answer.grad_norm, answer.learning_rate, answer.loss)
         self._next(self._method.ask(self._inner))
-        return StepRecord(
-            step=state.steps + 1,
-            epoch=state.epoch,
-            end_of_epoch=last,
-            loss=spent.loss if answer.loss is None else answer.loss,
-            grad_norm=answer.grad_norm,
-            learning_rate=answer.learning_rate,
-            rows=rows,
-            staleness=0,
-            seconds_map=spent.seconds_map,
-            seconds_reduce=spent.seconds_reduce,
-            seconds_update=spent.seconds_update,
-            rss=spent.rss,
-        )
+        return record
 
     def _finished(self, ask: Ask, root: Any) -> Any:
         """Return what the method is told; a first-order one adds the last two gradients on its own way."""
@@ -294,15 +173,7 @@ class Sync:
             return root
         return self._evaluation.finish(ask.inputs, root)
 
-    def _mean_loss(self, sums: Sums | HessianSums, divisor: float) -> float:
-        loss = sums.loss / divisor + self._penalty(self._ask.params)
-        if not np.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss}", where=f"step {self._state.steps + 1}", hint="a smaller schedule.learning_rate"
-            )
-        return float(loss)
-
     def _next(self, ask: Ask) -> None:
         if ask.kind != self._ask.kind:
-            self._evaluation = self._evaluate(ask.kind)
+            self._evaluation = self._setting.evaluate(ask.kind)
         self._ask = ask
