@@ -60,6 +60,22 @@ class SessionContract:
         with closing(cls.open()) as session:
             yield session
 
+    def test_close_leaves_nothing(self, monkeypatch, tmp_path):
+        """The first of a class: before its session is there, since all sessions of a process share one Spark."""
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        with closing(self.open()) as session:  # what an engine keeps for good is there from now on
+            run_round(session, Probe(view()), vector())
+        before = self.traces()
+        session = self.open()
+        recorder = Recorder(session)
+        run_round(recorder, Probe(view()), vector())
+        pids = {arrival.stats.pid for arrival in recorder.arrivals if arrival.stats.pid}
+        session.close()
+        session.close()
+        assert wait_until(lambda: not any(map(alive, pids)))
+        assert wait_until(lambda: self.grown(before) == ([], [], 0)), (self.traces(), before)
+        assert list(tmp_path.iterdir()) == []
+
     @pytest.mark.parametrize("slots", [1, 2, 3, 7, 50])
     def test_a_round_has_the_bits_of_a_direct_fold_however_it_is_dealt(self, session, slots):
         recorder = Recorder(session)
@@ -164,21 +180,6 @@ class SessionContract:
         session.report("step 1", record)
         assert isinstance(session.notes, tuple)
 
-    def test_close_leaves_nothing(self, monkeypatch, tmp_path):
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        with closing(self.open()) as session:  # what an engine keeps for good is there from now on
-            run_round(session, Probe(view()), vector())
-        before = self.traces()
-        session = self.open()
-        recorder = Recorder(session)
-        run_round(recorder, Probe(view()), vector())
-        pids = {arrival.stats.pid for arrival in recorder.arrivals if arrival.stats.pid}
-        session.close()
-        session.close()
-        assert wait_until(lambda: not any(map(alive, pids)))
-        assert wait_until(lambda: self.grown(before) == ([], [], 0)), (self.traces(), before)
-        assert list(tmp_path.iterdir()) == []
-
     @classmethod
     def grown(cls, before: Any) -> Any:
         """What is there now and was not before; what the session before has left may still be ending."""
@@ -225,12 +226,6 @@ class TestSpark(SessionContract):
         from bigopt.backends import spark
 
         return spark.open_session(conf("spark", timeout=60.0), memory=MEMORY, bits="strict", run="contract")
-
-    @pytest.fixture
-    @classmethod
-    def session(cls) -> Iterator[Session]:  # a process has one Spark context: no session may outlive its test
-        with closing(cls.open()) as session:
-            yield session
 
 
 @pytest.mark.slow
