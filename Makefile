@@ -11,6 +11,7 @@ PY := $(BIN)/python
 CONF ?= conf/flights.yml
 BACKEND ?= local
 ARGS ?=
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 ROWS ?=
 
 .PHONY: help setup s3 run pipeline study studies test test-fast test-all bench bench-quick lint format check lock clean
@@ -38,10 +39,10 @@ studies: setup ## all examples and case studies
 	@$(PY) pipelines/study.py --all $(ARGS)
 
 test: setup ## all tests but the long fault, memory and peer runs, two at a time
-	@$(PY) -m pytest -n 2 --dist loadfile -m "not all" $(ARGS)
+	@$(PY) -m pytest $(TWO) -m "not all" $(ARGS)
 
 test-fast: setup ## the tests that start no engine and train no whole run, two at a time
-	@$(PY) -m pytest -n 2 --dist loadfile -m "not all and not slow" $(ARGS)
+	@$(PY) -m pytest $(TWO) -m "not all and not slow" $(ARGS)
 
 test-all: setup s3 ## every test
 	@$(PY) -m pytest $(ARGS)
