@@ -239,7 +239,8 @@ class TestLocal2:
         assert len(pids) > ledger.accepted
         wait_until(lambda: len(session._hub.links) == 2)
 
-    def test_ten_kills_from_outside(self, opened):
+    @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.all)])
+    def test_kills_from_outside(self, opened, kills):
         session = opened()
 
         def shoot(_: int) -> None:
@@ -248,9 +249,9 @@ class TestLocal2:
             threading.Timer(0.15, os.kill, (pid, signal.SIGKILL)).start()
 
         work = Probe(spark_job.problem()[1], seconds=0.1)
-        found, ledger, _ = spark_job.run_rounds(session, work, 10, each=shoot)
-        assert found == expected(10)
-        assert ledger.accepted == ledger.planned == 70
+        found, ledger, _ = spark_job.run_rounds(session, work, kills, each=shoot)
+        assert found == expected(kills)
+        assert ledger.accepted == ledger.planned == 7 * kills
         assert ledger.lost > 0
 
     def test_bad_data_is_said_once_and_not_repeated(self, opened, tmp_path):
