@@ -63,12 +63,13 @@ def initial_params(
 
 def _vector(path: Path) -> Array:
     try:
-        values = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            values = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         message = f"cannot read a vector: {error}"
         raise CheckpointError(message, where=str(path), hint="a .npy file of floats") from error
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf":
-        raise CheckpointError("not one array of numbers", where=str(path), hint="a .npy file of floats")
+    if values.dtype.kind not in "iuf":
+        raise CheckpointError("no array of numbers", where=str(path), hint="a .npy file of floats")
     return values
 
 

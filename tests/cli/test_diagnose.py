@@ -25,7 +25,8 @@ def test_for_programs(npz: str) -> None:
     result = CliRunner().invoke(bigopt, ["diagnose", "--json", f"data.uri={npz}", "model.name=linear"])
     assert result.exit_code == 0
     found = json.loads(result.stdout)
-    X = np.load(npz)["X"]
+    with np.load(npz) as arrays:
+        X = arrays["X"]
     H = 2 * np.cov(X.T, bias=True) / np.outer(X.std(0), X.std(0))
     H = np.block([[H, np.zeros((3, 1))], [np.zeros((1, 3)), np.full((1, 1), 2.0)]])  # centred, with an intercept
     assert found["lambda_max"] == pytest.approx(np.linalg.eigvalsh(H)[-1], rel=1e-10)

@@ -179,7 +179,8 @@ def test_of_a_run_the_checkpoints_are_looked_at(trained: tuple[Path, Path, list[
     assert sorted((p.name, p.stat().st_mtime_ns) for p in run.rglob("*")) == before
     saved = [load(p) for p in sorted((run / "checkpoints").glob("*.npz"))]
     assert len(saved) == 3
-    X, y = (np.load(folder / "d.npz")[k] for k in "Xy")
+    with np.load(folder / "d.npz") as arrays:
+        X, y = arrays["X"], arrays["y"]
     A = np.column_stack([(X - X.mean(0)) / X.std(0), np.ones(len(X))])
     D = np.diag([0.02] * 4 + [0.0])
 

@@ -19,7 +19,7 @@ from problems import MODELS, SIZES, datasets, run, table
 from bigopt import bundle
 from bigopt.checkpoint import Checkpoints
 from bigopt.config import load_conf
-from bigopt.core.errors import ConfError, DataError, DivergedError
+from bigopt.core.errors import CheckpointError, ConfError, DataError, DivergedError
 from bigopt.data.memory import from_arrays
 from bigopt.facts import Datasets
 from bigopt.fit import _Run, train
@@ -380,6 +380,9 @@ def test_a_vector_in_a_file_is_the_start_and_must_fit(tmp_path):
     np.save(tmp_path / "w.npy", np.arange(7.0))
     with pytest.raises(ConfError, match="the model has 6 parameters"):
         run(tmp_path, kind, *model, *still, f"model.init={tmp_path / 'w.npy'}")
+    np.savez(tmp_path / "w.npz", w=start)
+    with pytest.raises(CheckpointError, match="cannot read a vector"):
+        run(tmp_path, kind, *model, *still, f"model.init={tmp_path / 'w.npz'}")
 
 
 def test_a_batch_too_large_for_the_driver_is_refused(tmp_path):
