@@ -223,7 +223,7 @@ class Async:
             raise RuntimeError(f"{done.where}: {told.rows} rows arrived, the plan has {ticket.rows}")
         position = ticket.number % plan.steps_per_epoch
         rows = plan.batch_rows(position)
-        divisor = self._weight if plan.full else rows * self._weight / plan.rows
+        divisor = plan.divisor(position, self._weight)
         loss = told.loss / divisor + self._penalty(ticket.params)
         if not np.isfinite(loss):
             raise DivergedError(f"the loss is {loss}", where=done.where, hint="a smaller schedule.learning_rate")

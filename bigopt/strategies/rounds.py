@@ -32,6 +32,11 @@ from bigopt.work import Arrival, Order, Work
 Array = npt.NDArray[Any]
 
 
+def as_they_are(orders: list[Order]) -> list[Order]:
+    """Return orders that need nothing of their own."""
+    return orders
+
+
 class OneRound:
     """The round under way, or none.
 
@@ -43,7 +48,7 @@ class OneRound:
         ``filled(orders)`` gives orders what each needs of its own; first ones and those to repeat alike.
     """
 
-    def __init__(self, rounds: Rounds, filled: Callable[[list[Order]], list[Order]]) -> None:
+    def __init__(self, rounds: Rounds, filled: Callable[[list[Order]], list[Order]] = as_they_are) -> None:
         self._rounds = rounds
         self._filled = filled
         self._round: Round | None = None

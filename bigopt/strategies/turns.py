@@ -19,10 +19,10 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from bigopt.backends.ledger import Round
 from bigopt.core.errors import DivergedError
 from bigopt.data.plan import Ints
 from bigopt.strategies.base import Setting, StepRecord
+from bigopt.strategies.rounds import OneRound
 from bigopt.work import Arrival, Order, Work
 
 Array = npt.NDArray[Any]
@@ -133,8 +133,7 @@ class Averaging(Generic[S]):
         self._plan = setting.plan
         self._penalty = setting.penalty
         self._row_weight = setting.total_weight / setting.plan.rows
-        self._rounds = setting.rounds
-        self._round: Round | None = None
+        self._round = OneRound(setting.rounds)
         self._turn: Turn | None = None
 
     @property
@@ -158,22 +157,18 @@ class Averaging(Generic[S]):
 
     def more(self, slots: int) -> list[Order]:
         """Order the next turn of every replica."""
-        if self._round is not None:
+        if self._round.open:
             return []
         turn = self._turn = self._rule.turn(self._state)
         if turn is None:
             return []
         k = len(turn.units)
         homes = np.arange(k, dtype=np.int64) * min(slots, k) // k
-        self._round = self._rounds.new(turn.work, turn.inputs, turn.units, homes, where=turn.where)
-        return self._round.orders()
+        return self._round.begin(turn.work, turn.inputs, turn.units, homes, turn.where)
 
     def handle(self, arrival: Arrival) -> list[Order]:
         """Accept an arrival."""
-        if self._round is None or arrival.order.ticket != self._round.ticket:
-            self._rounds.late(arrival)
-            return []
-        return self._round.accept(arrival)
+        return self._round.handle(arrival)
 
     def advance(self) -> StepRecord | None:
         """Average, where every replica has arrived.
@@ -183,11 +178,11 @@ class Averaging(Generic[S]):
         DivergedError
             Where loss or params are not finite; the state stays the last finite one.
         """
-        done, turn = self._round, self._turn
-        if done is None or turn is None or not done.done:
+        done, turn = self._round.take(), self._turn
+        if done is None or turn is None:
             return None
         begin = time.perf_counter()
-        self._round, state, sums = None, self._state, done.value
+        state, sums = self._state, done.value
         if turn.learn is not None:
             turn.learn(sums)
             return None
