@@ -34,15 +34,15 @@ def test_a_rate_that_is_too_large_is_halved_until_gradient_descent_converges(tmp
     X, _ = table(kind)
     Z = np.column_stack([(X - X.mean(0)) / X.std(0), np.ones(len(X))])
     stable = 2.0 / np.linalg.eigvalsh(2 * Z.T @ Z / len(Z)).max()
-    keys = ["model.name=linear", "optimizer.name=gd", f"schedule.learning_rate={5.5 * stable}", "stop.steps=1500"]
+    keys = ["model.name=linear", "optimizer.name=gd", f"schedule.learning_rate={5.5 * stable}", "stop.steps=800"]
     result = run(tmp_path, kind, *keys, *HALVE)
     assert result["halvings"] == 3
-    assert result["steps"] == 1500
+    assert result["steps"] == 800
     text = (Path(result["run"]) / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 1501))
+    assert [line["step"] for line in lines] == list(range(1, 801))
     np.testing.assert_allclose([line["learning_rate"] for line in lines], 5.5 * stable / 8, rtol=1e-14)
-    plain = run(tmp_path, kind, *keys[:2], f"schedule.learning_rate={5.5 * stable / 8}", "stop.steps=1500")
+    plain = run(tmp_path, kind, *keys[:2], f"schedule.learning_rate={5.5 * stable / 8}", "stop.steps=800")
     assert plain["params_sha256"] == result["params_sha256"]  # all three went back to the first params
     log = (Path(result["run"]) / "log.txt").read_text()
     assert log.count("back to step 0, ") == 3

@@ -114,9 +114,7 @@ def test_every_sampling_learns_and_repeats_itself(tmp_path, keys):
     assert results[0]["metrics"]["accuracy"] > 0.85
 
 
-@pytest.mark.parametrize(
-    "optimizer", ["momentum", "adam", *(pytest.param(name, marks=pytest.mark.all) for name in ("adagrad", "adadelta"))]
-)
+@pytest.mark.parametrize("optimizer", ["momentum", "adam", "adagrad", "adadelta"])
 def test_a_run_stopped_after_any_step_and_resumed_is_the_same_run(tmp_path, optimizer):
     kind, model = MODELS["mlp_regression"]
     keys = [*model, f"optimizer.name={optimizer}", "batch.size=100", "schedule.name=cosine", "schedule.period=4"]
@@ -381,8 +379,9 @@ def test_a_vector_in_a_file_is_the_start_and_must_fit(tmp_path):
     with pytest.raises(ConfError, match="the model has 6 parameters"):
         run(tmp_path, kind, *model, *still, f"model.init={tmp_path / 'w.npy'}")
     np.savez(tmp_path / "w.npz", w=start)
+    (tmp_path / "w.npz").rename(tmp_path / "w.npy")
     with pytest.raises(CheckpointError, match="cannot read a vector"):
-        run(tmp_path, kind, *model, *still, f"model.init={tmp_path / 'w.npz'}")
+        run(tmp_path, kind, *model, *still, f"model.init={tmp_path / 'w.npy'}")
 
 
 def test_a_batch_too_large_for_the_driver_is_refused(tmp_path):
