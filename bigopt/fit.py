@@ -17,6 +17,7 @@ import numpy as np
 from bigopt import bundle, keeping, kernelset, sessions
 from bigopt.backends.base import Session, check_fingerprint, fingerprint
 from bigopt.backends.ledger import Ledger, Rounds
+from bigopt.backends.peers_round import peers
 from bigopt.backends.slices import SLICE_BYTES, Slicer
 from bigopt.callbacks import Progress, Signals, Silent
 from bigopt.checkpoint import Cadence, Checkpoint, Checkpoints
@@ -166,6 +167,7 @@ class _Run:
                 session = shared.lend() if shared else sessions.open_session(conf, backend, run.path.name)
                 stack.callback(session.close)
                 self.rounds.slicer = None if backend == "local" else Slicer(SLICE_BYTES)
+                self.rounds.peers = peers(conf, backend, self.say)
                 for line in session.notes:
                     self.say(line)
                 facts = self._facts(session, resume)

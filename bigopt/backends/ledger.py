@@ -22,6 +22,7 @@ from bigopt.data.plan import Ints
 from bigopt.work import Arrival, Order, Work
 
 if TYPE_CHECKING:
+    from bigopt.backends.peers_round import Peers
     from bigopt.backends.slices import Slicer
 
 
@@ -250,12 +251,15 @@ class Rounds:
     ----------
     slicer : Slicer or None
         Cuts large gradients; None where nothing travels.
+    peers : Peers or None
+        Says which rounds are added by workers (`bigopt.backends.peers_round`); None for no round.
     """
 
     def __init__(self, ledger: Ledger, retries: int) -> None:
         self.ledger = ledger
         self.retries = retries
         self.slicer: Slicer | None = None
+        self.peers: Peers | None = None
         self._ticket = 0
         self._merge = merging(Buffers(), lazy=True)
         self._kept: deque[Arrival] = deque()
@@ -263,7 +267,8 @@ class Rounds:
     def new(self, work: Work, inputs: tuple[Any, ...], units: Ints, homes: Ints, *, where: str) -> Round:
         """Return the next round; see `Round`."""
         self._ticket += 1
-        return Round(
+        kind = Round if self.peers is None else self.peers.kind(work, inputs, homes)
+        return kind(
             self._ticket,
             work,
             inputs,

@@ -17,6 +17,7 @@ from multiprocessing.connection import Client, Connection
 from typing import Any, Final, NamedTuple
 
 from bigopt.backends.base import Watched, fingerprint, one_blas_thread
+from bigopt.backends.peers import Exchange
 from bigopt.backends.segments import Pool
 from bigopt.backends.slices import Keeper, Slice
 from bigopt.backends.wire import Wire
@@ -130,6 +131,8 @@ def serve(addresses: Sequence[Address], key: bytes, memory: int, name: str = "",
         wire.send(Hello(os.getpid(), socket.gethostname(), name, fingerprint()))
         resident = Resident(BlockCache(memory))
         resident.blocks.kept.secret = key
+        if not isinstance(addresses[-1], str):
+            resident.blocks.kept.towards = addresses[-1][0]
         resident.blocks.given_card = card
         with contextlib.suppress(EOFError, OSError):  # the driver is gone; who placed this worker learns it from there
             while resident.turn(wire):
@@ -197,6 +200,8 @@ def answer(
             if found is None:
                 return Lost(task.serial, "a slice was asked for where the whole is not kept")
             nodes, stats = found
+        elif isinstance(work, Exchange):
+            nodes, stats = work.execute(blocks, task.ticket, task.inputs, *where)
         else:
             nodes, stats = execute(blocks, work, task.inputs, *where)
     except BigoptError as error:

@@ -38,6 +38,13 @@ SLICE_BYTES: Final = 16_000_000
 """Bytes of a slice on engines: a message of so many takes ten milliseconds and more, asking for it less than one."""
 
 
+def cut(value: Sums, part: slice) -> Sums:
+    """Return sums with some entries of their dense gradient, in the encoding that it has."""
+    if isinstance(value.grad, Narrow):
+        return value._replace(grad=value.grad._replace(values=value.grad.values[part]))
+    return value._replace(grad=dense(value.grad)[part])
+
+
 @wire
 @dataclass(frozen=True)
 class Slice:
@@ -82,10 +89,7 @@ class Slice:
     def of(self, value: Sums) -> Sums:
         """Cut sums: their gradient; loss, weight and rows go with every slice."""
         grad = value.grad
-        if isinstance(grad, Narrow):
-            return value._replace(grad=grad._replace(values=grad.values[self.bounds(len(grad.values))]))
-        grad = dense(grad)
-        return value._replace(grad=grad[self.bounds(len(grad))])
+        return cut(value, self.bounds(len(grad.values if isinstance(grad, Narrow) else dense(grad))))
 
 
 def answer_bytes(order: Order) -> int:

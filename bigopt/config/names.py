@@ -145,10 +145,10 @@ MODELS: Mapping[str, Name] = {
 _ENGINE = dict.fromkeys(("workers", "device", "retries", "timeout"))
 
 BACKENDS: Mapping[str, Name] = {
-    "auto": Name({**_ENGINE, "address": None, "channel": None}),
+    "auto": Name({**_ENGINE, "address": None, "channel": None, "reduce": None}),
     "local": Name(_ENGINE),
-    "dask": Name({**_ENGINE, "address": None, "channel": None}),
-    "spark": Name({**_ENGINE, "address": None, "channel": None}),
+    "dask": Name({**_ENGINE, "address": None, "channel": None, "reduce": None}),
+    "spark": Name({**_ENGINE, "address": None, "channel": None, "reduce": None}),
 }
 
 COMPRESSIONS: Mapping[str, Name] = {

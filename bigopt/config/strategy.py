@@ -27,6 +27,7 @@ def check(conf: Conf) -> None:
                 raise conf.error(path, f"{path} does not go with the plain sgd steps of {who}", "leave it at null")
     _check_compression(conf)
     _check_shards(conf)
+    _check_reduce(conf)
     if conf.strategy.name in ("model_parallel", "hybrid"):
         _check_blocks(conf)
     if conf.strategy.outer is not None:
@@ -45,9 +46,6 @@ def _check_compression(conf: Conf) -> None:
     if optimizer.searches or schedule.searches:
         asks = f"{conf.optimizer.name} with {conf.schedule.name} needs exact sums"
         raise conf.error(where, f"compression takes methods of one gradient a step, {asks}", "leave it at null")
-    if conf.strategy.name == "backup" and conf.strategy.compression.error_feedback:
-        message = "backup has no one place for the residual of a group, which error feedback needs"
-        raise conf.error(where, message, "strategy.compression.error_feedback=false, or strategy sync")
     uses, options = names.STRATEGIES[conf.strategy.name].uses, conf.strategy
     push, fetch = (getattr(options, key) or uses.get(key) for key in ("n_push", "n_fetch"))
     if push != fetch:
@@ -65,6 +63,26 @@ def _check_compression(conf: Conf) -> None:
         if values.get(conf, path) != none:
             message = f"{path}={values.shown(values.get(conf, path))} does not go with compressed gradients: {why}"
             raise conf.error(path, message, "strategy.compression.name=null")
+
+
+def _check_reduce(conf: Conf) -> None:
+    """Refuse what workers cannot add among themselves: they add whole gradients of one batch."""
+    if conf.backend.reduce != "workers":
+        return
+    who, none = "backend.reduce=workers", None
+    for path, needed, why in (
+        ("strategy.name", "sync", "workers add the gradients of one batch that all of them share"),
+        ("strategy.compression.name", none, "codes are decoded on the driver"),
+        ("model.backprop", "map", "rows are sent, not gradients"),
+        ("backend.channel", "auto", "workers find each other by the channel"),
+    ):
+        if values.get(conf, path) != needed:
+            message = f"{who} does not go with {path}={values.shown(values.get(conf, path))}: {why}"
+            raise conf.error("backend.reduce", message, "backend.reduce=driver")
+    if conf.optimizer.name == "newton":
+        raise conf.error(
+            "backend.reduce", f"{who} adds gradients, and newton asks for Hessians", "backend.reduce=driver"
+        )
 
 
 def _check_shards(conf: Conf) -> None:

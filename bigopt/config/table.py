@@ -357,6 +357,10 @@ class BackendConf(Group, frozen=True):
         Literal["auto", "off"],
         key("auto | off: workers connect to the driver; off, or where none can: calls of Dask actors, Spark jobs"),
     ] = "auto"
+    reduce: Annotated[
+        Literal["auto", "driver", "workers"],
+        key("driver | workers, each a slice (sync) | auto: workers from 3 slots and 16 MB of gradient on"),
+    ] = "auto"
 
 
 class StopConf(Group, frozen=True):

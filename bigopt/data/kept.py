@@ -56,10 +56,13 @@ class Kept:
     ----------
     secret : bytes
         The key of the channel that this worker was placed with: what it proves to other workers. Empty without one.
+    towards : str
+        A host on whose network they meet: the driver's.
     """
 
     def __init__(self) -> None:
         self.secret = b""
+        self.towards = "127.0.0.1"
         self._run = ""
         self._values: dict[tuple[str, int], dict[int, Any]] = {}
         self._lock = threading.Lock()

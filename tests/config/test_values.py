@@ -172,7 +172,7 @@ def test_the_keys_are_those_of_the_contract() -> None:
         "strategy": "name replicas bound local_steps n_fetch n_push local_learning_rate update_on solver shards "
         "shards_on alpha every spares split blocks micro_batches write threads reply outer replay compression",
         "strategy.compression": "name fraction error_feedback",
-        "backend": "name workers device address retries timeout channel",
+        "backend": "name workers device address retries timeout channel reduce",
         "stop": "epochs steps seconds target_loss target_metric tolerance patience",
         "checkpoint": "every_seconds every_epochs every_steps keep",
         "run": "dir seed dtype bits kernels audit on_divergence metrics_every_steps",
