@@ -8,13 +8,18 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Final
 
 from benchmarks import report
-from benchmarks.harness import RowResult, Scale, run_row
+from benchmarks.harness import RowResult, run_row
 from benchmarks.player import ROOT
 from benchmarks.rows import NAMES, rows
+from benchmarks.spec import Scale
 
-DEFAULT_OUT = ROOT / "build" / "benchmarks"
+SECONDS: Final = 1500.0
+QUICK_SECONDS: Final = 240.0
+"""What all rows together are to take; each has its part as a budget."""
+DEFAULT_OUT: Final = ROOT / "build" / "benchmarks"
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -50,7 +55,8 @@ def main(argv: list[str]) -> int:
     logs = out / "logs"
     for folder in (out, work, logs):
         folder.mkdir(parents=True, exist_ok=True)
-    scale = Scale(options.quick, options.tiny, work)
+    budget = (QUICK_SECONDS if options.quick or options.tiny else SECONDS) / len(NAMES)
+    scale = Scale(options.quick, options.tiny, work, budget)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the sides are ended on the way out
     begin = time.monotonic()
     results: list[RowResult] = []

@@ -1,133 +1,31 @@
-"""Rows, rounds and figures: run every side of a row in turn, keep the rounds that count, sum them up."""
+"""Rows and rounds: run every side of a row in turn, keep the rounds that count, sum them up.
+
+The seconds of a row are those of its parts: ``data`` (made once, kept), ``start`` of the sides' processes with their
+engines, ``warm-up`` (with the losses), ``rounds`` that count, rounds ``thrown away``, and the ``end``. A row has a
+budget of seconds: while it lasts, a round that was thrown away is made again.
+"""
 
 from __future__ import annotations
 
-import signal
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.machine import Peak, Watch, cpu_seconds, signalled, tree
+from benchmarks.cast import Cast
+from benchmarks.machine import Watch
 from benchmarks.player import Player, SideError, Skip
-from benchmarks.statistics import Bar, Load, Spread, agree, disagreement, pairs_for, spread
-
-Sample = Mapping[str, Any]
-"""What a run of a side gives: ``seconds`` of one unit of its work, and whatever else the row's figures need."""
+from benchmarks.spec import Figure, Row, Sample, Scale
+from benchmarks.statistics import Bar, Load, Spread, disagreement, pairs_for, spread
 
 RETRIES_PER_PAIR: Final = 2
 """Rounds on busy cores that may be repeated, over the rounds wanted."""
+RETRIES_OVER_BUDGET: Final = 2
+"""The same where the row's budget of seconds is spent."""
 _PAUSE_SECONDS: Final = 2.0
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How large the rows are made.
-
-    Parameters
-    ----------
-    quick : bool
-        Small sizes and 3 rounds.
-    tiny : bool
-        Sizes for a test of the suite itself; the figures mean nothing.
-    work : Path
-        Where data lies.
-    """
-
-    quick: bool
-    tiny: bool
-    work: Path
-
-    def pick(self, full: int, quick: int, tiny: int) -> int:
-        """Return the size that goes with this scale."""
-        return tiny if self.tiny else quick if self.quick else full
-
-
-@dataclass(frozen=True)
-class Side:
-    """Who computes.
-
-    Parameters
-    ----------
-    target : str
-        ``module:Class``; the class has ``run() -> Sample``, and may have ``check() -> {"loss": ...}``, ``profile()``
-        and ``close()``.
-    arguments : dict
-    group : str
-        Sides of one group are candidates (solvers of one peer): the fastest is chosen once, after the warm-up, and
-        goes by the group's name.
-    python : str or None
-        Interpreter with the side's packages.
-    peak : bool
-        Whether the memory of its processes is followed (as ``peak_bytes`` of its samples).
-    once : bool
-        Whether it is run in the first round only, because its figure has no spread.
-    slow : bool
-        Whether ``--quick`` measures it in the first round only (after its warm-up), and takes that for all rounds.
-    follows : str
-        A side or group whose ``loss`` is this one's target: told by ``aim`` before each run.
-    """
-
-    target: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-    group: str = ""
-    python: str | None = None
-    peak: bool = False
-    once: bool = False
-    slow: bool = False
-    follows: str = ""
-
-
-Round = Mapping[str, Sample]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A number of the table.
-
-    Parameters
-    ----------
-    label : str
-    of : callable
-        ``of(round) -> float``; a side that was skipped raises `Skip` when it is asked for.
-    bar : Bar or None
-        None for information.
-    unit : str
-        ``x`` (a ratio), ``ms``, ``GB/s``, ...
-    """
-
-    label: str
-    of: Callable[[Round], float]
-    bar: Bar | None = None
-    unit: str = "x"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table.
-
-    Parameters
-    ----------
-    name : str
-        What ``ROWS=`` takes.
-    title : str
-    sides : callable
-        ``sides(scale) -> {name: Side}``; makes the data they need.
-    figures : sequence of Figure
-    same_loss : sequence of (names, relative tolerance)
-        Sides whose ``check()`` must give the same loss.
-    ours : str
-        The side whose profile is shown where a bar is missed.
-    """
-
-    name: str
-    title: str
-    sides: Callable[[Scale], Mapping[str, Side]]
-    figures: Sequence[Figure]
-    same_loss: Sequence[tuple[tuple[str, ...], float]] = ()
-    ours: str = "bigopt"
 
 
 @dataclass
@@ -158,6 +56,7 @@ class RowResult:
     outcomes: list[Outcome] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
     sides: dict[str, Any] = field(default_factory=dict)
     profile: Any = None
 
@@ -172,6 +71,34 @@ class RowResult:
         return not self.outcomes or any(o.bar is not None for o in self.outcomes)
 
 
+class Parts:
+    """Seconds of the parts of a row, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @property
+    def total(self) -> float:
+        """Seconds so far."""
+        return sum(self.seconds.values())
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add to a part."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Add what the with statement takes, to a part."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - begin)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
+
+
 class _Present(dict[str, Sample]):
     """The samples of a round; a side that is not there raises the reason."""
 
@@ -181,96 +108,6 @@ class _Present(dict[str, Sample]):
 
     def __missing__(self, name: str) -> Sample:
         raise Skip(self._gone.get(name, f"no side {name}"))
-
-
-class _Cast:
-    """The players of a row."""
-
-    def __init__(
-        self, sides: Mapping[str, Side], folder: Path, stack: ExitStack, say: Callable[[str], None], quick: bool
-    ) -> None:
-        self.sides = dict(sides)
-        self.quick, self.warm = quick, False
-        self.players: dict[str, Player] = {}
-        self.gone: dict[str, str] = {}
-        self.losses: dict[str, float] = {}
-        self.fixed: dict[str, Sample] = {}
-        self.say = say
-        for name, side in sides.items():
-            log = stack.enter_context((folder / f"{name}.log").open("wb"))
-            player = Player(side.target, side.arguments, log, **({"python": side.python} if side.python else {}))
-            stack.callback(player.close, 20.0)
-            self.players[name] = player
-        for name in list(self.players):
-            self.guard(name, lambda player: player.ready())
-
-    def guard(self, name: str, act: Callable[[Player], Any]) -> Any:
-        """Do something with a player; one that cannot go on leaves the row with its reason."""
-        try:
-            return act(self.players[name])
-        except (Skip, SideError) as error:
-            self.gone[name] = f"{name}: {error}"
-            self.say(f"  {name}: {'skipped' if isinstance(error, Skip) else 'failed'}: {error}")
-            self.players.pop(name).close(0.0)
-            return None
-
-    def run(self, name: str) -> Sample | None:
-        """Run a side once."""
-        side = self.sides[name]
-        if name in self.fixed:
-            return self.fixed[name]
-        if side.follows:
-            if side.follows not in self.losses:
-                self.gone[name] = f"{name}: no loss to reach"
-                self.players.pop(name).close(0.0)
-                return None
-            self.guard(name, lambda player: player.call("aim", self.losses[side.follows]))
-            if name not in self.players:
-                return None
-        pid = self.players[name].pid
-        cpu, begin = cpu_seconds(tree(pid)), time.perf_counter()
-        with self._alone(name), Peak(pid) if side.peak else nullcontext() as peak:
-            sample: Sample | None = self.guard(name, lambda player: player.call("run"))
-        if sample is not None:
-            wall, cpu = time.perf_counter() - begin, cpu_seconds(tree(pid)) - cpu
-            sample = {**sample, "run_cpu_seconds": cpu, "run_cores": cpu / wall}
-        if sample is not None and "loss" in sample:
-            self.losses[name] = sample["loss"]
-        if sample is not None and peak is not None:
-            sample = {**sample, "peak_bytes": peak.bytes}
-        if sample is not None and (side.once or (side.slow and self.quick and self.warm)):
-            self.fixed[name] = sample
-        return sample
-
-    @contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
-        """Stop the others for the length of a run: a cluster that waits still takes a tenth of a core a process."""
-        pids = [pid for other, player in self.players.items() if other != name for pid in tree(player.pid)]
-        signalled(pids, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            signalled(pids, signal.SIGCONT)
-
-    def choose(self, timed: Mapping[str, Sample]) -> None:
-        """Keep the fastest candidate of each group, under the group's name."""
-        for group in {side.group for side in self.sides.values() if side.group}:
-            candidates = [n for n in self.players if self.sides[n].group == group]
-            if not candidates:
-                self.gone[group] = "; ".join(self.gone[n] for n in self.gone if self.sides[n].group == group)
-                continue
-            best = min(candidates, key=lambda n: timed[n]["seconds"])
-            for name in candidates:
-                player, side = self.players.pop(name), self.sides[name]
-                if name == best:
-                    self.players[group], self.sides[group] = player, side
-                    if name in self.losses:
-                        self.losses[group] = self.losses[name]
-                else:
-                    player.close(0.0)
-            if len(candidates) > 1:
-                seen = ", ".join(f"{n} {timed[n]['seconds']:.4g} s" for n in candidates)
-                self.say(f"  {group}: {best} of {seen}")
 
 
 def run_row(row: Row, scale: Scale, folder: Path, root: int, *, anyway: bool, say: Callable[[str], None]) -> RowResult:
@@ -288,8 +125,7 @@ def run_row(row: Row, scale: Scale, folder: Path, root: int, *, anyway: bool, sa
         Count rounds on busy cores too (and say so).
     say : callable
     """
-    begin = time.monotonic()
-    result = RowResult(row.name, row.title)
+    result, parts = RowResult(row.name, row.title), Parts()
 
     def note(text: str) -> None:
         result.notes.append(text.strip())
@@ -297,36 +133,46 @@ def run_row(row: Row, scale: Scale, folder: Path, root: int, *, anyway: bool, sa
 
     say(f"{row.name}: {row.title}")
     with ExitStack() as stack:
-        sides = row.sides(scale)
-        cast = _Cast(sides, folder, stack, note, scale.quick or scale.tiny)
-        first = [name for name, side in sides.items() if not side.follows]
-        timed, losses = _warm_up(cast, first)
-        cast.choose(timed)
-        later, their_losses = _warm_up(cast, [name for name in sides if name not in first])
-        timed, losses = timed | later, losses | their_losses
-        for names, tolerance in row.same_loss:
-            _compare(names, tolerance, losses, cast, note)
+        with parts.of("data"):
+            sides = row.sides(scale)
+        with parts.of("start"):
+            cast = Cast(sides, folder, stack, note, scale.quick or scale.tiny)
+        with parts.of("warm-up"):
+            first = [name for name, side in sides.items() if not side.follows]
+            timed, losses = cast.warm_up(first)
+            cast.choose(timed)
+            later, their_losses = cast.warm_up([name for name in sides if name not in first])
+            timed, losses = timed | later, losses | their_losses
+            for names, tolerance in row.same_loss:
+                cast.compare(names, tolerance, losses)
         cast.warm = True
         longest = max((s.get("run_seconds", s["seconds"]) for s in timed.values()), default=0.0)
         wanted = pairs_for(longest, quick=scale.quick or scale.tiny)
-        rounds, loads, discarded = _rounds(cast, wanted, root, anyway, note)
+        rounds, loads, discarded = _rounds(cast, wanted, root, anyway, note, parts, scale.budget)
         result.outcomes = [_outcome(figure, rounds, cast.gone) for figure in row.figures]
         if len(rounds) < wanted:
             for outcome in result.outcomes:
                 outcome.spread, outcome.reason = None, "machine busy"
         missed = any(o.verdict in ("not reached", "close") for o in result.outcomes)
-        if missed and row.ours in cast.players:
-            result.profile = cast.guard(row.ours, _profile)
-        result.sides = _summary(rounds, losses, cast)
+        with parts.of("end"):
+            if missed and row.ours in cast.players:
+                result.profile = cast.guard(row.ours, _profile)
+            result.sides = _summary(rounds, losses, cast)
+            cast.close()
         result.sides["rounds"] = {
             "kept": len(rounds),
             "thrown away": discarded,
             "foreign cores": [round(load.foreign / load.wall, 3) for load in loads],
         }
-    result.seconds = time.monotonic() - begin
+    result.seconds, result.parts = parts.total, parts.seconds
+    say(f"  {result.seconds:.0f} s{_of_budget(result.seconds, scale.budget)}: {parts}")
     for outcome in result.outcomes:
         say(f"  {describe(outcome)}")
     return result
+
+
+def _of_budget(seconds: float, budget: float) -> str:
+    return "" if math.isinf(budget) else f" of {budget:.0f} s" + (" (over)" if seconds > budget else "")
 
 
 def _profile(player: Player) -> Any:
@@ -336,56 +182,27 @@ def _profile(player: Player) -> Any:
         return None
 
 
-def _warm_up(cast: _Cast, names: Sequence[str]) -> tuple[dict[str, Sample], dict[str, float]]:
-    """Run every side twice (the second run is the one that chooses among candidates) and ask for its loss between."""
-    timed: dict[str, Sample] = {}
-    losses: dict[str, float] = {}
-    for name in names:
-        if name not in cast.players:
-            continue
-        begin = time.perf_counter()
-        sample = cast.run(name)
-        if sample is None:
-            continue
-        took = time.perf_counter() - begin
-        if (checked := cast.guard(name, lambda player: player.call("check"))) is not None and "loss" in checked:
-            losses[name] = checked["loss"]
-        if name in cast.players and cast.sides[name].group and took < 5.0:
-            sample = cast.run(name) or sample
-        timed[name] = {**sample, "run_seconds": took}
-    return timed, losses
-
-
-def _compare(
-    names: Sequence[str], tolerance: float, losses: Mapping[str, float], cast: _Cast, note: Callable[[str], None]
-) -> None:
-    """Check that sides reach the same loss; a side that does not is no peer and leaves the row."""
-    groups = {n: s.group for n, s in cast.sides.items()}
-    found = {n: v for n, v in losses.items() if n in names or groups.get(n) in names}
-    if len(found) < 2:
-        return
-    shown = ", ".join(f"{n} {v:.7g}" for n, v in found.items())
-    if agree(list(found.values()), tolerance):
-        note(f"  same loss: {shown}")
-        return
-    note(f"  DIFFERENT losses (allowed {tolerance:g}): {shown}")
-    for name in names:
-        if name in cast.players:
-            cast.gone[name] = f"{name} reaches another loss"
-            cast.players.pop(name).close(0.0)
-
-
 def _rounds(
-    cast: _Cast, wanted: int, root: int, anyway: bool, note: Callable[[str], None]
+    cast: Cast,
+    wanted: int,
+    root: int,
+    anyway: bool,
+    note: Callable[[str], None],
+    parts: Parts,
+    budget: float,
 ) -> tuple[list[dict[str, Sample]], list[Load], int]:
     kept: list[dict[str, Sample]] = []
     loads: list[Load] = []
     discarded = number = 0
-    while len(kept) < wanted and discarded <= wanted * RETRIES_PER_PAIR and cast.players:
+
+    def given_up() -> bool:
+        return discarded > (wanted * RETRIES_PER_PAIR if parts.total < budget else RETRIES_OVER_BUDGET)
+
+    while len(kept) < wanted and not given_up() and cast.players:
         names = list(cast.players)
         turn = number % len(names)
         number += 1
-        watch = Watch(root)
+        watch, begin = Watch(root), time.perf_counter()
         samples = {name: cast.run(name) for name in names[turn:] + names[:turn] if name in cast.players}
         load = watch.load()
         reason = disagreement(load)
@@ -393,11 +210,13 @@ def _rounds(
             discarded += 1
             note(f"  a round thrown away: {reason}")
             time.sleep(_PAUSE_SECONDS)
+            parts.add("thrown away", time.perf_counter() - begin)
             continue
         if reason:
             note(f"  counted anyway: {reason}")
         loads.append(load)
         kept.append({name: sample for name, sample in samples.items() if sample is not None})
+        parts.add("rounds", time.perf_counter() - begin)
     if len(kept) < wanted:
         note(f"  machine busy: {len(kept)} of {wanted} rounds, {discarded} thrown away")
     return kept, loads, discarded
@@ -416,7 +235,7 @@ def _outcome(figure: Figure, rounds: Sequence[Mapping[str, Sample]], gone: Mappi
     return outcome
 
 
-def _summary(rounds: Sequence[Mapping[str, Sample]], losses: Mapping[str, float], cast: _Cast) -> dict[str, Any]:
+def _summary(rounds: Sequence[Mapping[str, Sample]], losses: Mapping[str, float], cast: Cast) -> dict[str, Any]:
     """Return for each side the median of what its samples hold, for the JSON."""
     found: dict[str, Any] = {}
     for name in cast.players:

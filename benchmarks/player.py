@@ -105,11 +105,15 @@ class Player:
             raise SideError(answer["error"])
         return answer["value"]
 
-    def close(self, patience: float = 20.0) -> None:
-        """Ask the side to end, then end its process group."""
+    def end(self) -> None:
+        """Ask the side to end, and do not wait for it."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
+
+    def close(self, patience: float = 20.0) -> None:
+        """Ask the side to end, then end its process group."""
+        self.end()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(patience)
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -71,6 +71,8 @@ def markdown(results: Sequence[RowResult], about: dict[str, Any]) -> str:
             lines.append(f"| {name} | {' | '.join(cells(outcome))} |")
     lines += ["", f"{verdict_line(results)}.", "", "## Notes", ""]
     for result in results:
+        took = ", ".join(f"{name} {seconds:.0f}" for name, seconds in result.parts.items())
+        lines.append(f"- {result.name}: {result.seconds:.0f} s{f' ({took})' if took else ''}")
         lines += [f"- {result.name}: {note}" for note in result.notes]
     for result in results:
         if result.profile:
@@ -103,6 +105,7 @@ def as_json(results: Sequence[RowResult], about: dict[str, Any]) -> str:
             "row": r.name,
             "title": r.title,
             "seconds": round(r.seconds, 1),
+            "parts": {name: round(seconds, 1) for name, seconds in r.parts.items()},
             "reached": r.reached,
             "figures": [
                 {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Final
 
-from benchmarks.harness import Row
+from benchmarks.spec import Row
 
 NAMES: Final = (
     "gradient",

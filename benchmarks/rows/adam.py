@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks.harness import Figure, Row, Scale, Side
 from benchmarks.rows.common import SIDES
+from benchmarks.spec import Figure, Row, Scale, Side
 from benchmarks.statistics import Bar
 
 _SIZES = (200_000, 10_000_000)

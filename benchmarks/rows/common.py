@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from benchmarks.data import Table
-from benchmarks.harness import Round, Scale
 from benchmarks.machine import cores
 from benchmarks.player import Skip
+from benchmarks.spec import Round, Scale
 
 SIDES: Final = "benchmarks.sides"
 LEARNING_RATE: Final = 0.5

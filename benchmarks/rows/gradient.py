@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks import data
-from benchmarks.harness import Figure, Row, Scale, Side
 from benchmarks.rows.common import LEARNING_RATE, SIDES, descent, linear_table, ratio
+from benchmarks.spec import Figure, Row, Scale, Side
 from benchmarks.statistics import Bar
 
 STEPS = 10

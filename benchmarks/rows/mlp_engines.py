@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks import data
-from benchmarks.harness import Figure, Row, Scale, Side
 from benchmarks.rows.common import SIDES, ratio
 from benchmarks.rows.mlp import WIDTHS, keys, steps, table
+from benchmarks.spec import Figure, Row, Scale, Side
 from benchmarks.statistics import Bar
 
 

@@ -11,9 +11,9 @@ from typing import Final
 
 from benchmarks import data
 from benchmarks.data import Table
-from benchmarks.harness import Figure, Row, Scale, Side
 from benchmarks.machine import cores
 from benchmarks.rows.common import SIDES, ratio
+from benchmarks.spec import Figure, Row, Scale, Side
 from benchmarks.statistics import Bar
 
 WIDTHS: Final = [100, 64, 10]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from benchmarks import data
 from benchmarks.data import Table
-from benchmarks.harness import Figure, Row, Scale, Side
 from benchmarks.rows.common import SIDES, descent, ratio
+from benchmarks.spec import Figure, Row, Scale, Side
 from benchmarks.statistics import Bar
 
 STEPS = 2

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from benchmarks import data
 from benchmarks.data import Table
-from benchmarks.harness import Figure, Row, Scale, Side
 from benchmarks.machine import cores
 from benchmarks.rows.common import SIDES, ratio
 from benchmarks.rows.mlp import BATCH, WIDTHS, steps
+from benchmarks.spec import Figure, Row, Scale, Side
 from benchmarks.statistics import Bar
 
 HIDDEN = 512

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from benchmarks import data
 from benchmarks.data import Table
-from benchmarks.harness import Figure, Row, Scale, Side
 from benchmarks.rows.common import SIDES, descent, ratio
+from benchmarks.spec import Figure, Row, Scale, Side
 from benchmarks.statistics import Bar
 
 L2 = 1e-6

@@ -7,9 +7,9 @@ from typing import Any
 
 from benchmarks import data
 from benchmarks.data import Table
-from benchmarks.harness import Figure, Row, Scale, Side
 from benchmarks.machine import cores
 from benchmarks.rows.common import SIDES, ratio
+from benchmarks.spec import Figure, Row, Scale, Side
 
 L2 = 1e-4
 

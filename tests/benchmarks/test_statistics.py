@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from benchmarks import data, evaluate, harness, machine, report
-from benchmarks.harness import Figure, Outcome, Row, RowResult, Scale, Side, run_row
+from benchmarks.harness import Outcome, RowResult, run_row
 from benchmarks.looking import Looks
 from benchmarks.player import Skip
+from benchmarks.spec import Figure, Row, Scale, Side
 from benchmarks.statistics import Bar, Load, Spread, agree, disagreement, pairs_for, spread
 
 
@@ -180,6 +181,10 @@ def test_a_machine_that_stays_busy_is_given_up(tmp_path: Path, monkeypatch: pyte
     result = run_row(row, Scale(True, True, tmp_path), tmp_path, os.getpid(), anyway=False, say=lambda _: None)
     assert (result.outcomes[0].spread, result.outcomes[0].reason) == (None, "machine busy")
     assert result.sides["rounds"]["thrown away"] == 3 * harness.RETRIES_PER_PAIR + 1
+    spent = run_row(row, Scale(True, True, tmp_path, 0.0), tmp_path, os.getpid(), anyway=False, say=lambda _: None)
+    assert spent.sides["rounds"]["thrown away"] == harness.RETRIES_OVER_BUDGET + 1
+    assert list(spent.parts) == ["data", "start", "warm-up", "thrown away", "end"]
+    assert spent.seconds == sum(spent.parts.values())
 
 
 def test_the_report_shows_figures_bars_and_reasons(tmp_path: Path) -> None:

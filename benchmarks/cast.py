@@ -1,0 +1,155 @@
+"""The players of a row: each side in a process of its own, run one at a time while the others stand still.
+
+A side that cannot go on leaves with its reason, and the row goes on without it. Candidates of a group (solvers of one
+peer) are warmed up alike; the fastest stays, under the group's name.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.machine import Peak, cpu_seconds, signalled, tree
+from benchmarks.player import Player, SideError, Skip
+from benchmarks.spec import Sample, Side
+from benchmarks.statistics import agree
+
+_SHORT_SECONDS: Final = 5.0
+"""A candidate whose run takes less is warmed up twice, and judged by the second run."""
+_PATIENCE_SECONDS: Final = 20.0
+
+
+class Cast:
+    """The players of a row."""
+
+    def __init__(
+        self, sides: Mapping[str, Side], folder: Path, stack: ExitStack, say: Callable[[str], None], quick: bool
+    ) -> None:
+        self.sides = dict(sides)
+        self.quick, self.warm = quick, False
+        self.players: dict[str, Player] = {}
+        self.gone: dict[str, str] = {}
+        self.losses: dict[str, float] = {}
+        self.fixed: dict[str, Sample] = {}
+        self.say = say
+        for name, side in sides.items():
+            log = stack.enter_context((folder / f"{name}.log").open("wb"))
+            player = Player(side.target, side.arguments, log, **({"python": side.python} if side.python else {}))
+            stack.callback(player.close)  # whatever happens; at once where `close` has been
+            self.players[name] = player
+        for name in list(self.players):
+            self.guard(name, lambda player: player.ready())
+
+    def guard(self, name: str, act: Callable[[Player], Any]) -> Any:
+        """Do something with a player; one that cannot go on leaves the row with its reason."""
+        try:
+            return act(self.players[name])
+        except (Skip, SideError) as error:
+            self.gone[name] = f"{name}: {error}"
+            self.say(f"  {name}: {'skipped' if isinstance(error, Skip) else 'failed'}: {error}")
+            self.players.pop(name).close(0.0)
+            return None
+
+    def run(self, name: str) -> Sample | None:
+        """Run a side once."""
+        side = self.sides[name]
+        if name in self.fixed:
+            return self.fixed[name]
+        if side.follows:
+            if side.follows not in self.losses:
+                self.gone[name] = f"{name}: no loss to reach"
+                self.players.pop(name).close(0.0)
+                return None
+            self.guard(name, lambda player: player.call("aim", self.losses[side.follows]))
+            if name not in self.players:
+                return None
+        pid = self.players[name].pid
+        cpu, begin = cpu_seconds(tree(pid)), time.perf_counter()
+        with self._alone(name), Peak(pid) if side.peak else nullcontext() as peak:
+            sample: Sample | None = self.guard(name, lambda player: player.call("run"))
+        if sample is not None:
+            wall, cpu = time.perf_counter() - begin, cpu_seconds(tree(pid)) - cpu
+            sample = {**sample, "run_cpu_seconds": cpu, "run_cores": cpu / wall}
+        if sample is not None and "loss" in sample:
+            self.losses[name] = sample["loss"]
+        if sample is not None and peak is not None:
+            sample = {**sample, "peak_bytes": peak.bytes}
+        if sample is not None and (side.once or (side.slow and self.quick and self.warm)):
+            self.fixed[name] = sample
+        return sample
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Stop the others for the length of a run: a cluster that waits still takes a tenth of a core a process."""
+        pids = [pid for other, player in self.players.items() if other != name for pid in tree(player.pid)]
+        signalled(pids, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            signalled(pids, signal.SIGCONT)
+
+    def choose(self, timed: Mapping[str, Sample]) -> None:
+        """Keep the fastest candidate of each group, under the group's name."""
+        for group in {side.group for side in self.sides.values() if side.group}:
+            candidates = [n for n in self.players if self.sides[n].group == group]
+            if not candidates:
+                self.gone[group] = "; ".join(self.gone[n] for n in self.gone if self.sides[n].group == group)
+                continue
+            best = min(candidates, key=lambda n: timed[n]["seconds"])
+            for name in candidates:
+                player, side = self.players.pop(name), self.sides[name]
+                if name == best:
+                    self.players[group], self.sides[group] = player, side
+                    if name in self.losses:
+                        self.losses[group] = self.losses[name]
+                else:
+                    player.close(0.0)
+            if len(candidates) > 1:
+                seen = ", ".join(f"{n} {timed[n]['seconds']:.4g} s" for n in candidates)
+                self.say(f"  {group}: {best} of {seen}")
+
+    def warm_up(self, names: Sequence[str]) -> tuple[dict[str, Sample], dict[str, float]]:
+        """Run sides once, candidates twice where that is short, and ask for their losses; return samples and losses."""
+        timed: dict[str, Sample] = {}
+        losses: dict[str, float] = {}
+        for name in names:
+            if name not in self.players:
+                continue
+            begin = time.perf_counter()
+            sample = self.run(name)
+            if sample is None:
+                continue
+            took = time.perf_counter() - begin
+            if (checked := self.guard(name, lambda player: player.call("check"))) is not None and "loss" in checked:
+                losses[name] = checked["loss"]
+            if name in self.players and self.sides[name].group and took < _SHORT_SECONDS:
+                sample = self.run(name) or sample
+            timed[name] = {**sample, "run_seconds": took}
+        return timed, losses
+
+    def compare(self, names: Sequence[str], tolerance: float, losses: Mapping[str, float]) -> None:
+        """Check that sides reach the same loss; a side that does not is no peer and leaves the row."""
+        found = {n: v for n, v in losses.items() if n in names or self.sides[n].group in names}
+        if len(found) < 2:
+            return
+        shown = ", ".join(f"{n} {v:.7g}" for n, v in found.items())
+        if agree(list(found.values()), tolerance):
+            self.say(f"  same loss: {shown}")
+            return
+        self.say(f"  DIFFERENT losses (allowed {tolerance:g}): {shown}")
+        for name in names:
+            if name in self.players:
+                self.gone[name] = f"{name} reaches another loss"
+                self.players.pop(name).close(0.0)
+
+    def close(self) -> None:
+        """Ask all players to end, then wait for each: clusters and contexts go down side by side."""
+        for player in self.players.values():
+            player.end()
+        end = time.monotonic() + _PATIENCE_SECONDS
+        for player in self.players.values():
+            player.close(max(0.0, end - time.monotonic()))
