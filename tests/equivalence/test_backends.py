@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,7 @@ from bigopt.data.writer import DatasetWriter
 from bigopt.facts import Datasets
 
 MINI = ["optimizer.name=adam", "batch.size=64", "stop.epochs=2", "data.validation=0.1"]
-ALWAYS = {("local", 1), ("local", 2), ("local", 3), ("dask", 2), ("spark", 3)}
-"""The sessions of ``make test``; the others run with test-all."""
-ENGINES = [
-    pytest.param(engine, id=f"{engine[0]}-{engine[1]}", marks=() if engine in ALWAYS else pytest.mark.all)
-    for engine in itertools.product(("local", "dask", "spark"), (1, 2, 3))
-]
+ENGINES = [(name, workers) for name in ("local", "dask", "spark") for workers in (1, 2, 3)]
 
 
 class Kept:
@@ -53,7 +47,7 @@ class Kept:
         self._session.close()
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=ENGINES, ids=lambda p: f"{p[0]}-{p[1]}")
 def session(request: pytest.FixtureRequest) -> Iterator[Kept]:
     name, workers = request.param
     conf = load_conf([], [f"backend.name={name}", f"backend.workers={workers}", "data.memory=200MB"])
