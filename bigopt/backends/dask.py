@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bigopt.config.table import BackendConf
 
 _TICK = 0.25
+_CALM_TICKS = 4  # between two questions to the scheduler while every worker is there: each costs milliseconds of a core
 _OTHERS_SECONDS = 10.0  # patience with further workers of a cluster that others use too
 _TRIES = 3
 
@@ -205,7 +206,7 @@ class DaskSession:
         return self._hub.wait()
 
     def report(self, text: str, record: dict[str, Any]) -> None:
-        """Keep the record for the dashboard page; the supervisor sends it, at most four times a second."""
+        """Keep the record for the dashboard page; the supervisor sends it, about once a second."""
         self._reporter.add(text, record)
 
     def close(self) -> None:
@@ -242,7 +243,9 @@ class DaskSession:
                 if self._client.status == "closed" and not self._hub.links:
                     self._hub.fail(ClusterError(f"the Dask scheduler is gone: {error}", where="backend.address"))
                     return
-            self._ending.wait(_TICK)
+            for _ in range(_CALM_TICKS):
+                if self._ending.wait(_TICK) or len(self._hub.links) < self._hub.slots:
+                    break
 
     def _look(self, addresses: list[str]) -> None:
         """Drop residents whose worker is gone, place residents where workers are free."""

@@ -22,8 +22,12 @@ from bigopt.core.errors import ClusterError
 _HUNG_SECONDS = "20s"  # a worker of our own cluster that is silent for so long is restarted
 _CLOSE_SECONDS = 15.0
 _QUIET = {  # Dask looks at its processes a hundred times a second: a twentieth of a core each, taken from the rounds
-    "distributed.admin.tick.interval": "500ms",
-    "distributed.worker.profile.interval": "100ms",
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",  # three of them in the driver, 7 ms each time
+    "distributed.admin.system-monitor.disk": False,
+    "distributed.client.scheduler-info-interval": "10s",
+    "distributed.worker.profile.interval": "1s",
+    "distributed.worker.profile.cycle": "10s",
 }
 
 
@@ -56,6 +60,7 @@ def own_cluster(workers: int, stack: contextlib.ExitStack) -> Any:
                 preload=[__name__],
                 local_directory=folder,
                 silence_logs="ERROR",
+                scheduler_sync_interval=10,
             )
     except Exception as error:  # whatever Dask meets while it starts processes
         raise ClusterError(
