@@ -43,4 +43,5 @@ def open_session(conf: Conf, name: str, run: str) -> Session:
         from bigopt.backends.spark import open_session as open_spark
 
         return open_spark(conf.backend, memory=conf.data.memory, bits=conf.run.bits, run=run)
-    return LocalSession(conf.backend.workers or os.cpu_count() or 1, conf.data.memory)
+    workers = conf.backend.workers or os.cpu_count() or 1
+    return LocalSession(workers, conf.data.memory, joins=conf.strategy.name != "backup")

@@ -1,17 +1,24 @@
-"""The embedded backend: one thread a slot in this process, no engine, no copies, NumPy alone."""
+"""The embedded backend: one thread a slot in this process, no engine, no copies, NumPy alone.
+
+Whoever waits for gradient sums computes those of the first slot himself: with as many threads as slots nobody has to be
+woken for them, nor takes a core from the others. He does so only where nothing else could be done meanwhile, when all
+that is under way belongs to one round. The second slot's thread, which is idle while the driver makes its step, gathers
+the driver's next rows after its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import queue
 import threading
+from collections import Counter, deque
 from typing import Any
 
 from bigopt.backends.base import Watched, one_blas_thread
 from bigopt.core.buffers import Ahead
 from bigopt.core.errors import BigoptError
 from bigopt.data.cache import BlockCache
-from bigopt.work import Arrival, Order, execute, on_card
+from bigopt.work import Arrival, GradientSum, Order, execute, on_card
 
 
 class LocalSession:
@@ -23,52 +30,79 @@ class LocalSession:
         Number of threads.
     memory : int
         Bytes for decoded rows, shared by all threads.
+    joins : bool
+        Whether the thread that waits may compute; it must not where a slow slot is to be overtaken.
     """
 
-    def __init__(self, slots: int, memory: int) -> None:
+    def __init__(self, slots: int, memory: int, *, joins: bool = True) -> None:
         self.slots = slots
         self.notes: tuple[str, ...] = ()
         self._exit = contextlib.ExitStack()
         self._exit.enter_context(one_blas_thread())
         self._blocks = BlockCache(memory, slots)
+        self._joins = joins
+        self._mine: deque[Order] = deque()
+        self._watched, self._ahead = Watched(), Ahead()  # of the thread that waits
+        self._under_way: Counter[int] = Counter()  # orders by round
         self._orders: list[queue.SimpleQueue[Order | None]] = [queue.SimpleQueue() for _ in range(slots)]
         self._arrivals: queue.SimpleQueue[Arrival | BaseException] = queue.SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._serve, args=(orders,), name=f"bigopt-slot-{i}", daemon=True)
-            for i, orders in enumerate(self._orders)
+            threading.Thread(target=self._serve, args=(slot,), name=f"bigopt-slot-{slot}", daemon=True)
+            for slot in range(slots)
         ]
         for thread in self._threads:
             thread.start()
 
-    def _serve(self, orders: queue.SimpleQueue[Order | None]) -> None:
-        watched, ahead = Watched(), Ahead()
-        self._blocks.buffers.ahead = ahead
+    def _serve(self, slot: int) -> None:
+        orders, watched, ahead = self._orders[slot], Watched(), Ahead()
         while (order := orders.get()) is not None:
             try:
-                if on_card(order.work):
-                    self._blocks.use_card(order.slot)
-                nodes, stats = execute(
-                    self._blocks, order.work, order.inputs, order.leaves, order.start, order.units, order.ahead
-                )
-                self._arrivals.put(Arrival(order, nodes, stats._replace(rss=watched.rss())))
-                if len(order.units) == 1:  # while the driver makes its step
-                    ahead.gather()
-                else:
-                    ahead.forget()
-            except BigoptError as error:
-                self._arrivals.put(Arrival(order, error=error))
+                self._arrivals.put(self._done(order, watched, ahead))
+                ahead.gather()  # while the driver makes its step
+                if slot == 1:
+                    self._ahead.gather()
             except BaseException as error:  # handed to the driver's thread, which raises it
                 self._arrivals.put(error)
 
+    def _done(self, order: Order, watched: Watched, ahead: Ahead) -> Arrival:
+        """Compute an order in the calling thread."""
+        self._blocks.buffers.ahead = ahead
+        try:
+            if on_card(order.work):
+                self._blocks.use_card(order.slot)
+            nodes, stats = execute(
+                self._blocks, order.work, order.inputs, order.leaves, order.start, order.units, order.ahead
+            )
+        except BigoptError as error:
+            return Arrival(order, error=error)
+        finally:
+            if len(order.units) > 1:
+                ahead.forget()
+        return Arrival(order, nodes, stats._replace(rss=watched.rss()))
+
     def submit(self, order: Order) -> None:
         """Queue an order at its slot."""
-        self._orders[order.slot % self.slots].put(order)
+        self._under_way[order.ticket] += 1
+        slot, work = order.slot % self.slots, order.work
+        if self._joins and slot == 0 and isinstance(work, GradientSum) and not on_card(work):
+            self._mine.append(order)
+        else:
+            self._orders[slot].put(order)
 
     def wait(self) -> Arrival:
         """Return the next arrival; an unexpected error of a thread is raised here."""
-        arrival = self._arrivals.get()
+        if len(self._under_way) > 1:
+            while self._mine:
+                self._orders[0].put(self._mine.popleft())
+        if self._mine:
+            arrival: Arrival | BaseException = self._done(self._mine.popleft(), self._watched, self._ahead)
+        else:
+            arrival = self._arrivals.get()
         if isinstance(arrival, BaseException):
             raise arrival
+        self._under_way[arrival.order.ticket] -= 1
+        if not self._under_way[arrival.order.ticket]:
+            del self._under_way[arrival.order.ticket]
         return arrival
 
     def report(self, text: str, record: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from typing import Any, Final
 
 import numpy as np
@@ -27,16 +28,19 @@ class Ahead:
     """Rows that are gathered while their thread waits for the order that will most likely ask for them.
 
     A batch goes on in a permutation where the last one ended, with as many rows, or one more. Each call of `rows`
-    notes where that is; `gather` fills it in.
+    notes where that is; `gather` fills it in, in this thread or in another one that has nothing to do: rows in use are
+    left alone.
     """
 
     def __init__(self) -> None:
         self._next: tuple[npt.NDArray[Any], npt.NDArray[Any], int, int] | None = None
         self._filled: tuple[npt.NDArray[Any], int, npt.NDArray[Any]] | None = None
         self._memory = Buffers()
+        self._names = "rows", "other rows"
+        self._lock = threading.Lock()
 
     def rows(self, X: npt.NDArray[Any], order: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any] | None:
-        """Return ``X[order[start:stop]]`` where it is here already; it lasts until the next `gather`.
+        """Return ``X[order[start:stop]]`` where it is here already; it lasts until `rows` is called again.
 
         Parameters
         ----------
@@ -45,26 +49,31 @@ class Ahead:
             A permutation, known by its identity.
         start, stop : int
         """
-        filled, size = self._filled, stop - start
-        self._next = X, order, stop, min(stop + size + 1, len(order))
-        if filled is None or filled[0] is not order or filled[1] != start or size > len(filled[2]):
-            return None
-        return filled[2][:size]
+        with self._lock:  # another thread may be about to have them
+            filled, size = self._filled, stop - start
+            self._next = X, order, stop, min(stop + size + 1, len(order))
+            if filled is None or filled[0] is not order or filled[1] != start or size > len(filled[2]):
+                return None
+            return filled[2][:size]
 
     def gather(self) -> None:
-        """Gather what was noted last, if it is not large, and let go of where it comes from."""
-        following, self._next, self._filled = self._next, None, None
-        if following is None:
-            return
-        X, order, start, stop = following
-        if start < stop and (stop - start) * X[0].nbytes <= _LARGE:
-            out = self._memory.take("rows", (stop - start, X.shape[1]), X.dtype)
-            np.take(X, order[start:stop], axis=0, out=out, mode="clip")
-            self._filled = order, start, out
+        """Gather what was noted last, if it is not large and not here yet, and let go of where it comes from."""
+        with self._lock:
+            following, self._next = self._next, None
+            if following is None:
+                return
+            X, order, start, stop = following
+            self._filled = None
+            if start < stop and (stop - start) * X[0].nbytes <= _LARGE:
+                self._names = self._names[::-1]
+                out = self._memory.take(self._names[0], (stop - start, X.shape[1]), X.dtype)
+                np.take(X, order[start:stop], axis=0, out=out, mode="clip")
+                self._filled = order, start, out
 
     def forget(self) -> None:
         """Let go of everything."""
-        self._next = self._filled = None
+        with self._lock:
+            self._next = self._filled = None
 
 
 class Buffers:
