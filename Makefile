@@ -41,7 +41,7 @@ studies: setup ## all examples and case studies
 test: setup ## all tests but the long fault, memory and peer runs, two at a time
 	@$(PY) -m pytest $(TWO) -m "not all" $(ARGS)
 
-test-fast: setup ## the tests that start no engine and train no whole run, two at a time
+test-fast: setup ## the tests that start no engine, train no whole run and compile nothing, two at a time
 	@$(PY) -m pytest $(TWO) -m "not all and not slow" $(ARGS)
 
 test-all: setup s3 ## every test

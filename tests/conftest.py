@@ -32,14 +32,20 @@ def pytest_report_header() -> list[str]:
     ]
 
 
-WHOLE_RUNS = ("system", "equivalence", "diagnose", "studies")
-"""Rooms of tests that train, kill and resume: slow, whatever they take."""
+SLOW = (
+    *("system", "equivalence", "diagnose", "studies", "sweep"),
+    *(f"strategies/test_{name}.py" for name in ("runs", "model_parallel", "columns_solvers", "hogwild_workers")),
+    *(f"strategies/test_{name}.py" for name in ("hogwild", "layers_parallel", "layers_runs", "compression", "local")),
+    *("models/test_runs.py", "models/test_fused.py", "models/test_fused_runs.py", "models/test_fused_hogwild.py"),
+)
+"""Rooms and files of tests that train, kill, resume and compile: slow, whatever each takes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(tests).parts[0] in WHOLE_RUNS:
+        where = item.path.relative_to(tests)
+        if where.parts[0] in SLOW or where.as_posix() in SLOW:
             item.add_marker(pytest.mark.slow)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)  # the long files first: processes then end together

@@ -59,7 +59,7 @@ def test_a_perceptron_separates_what_can_be_separated(tmp_path: Path) -> None:
     y = np.where(margin > np.median(margin), 1, 0)
     far = abs(margin - np.median(margin)) > 2.0
     data = Datasets(from_arrays(X[far], y[far], partition_rows=100), None)
-    keys = ["model.name=perceptron", "model.init=zeros", "optimizer.name=sgd", "batch.size=1", "stop.epochs=20"]
+    keys = ["model.name=perceptron", "model.init=zeros", "optimizer.name=sgd", "batch.size=1", "stop.epochs=8"]
     result = run(tmp_path, "two", *keys, "schedule.learning_rate=1", data=data)
     assert result["metrics"]["accuracy"] == 1.0
     assert result["loss"] == 0.0
