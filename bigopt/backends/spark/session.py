@@ -5,8 +5,8 @@ task) then takes down no other slot and no other slot's decoded blocks. A *keepe
 whenever it ends early; what was lost with it comes back through the `Hub` and is ordered again by the ledger. Keepers
 give up after a few failures in a row without a single answer to any order.
 
-A resident job says little to people who watch Spark's pages, so a *reporter* posts, about once a second, a job without
-tasks whose description is the state of the run. It costs the driver a few milliseconds and takes no slot.
+A resident job says little to people who watch Spark's pages, so a *reporter* posts, every few seconds, a job without
+tasks whose description is the state of the run. It takes no slot, but tens of milliseconds of a core.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FAILURES: Final = 5
 """Ends of one slot's job, in a row and without an answer from any slot, after which the cluster is lost."""
 _PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 2.0
-_REPORT_SECONDS: Final = 1.0
+_REPORT_SECONDS: Final = 5.0
 _CLOSE_SECONDS: Final = 2.0
 _SHOWN_SLOTS: Final = 8
 
