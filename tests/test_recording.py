@@ -88,6 +88,7 @@ def test_a_worker_that_joins_is_not_idle_before(clock: Clock) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("name", list(STRATEGIES))
 def test_every_strategy_records_and_shows_its_workers(tmp_path: Path, monkeypatch, name: str) -> None:
     drawn: list[list[str]] = []

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from probes import wait_until
 from problems import MODELS, files
 
 from bigopt import sessions
@@ -42,7 +43,9 @@ class Killer:
 
     def __call__(self, step: int, epochs: float, params: np.ndarray) -> None:
         assert np.isfinite(params).all()
-        if self._at and step >= self._at[0] and len(self._sessions[-1].pids) == 2:
+        if self._at and step >= self._at[0]:
+            # the next one dies when the one before has been replaced, however long that takes on a busy machine
+            assert wait_until(lambda: len(self._sessions[-1].pids) == 2, 60)
             self._at.pop(0)
             self.killed.append(self._sessions[-1].pids[-1 - len(self.killed)])
             os.kill(self.killed[-1], signal.SIGKILL)
