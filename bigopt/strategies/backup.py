@@ -6,8 +6,8 @@ the tree depends on the units, not on who summed them. A copy is sent only to a 
 round or when it is done with its own group before others are; so a slow worker, still busy with a late copy, is left
 alone as long as another holder is free (Chen et al. 2016, "Revisiting distributed synchronous SGD").
 
-Compressed gradients go out without error feedback here: a residual would have to be on every holder of a group, and a
-slow one would first have to go through all steps that it missed.
+Compressed gradients without error feedback go the same way. With it an order can only be answered where the residual of
+its group is, and `bigopt.strategies.mirrors` says who gets it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from bigopt.data.plan import Ints, Plan
 from bigopt.strategies.base import Setting
 from bigopt.strategies.compressed import Compressed
 from bigopt.strategies.decoding import CompressedState
+from bigopt.strategies.mirrors import Mirrors
 from bigopt.strategies.rounds import SyncState
 from bigopt.strategies.sync import Sync
 from bigopt.work import Order
@@ -114,7 +115,15 @@ def machine(setting: Setting, state: SyncState) -> Sync:
 
 
 def compressed_machine(setting: Setting, state: CompressedState) -> Compressed:
-    """Return a synchronous machine that is sent codes, without error feedback, and whose orders have copies."""
+    """Return a synchronous machine that is sent codes, and whose orders have copies."""
     assert setting.compressed is not None
-    placement = Spares(state.replicas, setting.options["spares"])
-    return Compressed(setting, state, setting.compressed(state.replicas), placement)
+    work, spares = setting.compressed(state.replicas), setting.options["spares"]
+    if not work.feedback:
+        return Compressed(setting, state, work, placement=Spares(state.replicas, spares))
+    if setting.slots < state.replicas * (spares + 1):
+        setting.tell(
+            f"warning: {state.replicas} groups with {spares} spares each need {state.replicas * (spares + 1)} workers, "
+            f"with error feedback; of {setting.slots} some have fewer spares"
+        )
+    fresh = state.committed == 0 and not state.log
+    return Compressed(setting, state, work, mirrors=Mirrors(state.replicas, spares, fresh=fresh))

@@ -33,6 +33,7 @@ from bigopt.core.errors import DivergedError
 from bigopt.data.kept import Missing
 from bigopt.strategies.base import Setting, StepRecord
 from bigopt.strategies.decoding import CompressedState, Decoder, Path
+from bigopt.strategies.mirrors import Mirrors, groups
 from bigopt.strategies.sync import Placement
 from bigopt.work import Arrival, Order
 from bigopt.work_compressed import CodedGradient, CompressedSum
@@ -53,7 +54,10 @@ _MOST_WATCHED: Final = 1 << 20
 
 def start(setting: Setting, params: Array) -> CompressedState:
     """Return the state before step 1."""
-    replicas = setting.options.get("replicas") or max(1, setting.slots - (setting.options.get("spares") or 0))
+    spares = setting.options.get("spares") or 0
+    replicas = setting.options.get("replicas") or max(1, setting.slots - spares)
+    if spares and not setting.options.get("replicas") and setting.compressed is not None:
+        replicas = groups(setting.slots, spares) if setting.compressed(1).feedback else replicas
     return CompressedState(setting.method.start(params)[0], (), 0, (), replicas)
 
 
@@ -82,12 +86,20 @@ class Compressed:
         Of as many replicas as the state has.
     placement : Placement or None
         Where the orders of a round go; None: each to a slot of its own. Only without error feedback.
+    mirrors : Mirrors or None
+        The same with error feedback.
     """
 
     def __init__(
-        self, setting: Setting, state: CompressedState, work: CompressedSum, placement: Placement | None = None
+        self,
+        setting: Setting,
+        state: CompressedState,
+        work: CompressedSum,
+        placement: Placement | None = None,
+        mirrors: Mirrors | None = None,
     ) -> None:
         self._placement = placement
+        self._mirrors = mirrors
         self._plan = setting.plan
         self._penalty = setting.penalty
         self._weight = setting.total_weight
@@ -136,7 +148,7 @@ class Compressed:
         self._slots = slots
         self._seconds, self._rss = 0.0, 0
         step, orders = self.steps, list[Order]()
-        here = [r for r in range(self._state.replicas) if r in self._known and not self._watched[r]]
+        here = [r for r in range(self._state.replicas) if self._in_place(r) and not self._watched[r]]
         if here:
             units = np.array([(r, step, step, step + 1) for r in here], dtype=np.int64)
             orders += self._send((self._ask.params,), units, step + 1, returned=self._commits)
@@ -145,14 +157,26 @@ class Compressed:
                 orders += self._catch_up(r)
         return orders
 
+    def _in_place(self, replica: int) -> bool:
+        """Return whether some worker is known to have a replica's residual."""
+        mirrors = self._mirrors
+        return replica in self._known and (mirrors is None or mirrors.knows(replica, self._slots))
+
     def _send(
         self, inputs: tuple[Array, ...], units: npt.NDArray[np.int64], stop: int, *, returned: bool
     ) -> list[Order]:
         p, work = self._state.replicas, self._returning if returned else self._work
-        homes = units[:, 0] if self._placement else units[:, 0] * min(self._slots, p) // p
+        own = self._placement is not None or self._mirrors is not None
+        homes = units[:, 0] if own else units[:, 0] * min(self._slots, p) // p
         made = self._rounds.new(work, inputs, units, homes, where=f"step {self.steps + 1}")
         self._out[made.ticket] = _Turn(made, stop)
-        return made.orders() if self._placement is None else self._placement.first(made.orders(), self._slots)
+        orders = made.orders()
+        if self._mirrors is not None and len(inputs) > 1:
+            return self._mirrors.whole(orders[0], self._slots)
+        if self._mirrors is not None:
+            now = {r: e for r, (step, e) in self._held.items() if step == self.steps}
+            return self._mirrors.steps(orders, self._slots, now)
+        return orders if self._placement is None else self._placement.first(orders, self._slots)
 
     def _catch_up(self, replica: int) -> list[Order]:
         """Order the next steps of a replica from the newest residual of it that is at hand, up to the current step."""
@@ -190,11 +214,14 @@ class Compressed:
         ticket = arrival.order.ticket
         if self._placement is not None:
             self._placement.landed(arrival.order)
-        if ticket not in self._out:
+        nothing = self._mirrors is not None and self._mirrors.landed(arrival)
+        if nothing or ticket not in self._out:
             self._rounds.late(arrival)
             return self._spare()
         done, stop = self._out[ticket]
         orders = done.accept(arrival)
+        if self._mirrors is not None:
+            orders = self._mirrors.again(orders)
         if self._placement is not None:
             self._placement.again(orders)
             orders += self._spare()
@@ -249,7 +276,7 @@ class Compressed:
         rows = plan.batch_rows(position)
         if sum(part.rows for part in parts) != rows and plan.sampling != "bernoulli":
             raise RuntimeError(f"step {step + 1}: {sum(p.rows for p in parts)} rows arrived, the plan has {rows}")
-        divisor = self._weight if plan.full else rows * self._weight / plan.rows
+        divisor = plan.divisor(position, self._weight)
         loss = sum(part.loss for part in parts) / divisor + self._penalty(self._ask.params)
         if not np.isfinite([loss, *(part.square for part in parts)]).all():
             raise DivergedError(
