@@ -1,8 +1,8 @@
 """From a problem and a conf to what a strategy's machine is made from.
 
 Replicated strategies count time in batches of ``batch.size`` rows over all replicas, whoever takes them: that is what a
-step is, and what the schedule's k counts. A server's updates come at a pace of their own, so its method is given the
-schedule in epochs.
+step is, and what the schedule's k counts. A server's updates come at a pace of their own, so its method is told where
+the run stands, in batches, and its schedule goes by that.
 """
 
 from __future__ import annotations
@@ -162,8 +162,10 @@ def strategy_setting(
         if name is not None:
             return build_method(name, layout, keys=keys, schedule_keys={"learning_rate": rate})
         assert isinstance(method, FirstOrder)
-        pace = 1 if method.unit == "epoch" else problem.plan.steps_per_epoch
-        return replace(method, penalty=None, unit="epoch", schedule=Compressed(method.schedule, pace))
+        if method.unit == "step":  # the server is told batches for epochs
+            return replace(method, penalty=None, unit="epoch")
+        pace = 1.0 / problem.plan.steps_per_epoch
+        return replace(method, penalty=None, schedule=Compressed(method.schedule, pace))
 
     def blocks() -> Blocks:
         return Blocks(

@@ -103,14 +103,14 @@ class Fetched(NamedTuple):
 class Push(NamedTuple):
     """A piece of the sum of a replica's mean gradients at its local steps first, ..., last - 1.
 
-    `epochs` says where the run stands, for the schedule.
+    `batch` says where the run stands, in batches of all replicas, for the schedule.
     """
 
     replica: int
     first: int
     last: int
     grad: Array
-    epochs: float
+    batch: float
 
 
 @wire
@@ -158,7 +158,7 @@ class Shard:
         if push.first < self._applied[push.replica]:
             return Pushed(self._state.step, False)
         try:
-            self._state, _ = self._method.tell(self._state, Sums(push.grad, 0.0, 1.0, 1), 1.0, push.epochs)
+            self._state, _ = self._method.tell(self._state, Sums(push.grad, 0.0, 1.0, 1), 1.0, push.batch)
         except DivergedError as error:
             return Pushed(self._state.step, False, error.message)
         self._applied[push.replica] = push.last

@@ -250,7 +250,7 @@ class PushSteps:
 
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> PushTurn:
         """Return the turn ``unit = (replica, 0, first step, last step + 1)``."""
-        seats, rates, epochs = inputs
+        seats, rates, batches = inputs
         _secret(meter)
         replica, _, first, last = (int(v) for v in unit)
         links = Links(self.run, seats, self.patience, meter)
@@ -276,7 +276,7 @@ class PushSteps:
                         steps=turn.steps + steps.steps,
                     ),
                 )
-                at = float(epochs[stop - first - 1])
+                at = float(batches[stop - first - 1])
                 pieces = [steps.pushed[a:b] for a, b in itertools.pairwise(cuts)]
                 pushed = links.ask([Push(replica, start, stop, piece, at) for piece in pieces])
                 for seat, answer in zip(seats, pushed, strict=True):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from bigopt.core.codec import wire
 from bigopt.core.sums import Sums
 from bigopt.optim.method import Ask, Method
+from bigopt.strategies.base import Rates
 
 Array = npt.NDArray[Any]
 
@@ -59,9 +60,23 @@ class Exchange(Protocol):
         """Return the local steps to the next meeting."""
         ...
 
-    def meet(self, server: Any, replica: Replica, version: int, epochs: float, last: bool) -> tuple[Any, Replica, int]:
-        """Return server, replica and version after a meeting; `last` says that the replica has no turn left."""
+    def meet(self, server: Any, replica: Replica, version: int, batch: float, last: bool) -> tuple[Any, Replica, int]:
+        """Return server, replica and version after a meeting.
+
+        `batch` is where the run stands, in batches of all replicas: what the server's schedule counts. `last` says that
+        the replica has no turn left.
+        """
         ...
+
+
+def turn_rates(rates: Rates, first: int, length: int, steps: int | None) -> Array:
+    """Return the rates of a replica's turn that begins with batch `first`, shape (length,).
+
+    The last turns of a run reach beyond its last batch, for the others stand still meanwhile; the schedule does not.
+    """
+    stop = first + length if steps is None else max(first + 1, min(first + length, steps))
+    found = rates(first, stop)
+    return np.concatenate([found, np.full(length - len(found), found[-1])])
 
 
 @dataclass(frozen=True)
@@ -71,7 +86,8 @@ class Downpour:
     Parameters
     ----------
     method : Method
-        The server's, one that asks for a gradient a step; without penalty, which acts in the local steps.
+        The server's, one that asks for a gradient a step; without penalty, which acts in the local steps. Its schedule
+        is told batches for epochs.
     n_push, n_fetch : int
     """
 
@@ -91,10 +107,10 @@ class Downpour:
         """Return the steps to the next push or fetch."""
         return min(every - replica.steps % every for every in (self.n_push, self.n_fetch))
 
-    def meet(self, server: Any, replica: Replica, version: int, epochs: float, last: bool) -> tuple[Any, Replica, int]:
+    def meet(self, server: Any, replica: Replica, version: int, batch: float, last: bool) -> tuple[Any, Replica, int]:
         """Push where it is time (or the last turn is over), then fetch where it is time."""
         if last or replica.steps % self.n_push == 0:
-            server, answer = self.method.tell(server, Sums(replica.pushed.copy(), 0.0, 1.0, 1), 1.0, epochs)
+            server, answer = self.method.tell(server, Sums(replica.pushed.copy(), 0.0, 1.0, 1), 1.0, batch)
             assert not isinstance(answer, Ask), "methods that ask again are refused"
             version += 1
             replica = replica._replace(pushed=np.zeros_like(replica.pushed))
@@ -131,7 +147,7 @@ class Elastic:
         return self.every - replica.steps % self.every
 
     def meet(
-        self, server: Array, replica: Replica, version: int, epochs: float, last: bool
+        self, server: Array, replica: Replica, version: int, batch: float, last: bool
     ) -> tuple[Array, Replica, int]:
         """Pull both towards each other."""
         pull = self.alpha * (replica.params - server)

@@ -21,7 +21,7 @@ from bigopt.backends.ledger import Round
 from bigopt.core.codec import wire
 from bigopt.core.errors import DivergedError
 from bigopt.strategies.base import Rates, Setting, StepRecord
-from bigopt.strategies.exchanges import Downpour, Elastic, Exchange, Replica
+from bigopt.strategies.exchanges import Downpour, Elastic, Exchange, Replica, turn_rates
 from bigopt.strategies.gates import Update, no_log
 from bigopt.strategies.residuals import Residual, Residuals
 from bigopt.strategies.shards import sharded
@@ -163,7 +163,8 @@ class Replicas:
         if length <= 0:
             return
         self._given += length
-        self._orders += self._send(number, self._rates(given // self._count, given // self._count + length))
+        steps = None if self._limit is None else self._limit // self._count
+        self._orders += self._send(number, turn_rates(self._rates, given // self._count, length, steps))
 
     def _send(self, number: int, rates: Array) -> list[Order]:
         """Return the order of a replica's next turn."""
@@ -217,7 +218,7 @@ class Replicas:
         local = state.local_steps + turn.steps
         last = self._limit is not None and self._given >= self._limit
         replica = Replica(turn.params, before.pushed + turn.pushed, before.steps + turn.steps, before.version)
-        server, replica, version = self._exchange.meet(state.server, replica, state.version, local / p, last)
+        server, replica, version = self._exchange.meet(state.server, replica, state.version, (local - 1) // p, last)
         self._log(Update(number, before.version, number))
         replicas = tuple(replica if r == number else other for r, other in enumerate(state.replicas))
         self._state = ReplicasState(server, replicas, version, local, state.updates + 1, state.residuals)

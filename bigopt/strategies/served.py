@@ -28,6 +28,7 @@ from bigopt.optim.method import FirstOrder, snapshot
 from bigopt.shardserver import Seat
 from bigopt.strategies import replicas
 from bigopt.strategies.base import Machine, Rates, Setting, StepRecord
+from bigopt.strategies.exchanges import turn_rates
 from bigopt.strategies.served_state import ServedState, begin
 from bigopt.strategies.shards import Sharded, cut
 from bigopt.work import Arrival, Order, Work
@@ -218,8 +219,9 @@ class Served:
         self._given += length
         self._busy.add(number)
         batch = given // self._count
-        rates = self._rates(batch, batch + length)
-        epochs = np.arange(batch + 1, batch + length + 1) / self._plan.steps_per_epoch
+        steps = None if self._limit is None else self._limit // self._count
+        rates = turn_rates(self._rates, batch, length, steps)
+        batches = np.minimum(np.arange(batch, batch + length, dtype=np.float64), np.inf if steps is None else steps - 1)
 
         def turned(found: PushTurn, done: Round) -> None:
             self._busy.discard(number)
@@ -229,7 +231,7 @@ class Served:
 
         home = number * min(self._slots, self._count) // self._count
         unit = (number, 0, begin, begin + length)
-        return self._order(self._push, (tuple(seats), rates, epochs), unit, home, f"replica {number}", turned)
+        return self._order(self._push, (tuple(seats), rates, batches), unit, home, f"replica {number}", turned)
 
     def handle(self, arrival: Arrival) -> list[Order]:
         """Accept an arrival."""

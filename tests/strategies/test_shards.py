@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +138,32 @@ def test_compiled_updates_too() -> None:
         one, _ = walk(method(name, compile_=True), gradients)
         several, _ = walk(Sharded(method(name, compile_=True), 3), gradients)
         assert several.tobytes() == one.tobytes(), name
+
+
+@pytest.mark.parametrize("unit", ["step", "epoch"])
+@pytest.mark.parametrize(
+    "schedule", [["cosine"], ["step", "schedule.gamma=0.3"], ["inverse_time", "schedule.decay=0.2"]]
+)
+def test_the_server_goes_by_the_schedule_of_the_run(tmp_path: Path, schedule: list[str], unit: str) -> None:
+    """One replica that pushes and fetches with every step is sync."""
+    name, *more = schedule
+    keys = [*SOFTMAX, "batch.size=40", "stop.epochs=3", "optimizer.name=sgd", "schedule.learning_rate=0.1"]
+    keys += [f"schedule.name={name}", f"schedule.unit={unit}", *more, "run.metrics_every_steps=1"]
+    keys += [] if name != "step" else [f"schedule.every={5 if unit == 'step' else 1}"]
+    sync = run(tmp_path, KIND, *keys)
+    server = ("strategy.name=downpour", "strategy.replicas=1", "strategy.n_push=1", "strategy.n_fetch=1")
+    found = run(tmp_path, KIND, *keys, *server, "strategy.shards=2")
+    exact = unit == "step"  # sync's epochs count rows, and the last batch of one is short
+    assert found["loss"] == pytest.approx(sync["loss"], rel=1e-12 if exact else 5e-3)
+
+
+@pytest.mark.parametrize("name", ["downpour", "easgd"])
+def test_the_last_turns_keep_the_last_rate(tmp_path: Path, name: str) -> None:
+    """They reach beyond the last batch, where a cosine begins anew."""
+    every = ["strategy.n_push=5", "strategy.n_fetch=5"] if name == "downpour" else ["strategy.every=5"]
+    keys = [*SOFTMAX, "batch.size=40", "stop.epochs=3", "optimizer.name=sgd", "schedule.learning_rate=0.1"]
+    keys += ["schedule.name=cosine", f"strategy.name={name}", "strategy.replicas=3", "backend.workers=1", *every]
+    found = run(tmp_path, KIND, *keys, "run.metrics_every_steps=1")
+    lines = (Path(found["run"]) / "metrics.jsonl").read_text().splitlines()
+    rates = [json.loads(line)["learning_rate"] for line in lines]
+    assert max(rates[-3:]) < 0.01 < max(rates)
