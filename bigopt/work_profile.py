@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 
 _MOMENT_ROWS = 4096
 _MOST_LABELS = 100_000
+_COUNTED = 1 << 16
 
 
 @wire
@@ -102,14 +103,28 @@ class ProfileData:
             labels, rows, mass = np.empty(0), np.empty(0, dtype=np.int64), np.empty(0)
             width = 0 if y is None else y.shape[1] if y.ndim == 2 else 1
             if self.labels and y is not None and len(y) and width == 1:
-                labels, index, rows = np.unique(y, return_inverse=True, return_counts=True)
-                mass = np.bincount(index.reshape(-1), weights=weight, minlength=len(labels)).astype(np.float64)
+                labels, rows, mass = distinct(y.reshape(-1), weight)
             if self.features:
                 found = moments(X, weight)
             else:
                 found = Moments(float(len(X)) if weight is None else float(weight.sum()), np.empty(0), np.empty(0))
             counted = (np.array([part]), np.array([len(X)]), np.array([skipped]))
             return Profile(*counted, found, labels, rows, mass, width)
+
+
+def distinct(y: Array, weight: Array | None) -> tuple[Array, Ints, Array]:
+    """Return the sorted distinct labels of a block, their rows, and their weights; integers are counted, not sorted."""
+    if y.dtype.kind in "iub" and y.dtype != np.uint64:
+        low, high = int(y.min()), int(y.max())
+        if high - low < _COUNTED:
+            place = np.subtract(y, low, dtype=np.int64)
+            rows = np.bincount(place)
+            found = np.flatnonzero(rows)
+            mass = np.bincount(place, weights=weight)[found].astype(np.float64)
+            return (found + low).astype(y.dtype), rows[found], mass
+    labels, index, rows = np.unique(y, return_inverse=True, return_counts=True)
+    mass = np.bincount(index.reshape(-1), weights=weight, minlength=len(labels)).astype(np.float64)
+    return labels, rows, mass
 
 
 def moments(X: Array | CSR, weight: Array | None) -> Moments:

@@ -16,13 +16,12 @@ import numpy.typing as npt
 from bigopt.core import arrays, compiled
 from bigopt.core.codec import wire
 from bigopt.core.sums import HessianSums, LineSums
-from bigopt.data.cache import Note
 from bigopt.data.meter import Meter
+from bigopt.data.notes import Note
 from bigopt.data.plan import Ints
 from bigopt.data.view import DataView
+from bigopt.models import fused_line
 from bigopt.models.base import Model
-from bigopt.models.fused_line import has_line
-from bigopt.models.fused_line import line_of_margins as fused_line
 from bigopt.models.linear import LinearModel
 from bigopt.models.second import LinePoints, Margins, hessian_sum, line_of_margins, line_of_points, margins
 from bigopt.optim.linesearch import projected
@@ -185,12 +184,14 @@ class LineSum:
         return 16 * len(X) * self.model.outputs + int(y.nbytes) + (0 if weight is None else weight.nbytes)
 
     def _margins(self, inputs: Along, rows: Rows, note: Note | None = None) -> Iterator[Kept]:
-        """Compute the margins block by block, and write them into the note."""
+        """Compute the margins block by block, compiled ones of all rows at once, and write them into the note."""
         X, y, weight = rows
         assert isinstance(self.model, LinearModel)
-        for lo in range(0, len(X), self.block_rows):
-            part = slice(lo, lo + self.block_rows)
-            found = margins(self.model, inputs.at, inputs.direction, arrays.to_device(X[part], self.device))
+        fused = self.kernels != compiled.NUMPY and self.device == "cpu" and fused_line.has_margins(self.model, X)
+        step, compute = (len(X), fused_line.margins) if fused else (self.block_rows, margins)
+        for lo in range(0, len(X), step):
+            part = slice(lo, lo + step)
+            found = compute(self.model, inputs.at, inputs.direction, arrays.to_device(X[part], self.device))
             kept = Kept(Margins(*(arrays.to_host(v) for v in found)), y[part], None if weight is None else weight[part])
             if note is not None:  # copies: a view would keep the block alive
                 note.parts.append(Kept(kept.margins, kept.y.copy(), None if weight is None else weight[part].copy()))
@@ -198,9 +199,9 @@ class LineSum:
 
     def _at_margins(self, steps: list[float], parts: Iterable[Kept]) -> Iterator[LineSums]:
         loss, fused = self.model.loss, self.kernels != compiled.NUMPY and self.device == "cpu"
-        if fused and has_line(loss, self.model.outputs):
+        if fused and fused_line.has_line(loss, self.model.outputs):
             for kept in parts:
-                found = fused_line(loss, kept.margins, steps, kept.y, kept.weight, slopes=self.slopes)
+                found = fused_line.line_of_margins(loss, kept.margins, steps, kept.y, kept.weight, slopes=self.slopes)
                 yield _finite(found, len(kept.y))
             return
         for kept in parts:

@@ -247,7 +247,7 @@ class BlockCache:
             self._changed.notify_all()
 
     def _pin(self, key: Key, view: DataView, index: int) -> tuple[Entry, int]:
-        size = view.decoded_bytes(index)
+        size = view.held_bytes(index)
         with self._changed:
             while key in self._loading:
                 self._changed.wait()
@@ -325,7 +325,7 @@ class BlockCache:
     def prefetch(self, view: DataView, index: int) -> bool:
         """Decode a partition in the background, where there is room beside what is in use; False where it is there."""
         key, node = (view.key, index), self._node(view)
-        room = view.decoded_bytes(index) + view.loading_bytes(index, self.loader)
+        room = view.held_bytes(index) + view.loading_bytes(index, self.loader)
         if node is not None and node.has(*key):
             return False
         with self._changed:
@@ -382,6 +382,8 @@ class BlockCache:
 
 def _charge(view: DataView, index: int, block: Block) -> int:
     """Bytes an entry counts for: of a mapped block only the permutation, for its pages are the system's."""
+    if view.lent:
+        return view.held_bytes(index)
     return 8 * len(block.X) if is_mapped(block) else max(view.decoded_bytes(index), block.nbytes)
 
 

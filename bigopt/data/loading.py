@@ -260,6 +260,15 @@ def _done(job: Callable[[], T]) -> Future[T]:
     return future
 
 
+@runtime_checkable
+class Lending(Protocol):
+    """A source whose rows lie in this process, so that they may be used where they are."""
+
+    def lends(self, dtype: str) -> bool:
+        """Return whether they are as kernels want them: of this dtype, C-contiguous, aligned, a partition a piece."""
+        ...
+
+
 class Reading(Protocol):
     """A partition that is being read: labels and weights of all its rows, and features where they are wanted."""
 

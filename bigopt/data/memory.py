@@ -1,16 +1,19 @@
 """Rows that are already in this process: for the local backend, for Python users and for tests.
 
 The source *is* the arrays, so it does not travel: it is no `wire` type, and a backend with other processes refuses it.
-Needs NumPy alone.
+Rows that are stored as kernels want them are lent: blocks are views of them, and nothing is copied. What they are is
+known by checksums of their bytes, a megabyte at a time: a training may be short, and must not spend half of its time on
+a cryptographic digest of rows that nobody forged. Needs NumPy alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +33,9 @@ from bigopt.data.source import (
     target_kind,
 )
 from bigopt.data.sparse import ROW_BYTES, checked, cut_by_nonzeros, from_scipy
+
+_SUMMED: Final = 1 << 20
+"""Bytes of a checksum."""
 
 
 @dataclass(frozen=True)
@@ -85,23 +91,43 @@ class MemorySource:
         """Say where a row of the partition lies."""
         return f"row {partition.start + row} in memory"
 
+    def lends(self, dtype: str) -> bool:
+        """Return whether blocks of this dtype may be views of X."""
+        X = self.X
+        return not isinstance(X, CSR) and X.dtype == dtype and X.flags.c_contiguous and X.flags.aligned
+
     def identity(self) -> str:
-        """Return the SHA-256 of names, shapes, dtypes and bytes, as they are when it is asked for first."""
+        """Return a digest of names, shapes, dtypes and bytes, as they are when it is asked for first.
+
+        It is the SHA-256 of the former and of the checksums of each megabyte: CRC-32C, which finds every change within
+        32 bits, and any other but for one in 2^32.
+        """
         return self._identity
 
     @cached_property
     def _identity(self) -> str:
-        digest = hashlib.sha256(repr(self.columns).encode())
+        name, value = _checksum()
+        digest = hashlib.sha256(f"{name} {self.columns!r}".encode())
         X = (self.X.data, self.X.indices, self.X.indptr) if isinstance(self.X, CSR) else (self.X,)
         for array in (*X, self.y, self.weight):
             if array is None:
                 digest.update(b"none")
                 continue
             digest.update(f"{array.dtype.str}{array.shape}".encode())
-            block = max(1, (1 << 20) // max(1, array.itemsize * (array.size // max(1, len(array)))))
+            block = max(1, _SUMMED // max(1, array.itemsize * (array.size // max(1, len(array)))))
             for start in range(0, len(array), block):
-                digest.update(np.ascontiguousarray(array[start : start + block]).tobytes())
+                part = np.ascontiguousarray(array[start : start + block]).reshape(-1).view(np.uint8)
+                digest.update(value(part).to_bytes(4, "little"))
         return digest.hexdigest()
+
+
+def _checksum() -> tuple[str, Callable[[Any], int]]:
+    """Return CRC-32C and its name, where it is compiled here (google-crc32c comes with Zarr); else zlib's CRC-32."""
+    try:
+        import google_crc32c
+    except ImportError:
+        return "crc32", zlib.crc32
+    return ("crc32c", google_crc32c.value) if google_crc32c.implementation == "c" else ("crc32", zlib.crc32)
 
 
 def _view(array: Array, rows: slice) -> Array:

@@ -1,12 +1,14 @@
 """Where a partition's rows are gathered while it is read: allocated once, filled piece by piece in the block's dtype.
 
 A room takes the kept rows of a piece, casts them and says which value is not finite; `finish` gives up what was not
-needed. `DenseRoom` holds an array, `SparseRoom` the three arrays of CSR rows.
+needed. `DenseRoom` holds an array, `SparseRoom` the three arrays of CSR rows; `LentRoom` keeps rows that are in this
+process already, where they are.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+import math
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,7 @@ Mask = npt.NDArray[np.bool_]
 
 _CHECK_ROWS = 4096
 _CHECK_VALUES = 1 << 18
+_DOT: Final = 1 << 15
 
 
 class Wrong(NamedTuple):
@@ -78,8 +81,38 @@ class DenseRoom:
         return self._X[: self._at]
 
 
+class LentRoom:
+    """Rows of the source's own, which come as one piece in the block's dtype: they are looked at, not copied."""
+
+    def __init__(self) -> None:
+        self._X: Array = np.empty((0, 0))
+
+    def add(self, X: Array, keep: Mask | None) -> Wrong | None:
+        """Take the rows; all of them, once."""
+        assert keep is None, "lent rows are all kept"
+        assert not self._X.size, "lent rows come as one piece"
+        self._X = X
+        return first_wrong(X)
+
+    def finish(self) -> Array:
+        """Return the rows."""
+        return self._X
+
+
+def all_finite(values: Array) -> bool:
+    """Return whether all floats are finite: the scalar product of a piece with itself is, unless it overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if values.flags.c_contiguous:
+            flat = values.reshape(-1)
+            if all(math.isfinite(np.dot(v, v)) for v in (flat[k : k + _DOT] for k in range(0, len(flat), _DOT))):
+                return True
+    return bool(np.isfinite(values).all())
+
+
 def first_wrong(X: Array) -> Wrong | None:
     """Return the first value that is not finite."""
+    if all_finite(X):
+        return None
     for lo in range(0, len(X), _CHECK_ROWS):
         finite = np.isfinite(X[lo : lo + _CHECK_ROWS])
         if not finite.all():

@@ -21,9 +21,9 @@ import numpy.typing as npt
 from bigopt.core import codec, rng
 from bigopt.core.codec import wire
 from bigopt.core.errors import DataError
-from bigopt.data.loading import Filling, Loader, Reading
+from bigopt.data.loading import Filling, Lending, Loader, Reading
 from bigopt.data.preparation import Preparation, Scaling, TargetKind, Targets, Whitening
-from bigopt.data.rooms import DenseRoom, Room, SparseRoom, Wrong, finite_rows, first_wrong, index_dtype
+from bigopt.data.rooms import DenseRoom, LentRoom, Room, SparseRoom, Wrong, finite_rows, first_wrong, index_dtype
 from bigopt.data.source import Partition, Rows, Source
 
 __all__ = ["Block", "DataView", "Preparation", "Scaling", "Split", "TargetKind", "Targets", "Whitening"]
@@ -158,6 +158,16 @@ class DataView:
         return self.source.nonzeros(partition) * (item + index_dtype(d).itemsize + 4) + partition.rows * 32 + 8
 
     @cached_property
+    def lent(self) -> bool:
+        """Whether features are used where they lie in this process, without a copy of this view's own."""
+        whole = self.split is None and self.scaling is None and not self.skip_bad
+        return whole and isinstance(self.source, Lending) and self.source.lends(self.dtype)
+
+    def held_bytes(self, index: int) -> int:
+        """Bytes that a block of a partition takes in a cache: `decoded_bytes`, without features that are lent."""
+        return 24 * self.partition(index).rows if self.lent else self.decoded_bytes(index)
+
+    @cached_property
     def all_bytes(self) -> int:
         """`decoded_bytes` of all partitions."""
         return sum(self.decoded_bytes(index) for index in range(self.partitions))
@@ -173,6 +183,8 @@ class DataView:
 
     def loading_bytes(self, index: int, loader: Loader) -> int:
         """Bytes that loading a partition takes beside its block, at most."""
+        if self.lent:
+            return 0
         partition, size = self.partition(index), self.decoded_bytes(index)
         beside = self.filling(range(partition.start, partition.stop), loader)
         return size if beside is None else min(size, beside)
@@ -182,8 +194,10 @@ class DataView:
         return self.prepare(self.load_raw(index, loader))
 
     def prepare(self, raw: Block, *, features: bool = True) -> Block:
-        """Scale and encode a raw block; its features are scaled in place (or not at all)."""
+        """Scale and encode a raw block; its features are scaled in place (or not at all), lent ones in a copy."""
         if self.scaling is not None and features:
+            if isinstance(raw.X, np.ndarray) and not raw.X.flags.writeable:
+                raw = raw._replace(X=raw.X.copy())
             self.scaling.apply(raw.X)
         if self.targets is None or raw.y is None:
             return raw
@@ -285,6 +299,8 @@ class DataView:
 
     def _room(self, partition: Partition, rows: int, loader: Loader) -> Room:
         d = len(self.source.columns)
+        if self.lent:
+            return LentRoom()
         if self.source.sparse:
             return SparseRoom(rows, self.source.nonzeros(partition), d, self.dtype)
         return DenseRoom(rows, d, self.dtype, loader.memory)

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from bigopt.core.errors import BigoptError, DataError
 from bigopt.data.files import Files, place
 from bigopt.data.loading import Loader
+from bigopt.data.rooms import all_finite
 from bigopt.data.zarrmeta import ArrayInfo
 
 Array = npt.NDArray[Any]
@@ -32,7 +33,6 @@ Ints = npt.NDArray[np.int64]
 Take = Callable[[int], Bytes]
 
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
-_DOT: Final = 1 << 15
 
 
 class Bring(Protocol):
@@ -236,16 +236,6 @@ class PlainArray:
             from numcodecs import blosc
 
             blosc.decompress(body, out)
-
-
-def all_finite(values: Array) -> bool:
-    """Return whether all floats are finite: the scalar product of a piece with itself is, unless it overflows."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        if values.flags.c_contiguous:
-            flat = values.reshape(-1)
-            if all(math.isfinite(np.dot(v, v)) for v in (flat[k : k + _DOT] for k in range(0, len(flat), _DOT))):
-                return True
-    return bool(np.isfinite(values).all())
 
 
 def _fresh(size: int) -> Bytes:

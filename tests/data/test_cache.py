@@ -39,11 +39,15 @@ class Rows:
     raw: Any = field(init=False)
     source: Any = None
     scratch: Any = None
+    lent: bool = False
 
     def __post_init__(self) -> None:
         self.raw = self
 
     def decoded_bytes(self, index: int) -> int:
+        return SIZE
+
+    def held_bytes(self, index: int) -> int:
         return SIZE
 
     def loading_bytes(self, index: int, loader: Loader) -> int:

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 
 from bigopt.core.errors import ConfError, DataError
+from bigopt.data.cache import BlockCache
 from bigopt.data.files import filesystem, shown
 from bigopt.data.memory import from_arrays
 from bigopt.data.open import open_dataset
 from bigopt.data.publish import Publication
 from bigopt.data.source import Source, chosen_partition_rows, chunk_rows_of, common_chunk_rows
+from bigopt.data.view import DataView, Scaling, Split
+from bigopt.work_profile import distinct
 
 from .helpers import rows_of, table, travelled, write
 
@@ -44,6 +47,79 @@ def test_identity_of_arrays_is_their_contents() -> None:
     changed[4999, 4] = np.nextafter(changed[4999, 4], np.float32(9))
     assert from_arrays(changed, y).source.identity() != first
     assert from_arrays(X).source.identity() != first
+
+
+def test_every_value_counts_for_the_identity() -> None:
+    X = np.random.default_rng(3).normal(size=(700, 400))  # two checksums, 400 columns
+    first = from_arrays(X).source.identity()
+    for row, column in ((0, 0), (327, 399), (328, 0), (699, 399)):
+        changed = X.copy()
+        changed[row, column] = np.nextafter(changed[row, column], 9.0)
+        assert from_arrays(changed).source.identity() != first
+    swapped = np.concatenate([X[327:654], X[:327], X[654:]])
+    assert from_arrays(swapped).source.identity() != first
+    assert from_arrays(X.astype(np.float32)).source.identity() != first
+    assert from_arrays(X, columns=[f"z{j}" for j in range(400)]).source.identity() != first
+
+
+def test_rows_as_kernels_want_them_are_not_copied() -> None:
+    X, y, _ = table(rows=90)
+    bounds = np.array([0, 40, 90])
+
+    def block(X: Any, **more: Any) -> Any:
+        return DataView(from_arrays(X, y, partition_rows=(40, 50)).source, bounds, **{"dtype": "float32", **more}).load(
+            1
+        )
+
+    assert np.shares_memory(block(X).X, X)
+    scaling = Scaling(X.mean(axis=0, dtype=np.float64), np.full(X.shape[1], 2.0))
+    before = X.copy()
+    for other in (
+        block(np.asfortranarray(X)),
+        block(X.astype(np.float64)),
+        block(X, skip_bad=True),
+        block(X, split=Split(0, 0.0, False)),
+        block(X, scaling=scaling),
+    ):
+        assert not np.shares_memory(other.X, X)
+        assert other.X.flags.c_contiguous
+    np.testing.assert_array_equal(X, before)  # scaled in a copy
+    assert not np.array_equal(block(X, scaling=scaling).X, X[40:])
+    X[77, 2] = np.inf
+    with pytest.raises(DataError, match="row 77 in memory: column 'x2' is inf as float32"):
+        block(X)
+
+
+def test_a_cache_charges_lent_rows_for_what_it_adds() -> None:
+    X, y, _ = table(rows=90)
+    view = DataView(from_arrays(X, y, partition_rows=(40, 50)).source, np.array([0, 40, 90]), "float32")
+    blocks = BlockCache(50 * 24)
+    with blocks.block(view, 1) as (entry, _):
+        assert np.shares_memory(entry.block.X, X)
+        assert blocks.held == 50 * 24
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.array([3, -1, 3, 3]),
+        np.array([True, False, True]),
+        np.array([-128, 127, 0], dtype=np.int8),
+        np.array([-(2**62), 2**62]),
+        np.array([2**64 - 1, 0, 0], dtype=np.uint64),
+        np.array([0.5, -0.5, 0.5]),
+        np.array(["b", "a", "b"]),
+    ],
+)
+def test_distinct_labels_are_counted_and_weighed(y: np.ndarray) -> None:
+    weight = np.arange(1.0, len(y) + 1)
+    expected, index, counts = np.unique(y, return_inverse=True, return_counts=True)
+    labels, rows, mass = distinct(y, weight)
+    assert labels.dtype == y.dtype
+    np.testing.assert_array_equal(labels, expected)
+    np.testing.assert_array_equal(rows, counts)
+    np.testing.assert_array_equal(mass, [weight[index == k].sum() for k in range(len(expected))])
+    np.testing.assert_array_equal(distinct(y, None)[2], counts)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bigopt.models.linear import LinearModel
 from bigopt.models.losses import (
     BinaryCrossEntropy,
     CategoricalCrossEntropy,
@@ -55,6 +56,22 @@ def test_numpys_numbers(loss: Loss, weighted: bool, n: int) -> None:
     plain = fused_line.line_of_margins(loss, kept, STEPS, y, s, slopes=False)
     np.testing.assert_array_equal(plain.values, found.values)
     assert (plain.slopes.size, plain.curves.size, plain.weight) == (0, 0, found.weight)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (2, 7), (33, 8), (101, 13), (40, 100)])
+def test_margins_are_the_scores_and_their_change(dtype: str, intercept: bool, n: int, d: int) -> None:
+    rng = np.random.default_rng(d)
+    model = LinearModel(d, 1, BinaryCrossEntropy(), intercept)
+    X = rng.normal(size=(n, d)).astype(dtype)
+    w, along = rng.normal(size=(2, model.layout.size)).astype(dtype)
+    assert fused_line.has_margins(model, X)
+    found = fused_line.margins(model, w, along, X)
+    tolerance = 1e-5 if dtype == "float32" else 1e-13
+    for values, v in zip(found, (w, along), strict=True):
+        assert values.dtype == np.float64
+        np.testing.assert_allclose(values, model.scores(v, X), rtol=tolerance, atol=tolerance * d)
 
 
 def test_slopes_and_curves_are_derivatives_of_the_values() -> None:

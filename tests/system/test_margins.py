@@ -83,9 +83,10 @@ def test_what_does_not_fit_the_memory_is_not_read_again_for_further_rounds(tmp_p
     assert read(lost).min() >= 2.4 * X.nbytes
 
 
-def view(rows: int = 600) -> DataView:
+def view(rows: int = 600, order: str = "C") -> DataView:
     rng = np.random.default_rng(1)
-    data = from_arrays(rng.normal(size=(rows, 4)), rng.normal(size=rows), None, partition_rows=[rows // 2, rows // 2])
+    X = np.array(rng.normal(size=(rows, 4)), order=order)
+    data = from_arrays(X, rng.normal(size=rows), None, partition_rows=[rows // 2, rows // 2])
     return DataView(data.source, np.array([0, rows // 2, rows]), "float64")
 
 
@@ -108,7 +109,7 @@ def test_a_note_is_found_by_its_digest_and_charged():
 
 
 def test_blocks_give_way_to_notes_and_notes_to_pinned_blocks():
-    v = view()
+    v = view(order="F")  # rows in C order would be used where they are
     size = v.decoded_bytes(0)
     cache = BlockCache(int(3.5 * size))
     with cache.block(v, 0), cache.block(v, 1):
