@@ -226,10 +226,13 @@ class GradientSum:
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Sums:
         """Return the unit's `Sums`; rows that cannot stay in memory are added as they are decoded."""
         if unit[1] == ALL and self._in_parts():
-            with meter.stream(self.view, unit, STEP) as parts:
-                if parts is not None:
-                    grad, loss, total, rows = fused_fold(self.model, inputs[0], parts, self.view.dtype)
-                    return Sums(grad.astype(self.dtype, copy=False), loss, total, rows)
+            with meter.stream(self.view, unit, STEP, checked=False) as parts:
+                found = None if parts is None else fused_fold(self.model, inputs[0], parts, self.view.dtype)
+            if found is not None:
+                grad, loss, total, rows = found
+                if not np.isfinite(grad).all():  # a run that diverges, or features that are not finite
+                    meter.check(self.view, unit, STEP)
+                return Sums(grad.astype(self.dtype, copy=False), loss, total, rows)
         buffers, stage = (meter.buffers, None) if self.device == "cpu" else (None, meter.stage)
         with meter.block(self.view, int(unit[0]), self.device) as entry:
             rows = unit_rows(entry, self.seed, unit, buffers)

@@ -10,14 +10,14 @@ use; the chunks of a block are decoded side by side, in memory that is used agai
 bits.
 
 Where a pass wants every row of a partition once, in order, and there is no room to keep it, it is not kept at all:
-`stream` gives its chunks as they are decoded.
+`stream` gives its chunks as they are decoded. Of such partitions the labels stay (`bigopt.data.labels`): they are a
+hundredth of the features, in as many files.
 
 With ``data.scratch`` a block that is decoded is written to a file of the node and mapped (`bigopt.data.scratch`): then
 it counts for next to nothing here, and other workers need not decode it.
 
-Beside the blocks lie *notes*: what a round computed from the rows of a unit and another may ask for again (the margins
-of a line search). They are charged like blocks, take half of the budget at most, and are valid for one digest of what
-they were computed from.
+Beside the blocks lie *notes* (`bigopt.data.notes`): what a round computed from the rows of a unit and another may ask
+for again. They are charged like blocks and take half of the budget at most.
 """
 
 from __future__ import annotations
@@ -25,42 +25,31 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from bigopt.core import arrays
-from bigopt.core.buffers import Buffers
 from bigopt.core.errors import ConfError
-from bigopt.core.staging import Stage
-from bigopt.data.card import CardBlocks
 from bigopt.data.entry import Entry
 from bigopt.data.kept import Kept
+from bigopt.data.labels import Labels
 from bigopt.data.loading import Loader
+from bigopt.data.notes import Note, Notes
 from bigopt.data.plan import Ints
 from bigopt.data.scratch import NodeScratch, is_mapped
-from bigopt.data.streaming import stream, stream_bytes
-from bigopt.data.view import Block, DataView
+from bigopt.data.slots import Slots
+from bigopt.data.streaming import labels_of, stream, stream_bytes
+from bigopt.data.view import NO_FEATURES, Block, DataView
 
 Key = tuple[str, int]
-NoteKey = tuple[str, tuple[int, ...]]
 
-_NOTHING: Final = Block(np.empty((0, 0)), None, None, 0, 0)
-
-
-@dataclass
-class Note:
-    """Parts computed from a unit's rows; whoever opened it fills it and says when it is `complete`."""
-
-    digest: bytes
-    charge: int
-    parts: list[Any] = field(default_factory=list)
-    complete: bool = False
+_NOTHING: Final = Block(NO_FEATURES, None, None, 0, 0)
+_LABELS: Final = 16
+"""One part in so many of the budget may hold labels of partitions that are not here themselves."""
 
 
-class BlockCache:
+class BlockCache(Slots):
     """Blocks by (view, partition) within `budget` bytes, and notes by (view, unit); safe for threads.
 
     Parameters
@@ -76,59 +65,24 @@ class BlockCache:
         Memory of the blocks, and who helps to decode them.
     kept : Kept
         What a run keeps here between two orders; not charged.
-    given_card : int or None
-        The GPU that an engine gave this process.
+    held : int
+        Bytes charged now.
     """
 
     def __init__(self, budget: int, threads: int = 1) -> None:
+        super().__init__()
         self.budget = budget
         self.loader = Loader(threads)
         self.kept = Kept()
-        self.given_card: int | None = None
         self._entries: dict[Key, Entry] = {}
         self._loading: set[Key] = set()
-        self._notes: dict[NoteKey, Note] = {}
-        self._held = 0
+        self._notes = Notes()
+        self._labels = Labels(budget // _LABELS)
+        self.held = 0
         self._clock = 0
         self._changed = threading.Condition()
         self._decoding_ahead = False
-        self._threads = threading.local()
         self._nodes: dict[tuple[str, int], NodeScratch] = {}
-        self._cards: dict[int, CardBlocks] = {}
-
-    @property
-    def buffers(self) -> Buffers:
-        """The working memory of the calling thread."""
-        kept: Buffers | None = getattr(self._threads, "buffers", None)
-        if kept is None:
-            kept = self._threads.buffers = Buffers()
-        return kept
-
-    def use_card(self, slot: int) -> None:
-        """Let the calling thread compute on its card: the one that the engine gave this process, else by its slot."""
-        arrays.use_card(slot if self.given_card is None else self.given_card)
-
-    @property
-    def stage(self) -> Stage:
-        """The calling thread's way to its card, for what does not lie there."""
-        kept: Stage | None = getattr(self._threads, "stage", None)
-        if kept is None:
-            kept = self._threads.stage = arrays.stage()
-        return kept
-
-    @property
-    def card(self) -> CardBlocks:
-        """What lies on the calling thread's card: half of what was free there at the first use, at most."""
-        number = arrays.card_number()
-        with self._changed:
-            if number not in self._cards:
-                self._cards[number] = CardBlocks(arrays.free_card_memory() // 2, arrays.send)
-            return self._cards[number]
-
-    @property
-    def held(self) -> int:
-        """Bytes charged now."""
-        return self._held
 
     @contextlib.contextmanager
     def block(self, view: DataView, index: int) -> Iterator[tuple[Entry, int]]:
@@ -160,7 +114,9 @@ class BlockCache:
                 self._changed.notify_all()
 
     @contextlib.contextmanager
-    def stream(self, view: DataView, index: int, step: int) -> Iterator[Iterator[Block] | None]:
+    def stream(
+        self, view: DataView, index: int, step: int, *, checked: bool = True
+    ) -> Iterator[Iterator[Block] | None]:
         """Go through a partition that cannot stay here in blocks of rows, for the length of a with statement.
 
         Parameters
@@ -170,6 +126,8 @@ class BlockCache:
             Partition number.
         step : int
             What the rows of a block, but for the last, are a multiple of.
+        checked : bool
+            Whether features are looked at for values that are not finite.
 
         Yields
         ------
@@ -181,13 +139,27 @@ class BlockCache:
             yield None
             return
         try:
-            with contextlib.closing(stream(view, index, step, self.loader)) as blocks:
+            blocks = stream(view, index, step, self.loader, self._labels_of(view, index), checked=checked)
+            with contextlib.closing(blocks):
                 yield blocks
         finally:
             with self._changed:
-                self._held -= room
-                self.loader.memory.keep(self.budget - self._held)
-                self._changed.notify_all()
+                self._give_back(room)
+
+    def _labels_of(self, view: DataView, index: int) -> Block:
+        """Return a partition's prepared labels and weights; kept from now on where there is room for them."""
+        with self._changed:
+            kept = self._labels.get(view, index)
+        if kept is not None:
+            return kept
+        found = labels_of(view, index)
+        with self._changed:
+            if self._labels.takes(view, found):
+                while self.held + found.nbytes > self.budget and self._evict_block():
+                    pass
+                if self.held + found.nbytes <= self.budget:
+                    self.held += self._labels.put(view, index, found._replace(bytes_read=0))
+        return found
 
     def _streamed(self, view: DataView, index: int, step: int) -> int | None:
         """Take the room of a stream, where a partition is to be gone through so."""
@@ -198,22 +170,20 @@ class BlockCache:
         whole += view.loading_bytes(index, self.loader)
         with self._changed:
             key, raw = (view.key, index), (view.raw.key, index)
-            streams = 0 if view.all_bytes <= self.budget else self.loader.threads * room  # those of the other slots
-            if self._held + whole + streams <= self.budget or room > self.budget:
+            beside = 0  # what streams of all slots, and the labels that they leave, will take
+            if view.all_bytes > self.budget:
+                beside = self.loader.threads * room + self._labels.expected(view)
+            if self.held + whole + beside <= self.budget or room > self.budget:
                 return None
             if key in self._entries or key in self._loading or raw in self._entries:
                 return None
-            while self._held + room > self.budget:
-                if not self._evict():
-                    self._changed.wait()
-            self._held += room
+            self._take(room)
         return room
 
     def recall(self, view: DataView, unit: Ints, digest: bytes) -> list[Any] | None:
         """Return the parts of a unit's note, or None where there is none of this digest."""
         with self._changed:
-            note = self._notes.get(_note_key(view, unit))
-        return note.parts if note is not None and note.complete and note.digest == digest else None
+            return self._notes.get(view, unit, digest)
 
     def note(self, view: DataView, unit: Ints, digest: bytes, size: int) -> Note | None:
         """Open a note to be filled, in place of the unit's last one; None where there is no room for it.
@@ -227,24 +197,28 @@ class BlockCache:
         size : int
             Bytes that the parts will hold.
         """
-        key = _note_key(view, unit)
         with self._changed:
-            self._drop_note(key)
-            if size + sum(note.charge for note in self._notes.values()) > self.budget // 2:
+            self._give_back(self._notes.drop(view, unit))
+            if size + self._notes.held > self.budget // 2:
                 return None
-            while self._held + size > self.budget:
+            while self.held + size > self.budget:
                 if not self._evict_block():
                     return None
-            self._held += size
-            self.loader.memory.keep(self.budget - self._held)
-            self._notes[key] = Note(digest, size)
-            return self._notes[key]
+            self.held += size
+            self.loader.memory.keep(self.budget - self.held)
+            return self._notes.open(view, unit, digest, size)
 
-    def _drop_note(self, key: NoteKey) -> None:
-        note = self._notes.pop(key, None)
-        if note is not None:
-            self._held -= note.charge
-            self._changed.notify_all()
+    def _take(self, room: int) -> None:
+        """Wait for room and take it."""
+        while self.held + room > self.budget:
+            if not self._evict():
+                self._changed.wait()
+        self.held += room
+
+    def _give_back(self, size: int) -> None:
+        self.held -= size
+        self.loader.memory.keep(self.budget - self.held)
+        self._changed.notify_all()
 
     def _pin(self, key: Key, view: DataView, index: int) -> tuple[Entry, int]:
         size = view.held_bytes(index)
@@ -270,10 +244,7 @@ class BlockCache:
                     where="data.memory",
                     hint="raise data.memory, or write the data again with a smaller ingest.partition_rows",
                 )
-            while self._held + room > self.budget:
-                if not self._evict():
-                    self._changed.wait()
-            self._held += room
+            self._take(room)
             self._loading.add(key)
         entry = self._load(key, view, index, room, raw, Entry(_NOTHING, 0, pins=1, last_use=self._clock))
         bytes_read, entry.unpaid = entry.unpaid, 0
@@ -289,14 +260,13 @@ class BlockCache:
                 block = node.put(view.key, index, block)
         except BaseException:
             with self._changed:
-                self._held -= room
                 self._loading.discard(key)
-                self._changed.notify_all()
+                self._give_back(room)
             raise
         with self._changed:
             entry.block, entry.charge, entry.unpaid = block, _charge(view, index, block), bytes_read
-            self._held += entry.charge - room
-            self.loader.memory.keep(self.budget - self._held)
+            self.held += entry.charge - room
+            self.loader.memory.keep(self.budget - self.held)
             self._loading.discard(key)
             self._entries[key] = entry
             self._changed.notify_all()
@@ -319,7 +289,7 @@ class BlockCache:
             return None
         entry = Entry(block, _charge(view, index, block), pins=1, last_use=self._clock)
         self._entries[key] = entry
-        self._held += entry.charge
+        self.held += entry.charge
         return entry
 
     def prefetch(self, view: DataView, index: int) -> bool:
@@ -332,11 +302,11 @@ class BlockCache:
             if key in self._entries or key in self._loading or (view.raw.key, index) in self._entries:
                 return False
             free = sum(e.charge for e in self._entries.values() if not (e.pins or e.awaited or e.open))
-            if self._decoding_ahead or self._held - free + room > self.budget:
+            if self._decoding_ahead or self.held - free + room > self.budget:
                 return True
-            while self._held + room > self.budget:
+            while self.held + room > self.budget:
                 self._evict_block()
-            self._held += room
+            self.held += room
             self._loading.add(key)
             self._decoding_ahead = True
             entry = Entry(_NOTHING, 0, awaited=True, last_use=self._clock)
@@ -358,24 +328,23 @@ class BlockCache:
         entry = self._entries.get(key)
         if entry is None or entry.pins:
             return None
-        self._held -= entry.charge
+        self.held -= entry.charge
         return self._entries.pop(key)
 
     def _evict(self) -> bool:
-        """Give up a block, or where none is free a note: a pinned block must not wait for one."""
+        """Give up a block, or where none is free a note or labels: a pinned block must not wait for them."""
         if self._evict_block():
             return True
-        if self._notes:
-            self._drop_note(next(iter(self._notes)))
-            return True
-        return False
+        size = self._notes.drop_oldest() or self._labels.drop()
+        self._give_back(size)
+        return size > 0
 
     def _evict_block(self) -> bool:
         free = [(key, e) for key, e in self._entries.items() if not e.pins]
         if not free:
             return False
         key, entry = min(free, key=lambda item: (item[1].open or item[1].awaited, -item[1].last_use))
-        self._held -= entry.charge
+        self.held -= entry.charge
         del self._entries[key]
         return True
 
@@ -385,7 +354,3 @@ def _charge(view: DataView, index: int, block: Block) -> int:
     if view.lent:
         return view.held_bytes(index)
     return 8 * len(block.X) if is_mapped(block) else max(view.decoded_bytes(index), block.nbytes)
-
-
-def _note_key(view: DataView, unit: Ints) -> NoteKey:
-    return view.key, tuple(int(v) for v in unit)

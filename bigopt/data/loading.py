@@ -191,10 +191,7 @@ class Loader:
         self._count(1)
         try:
             for _ in jobs:
-                if not ahead:
-                    ahead.append(_done(jobs[begun]))
-                    begun += 1
-                while not ahead[0].done():
+                while ahead and not ahead[0].done():
                     if ahead[0].cancel():  # no helper came to it
                         ahead[0] = _done(jobs[begun - len(ahead)])
                     elif begun < len(jobs) and len(ahead) < window:
@@ -202,7 +199,10 @@ class Loader:
                         begun += 1
                     else:
                         ahead[0].exception()
-                made = ahead.popleft().result()
+                if ahead:
+                    made = ahead.popleft().result()
+                else:
+                    made, begun = jobs[begun](), begun + 1
                 while begun < len(jobs) and len(ahead) + 1 < window and self._wanted(len(ahead), False):
                     ahead.append(self._start(jobs[begun]))
                     begun += 1
@@ -280,14 +280,22 @@ class Reading(Protocol):
         """Bytes that came from the store for it until now."""
         ...
 
-    def fill(self, rows: range, keep: Mask | None, X: Array, loader: Loader) -> bool:
-        """Write some global rows, the wanted ones of them (None: all), to X; return whether they are all finite."""
+    def fill(self, rows: range, keep: Mask | None, X: Array, loader: Loader, *, checked: bool = True) -> bool:
+        """Write some global rows, the wanted ones of them (None: all), to X; return whether they are all finite.
+
+        Unchecked ones are said to be.
+        """
         ...
 
 
 @runtime_checkable
 class Filling(Protocol):
     """A source that can read a partition's features straight into the memory where they are wanted."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Names of the features."""
+        ...
 
     @property
     def height(self) -> int:
@@ -303,8 +311,8 @@ class Filling(Protocol):
         """Return the bytes that `Reading.fill` takes beside some rows; None where rows come in `pieces` only."""
         ...
 
-    def reading(self, partition: Partition) -> Reading:
-        """Read labels and weights of a partition, and return what reads its features."""
+    def reading(self, partition: Partition, *, labels: bool = True) -> Reading:
+        """Read labels and weights of a partition, where they are wanted, and return what reads its features."""
         ...
 
     def soon(self, rows: range) -> None:

@@ -53,10 +53,11 @@ class Meter:
         return self.blocks.stage
 
     @contextlib.contextmanager
-    def stream(self, view: DataView, unit: Ints, step: int) -> Iterator[Iterator[Part] | None]:
+    def stream(self, view: DataView, unit: Ints, step: int, *, checked: bool = True) -> Iterator[Iterator[Part] | None]:
         """Go through a unit's rows, X, y and weight, as `BlockCache.stream`, and count them.
 
-        None also where the unit is a part of a partition.
+        None also where the unit is a part of a partition. Whoever takes features unchecked asks for `check` where
+        what it made of them is not finite.
         """
         index, start, stop = int(unit[0]), int(unit[2]), int(unit[3])
         if start or stop < view.partition(index).rows:
@@ -64,8 +65,17 @@ class Meter:
             return
         loader, budget = self.blocks.loader, self.blocks.budget
         self._streams = view.all_bytes > budget and stream_bytes(view, index, step, loader) is not None
-        with self.blocks.stream(view, index, step) as blocks:
+        with self.blocks.stream(view, index, step, checked=checked) as blocks:
             yield None if blocks is None else self._counted(blocks)
+
+    def check(self, view: DataView, unit: Ints, step: int) -> None:
+        """Read a partition's rows once more, and refuse the first that is not finite."""
+        with self.blocks.stream(view, int(unit[0]), step) as blocks:
+            for _ in blocks or ():
+                pass
+        if blocks is None:
+            with self.blocks.block(view, int(unit[0])):
+                pass
 
     def _counted(self, blocks: Iterator[Block]) -> Iterator[Part]:
         for block in blocks:

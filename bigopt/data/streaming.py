@@ -7,6 +7,8 @@ then saved, and so is the room for a block; where a core is idle it decodes the 
 Blocks of a stream hold a multiple of `step` rows, but for the last one, so that whoever folds rows in groups of `step`
 counted from the partition's first row gets the bits of the whole partition. Where chunks do not, the rows that are left
 over are copied to the front of the next chunk's memory.
+
+Whoever can tell from what it made of the rows that all were finite takes them unchecked.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from bigopt.data.loading import Filling, Loader
+from bigopt.data.loading import Loader
 from bigopt.data.preparation import Whitening
 from bigopt.data.rooms import DenseRoom
 from bigopt.data.view import NO_FEATURES, Block, DataView
@@ -46,8 +48,8 @@ def stream_bytes(view: DataView, index: int, step: int, loader: Loader) -> int |
         What the rows of a block are a multiple of.
     loader : Loader
     """
-    source = view.source
-    if view.split is not None or isinstance(view.scaling, Whitening) or not isinstance(source, Filling):
+    source = view.filler
+    if view.split is not None or isinstance(view.scaling, Whitening) or source is None:
         return None
     if source.waits:  # the chunks of a block are asked for together
         return None
@@ -60,23 +62,51 @@ def stream_bytes(view: DataView, index: int, step: int, loader: Loader) -> int |
     return 24 * partition.rows + min(WINDOW, -(-partition.rows // height)) * (beside + block)
 
 
-def stream(view: DataView, index: int, step: int, loader: Loader) -> Generator[Block, None, None]:
-    """Yield a partition's prepared rows in consecutive blocks.
-
-    A block is valid until the next is asked for. Where reading waits for a disk, the system is asked for the next chunk
-    while one is decoded.
+def labels_of(view: DataView, index: int) -> Block:
+    """Return a partition's prepared labels and weights: a block without features.
 
     Raises
     ------
     DataError
         As `DataView.load_raw`.
     """
-    partition, source, alone = view.partition(index), view.source, loader.alone
-    assert isinstance(source, Filling), "asked for before"
+    partition, source = view.partition(index), view.filler
+    assert source is not None, "asked for before"
     reading = source.reading(partition)
     y, weight = view.read_labels(partition, reading, np.ones(partition.rows, dtype=np.bool_))
-    labels = view.prepare(Block(NO_FEATURES, y, weight, 0, 0), features=False)
+    return view.prepare(Block(NO_FEATURES, y, weight, 0, reading.bytes_read), features=False)
 
+
+def stream(
+    view: DataView, index: int, step: int, loader: Loader, labels: Block | None = None, *, checked: bool = True
+) -> Generator[Block, None, None]:
+    """Yield a partition's prepared rows in consecutive blocks.
+
+    A block is valid until the next is asked for. Where reading waits for a disk, the system is asked for the next chunk
+    while one is decoded.
+
+    Parameters
+    ----------
+    view : DataView
+    index : int
+        Partition number.
+    step : int
+        What the rows of a block are a multiple of.
+    loader : Loader
+    labels : Block or None
+        What `labels_of` returned; None: they are read now.
+    checked : bool
+        Whether features that are not finite are refused.
+
+    Raises
+    ------
+    DataError
+        As `DataView.load_raw`.
+    """
+    partition, source, alone = view.partition(index), view.filler, loader.alone
+    assert source is not None, "asked for before"
+    labels = labels_of(view, index) if labels is None else labels
+    reading = source.reading(partition, labels=False)
     waits: list[int] = []
 
     def chunk(lo: int) -> Array:
@@ -87,7 +117,7 @@ def stream(view: DataView, index: int, step: int, loader: Loader) -> Generator[B
         begin = time.perf_counter() - time.thread_time()
         room = DenseRoom(step + hi - lo, len(source.columns), view.dtype, loader.memory).whole
         X = room[step:]
-        if not reading.fill(range(partition.start + lo, partition.start + hi), None, X, alone):
+        if not reading.fill(range(partition.start + lo, partition.start + hi), None, X, alone, checked=checked):
             view.check_finite(partition, lo, X)
         if time.perf_counter() - time.thread_time() - begin > _WAIT:
             waits.append(lo)
@@ -95,7 +125,7 @@ def stream(view: DataView, index: int, step: int, loader: Loader) -> Generator[B
             view.scaling.apply(X)
         return room
 
-    read = at = 0
+    at, before = 0, -labels.bytes_read
     over = np.empty((0, len(source.columns)), dtype=view.dtype)
     for room in loader.ordered([partial(chunk, lo) for lo in range(0, partition.rows, source.height)], WINDOW):
         first = step - len(over)
@@ -103,10 +133,11 @@ def stream(view: DataView, index: int, step: int, loader: Loader) -> Generator[B
         rows = len(room) - first
         rows -= rows % step if at + rows < partition.rows else 0
         over = room[first + rows :].copy()
-        before, read = read, reading.bytes_read
+        read = reading.bytes_read
         y, weight = (None if a is None else a[at : at + rows] for a in (labels.y, labels.weight))
         at += rows
         block = Block(room[first : first + rows], y, weight, 0, read - before)
+        before = read
         del room
         yield block
         del block

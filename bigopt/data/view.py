@@ -256,18 +256,23 @@ class DataView:
         y = _joined(labels)
         return Block(gathered.finish(), y, _joined(weights), skipped, bytes_read)
 
+    @cached_property
+    def filler(self) -> Filling | None:
+        """The source where it can decode rows to their place, and none may be left out."""
+        return self.source if isinstance(self.source, Filling) and not self.skip_bad else None
+
     def filling(self, rows: range, loader: Loader) -> int | None:
         """Return the bytes beside the rows when the source fills them in place, or None where it does not."""
-        if self.skip_bad or not isinstance(self.source, Filling):
+        if self.filler is None:
             return None
-        return self.source.beside(rows, loader, dtype=self.dtype, all_rows=self.split is None)
+        return self.filler.beside(rows, loader, dtype=self.dtype, all_rows=self.split is None)
 
     def _filled(self, partition: Partition, mask: Mask | None, loader: Loader) -> Block:
         """Load rows that the source decodes to their place; none are left out."""
-        assert isinstance(self.source, Filling), "asked for before"
+        assert self.filler is not None, "asked for before"
         keep = np.ones(partition.rows, dtype=np.bool_) if mask is None else mask
         room = DenseRoom(int(keep.sum()), len(self.source.columns), self.dtype, loader.memory)
-        reading = self.source.reading(partition)
+        reading = self.filler.reading(partition)
         y, weight = self.read_labels(partition, reading, keep)
         if not reading.fill(range(partition.start, partition.stop), mask, room.whole, loader):
             wrong = first_wrong(room.whole)

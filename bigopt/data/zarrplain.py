@@ -102,7 +102,9 @@ class PlainArray:
             return found
         return np.ascontiguousarray(found[:, np.array(columns) - low])
 
-    def read_into(self, store: Bring, rows: range, keep: Mask | None, X: Array, loader: Loader) -> bool:
+    def read_into(
+        self, store: Bring, rows: range, keep: Mask | None, X: Array, loader: Loader, *, checked: bool = True
+    ) -> bool:
         """Decode rows straight into an array, chunks side by side.
 
         Parameters
@@ -114,11 +116,13 @@ class PlainArray:
         X : ndarray, shape (wanted rows, width), float32 or float64
             Where they go, cast where they are stored otherwise.
         loader : Loader
+        checked : bool
+            Whether values are looked at.
 
         Returns
         -------
         bool
-            Whether all values are finite.
+            Whether all values are finite; True of those that were not looked at.
 
         Raises
         ------
@@ -136,10 +140,14 @@ class PlainArray:
                 wanted, target = np.flatnonzero(keep[first:last]), X[ends[first] : ends[last], share.place[1]]
             with np.errstate(over="ignore", invalid="ignore"):
                 self._bring(store, share, target, loader.memory.take, wanted)
-                fine.append(all_finite(target))
+                if checked:
+                    fine.append(all_finite(target))
 
         shares = self._shares(rows, 0, self.info.width)
-        loader.each([partial(job, share) for share in shares], waits=store.files.remote)
+        if len(shares) == 1:
+            job(shares[0])
+        else:
+            loader.each([partial(job, share) for share in shares], waits=store.files.remote)
         return all(fine)
 
     def beside(self, rows: range, stored: int, flight: int, *, direct: bool) -> int:

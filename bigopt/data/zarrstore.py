@@ -167,13 +167,13 @@ class ZarrSource:
         flight, direct = loader.flight(waits=self._files.remote), all_rows and dtype == self.X.dtype
         return self._plain.beside(rows, self._stored_bytes, flight, direct=direct)
 
-    def reading(self, partition: Partition) -> ZarrReading:
-        """Read labels and weights of a partition, and return what decodes its features."""
+    def reading(self, partition: Partition, *, labels: bool = True) -> ZarrReading:
+        """Read labels and weights of a partition, where they are wanted, and return what decodes its features."""
         store = self._store()
-        features = open_array(store, self.X)
+        features = open_array(store, self.X) if labels else self._plain
         assert isinstance(features, PlainArray), "asked for before"
-        labels, weight = self._beside_X(store, partition)
-        return ZarrReading(store, features, _columns(labels), weight)
+        y, weight = self._beside_X(store, partition) if labels else ([], None)
+        return ZarrReading(store, features, _columns(y), weight)
 
     def soon(self, rows: range) -> None:
         """Let the system fetch the chunks of X that hold some rows."""
@@ -234,9 +234,9 @@ class ZarrReading:
         """Bytes that came from the store until now."""
         return self.store.bytes_read
 
-    def fill(self, rows: range, keep: Mask | None, X: Array, loader: Loader) -> bool:
+    def fill(self, rows: range, keep: Mask | None, X: Array, loader: Loader, *, checked: bool = True) -> bool:
         """Decode features straight into X, chunks side by side; see `PlainArray.read_into`."""
-        return self.features.read_into(self.store, rows, keep, X, loader)
+        return self.features.read_into(self.store, rows, keep, X, loader, checked=checked)
 
 
 def _columns(parts: list[Array]) -> Array | None:

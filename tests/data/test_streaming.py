@@ -195,3 +195,64 @@ def test_slots_share_a_budget_that_holds_one_stream_at_a_time(stores: dict[str, 
         thread.join(60)
     assert rows == [ROWS] * 4
     assert blocks.held == 0
+
+
+def test_labels_of_what_comes_and_goes_are_read_once_where_there_is_room(stores: dict[str, Path]) -> None:
+    view = view_of(stores["ours"])
+    expected, budget = view.load(1), view.decoded_bytes(1) - 1
+    for most, kept in ((5000 * 12 - 1, False), (5000 * 12, True)):
+        blocks, read = BlockCache(budget), []
+        blocks._labels.most = most
+        for _ in range(3):
+            with blocks.stream(view, 1, STEP) as parts:
+                assert parts is not None
+                assert blocks.held <= budget
+                seen = [(block.y, block.weight, block.bytes_read) for block in parts]
+            for k, whole_of_it in enumerate((expected.y, expected.weight)):
+                assert np.concatenate([part[k] for part in seen]).tobytes() == whole_of_it.tobytes()
+            read.append(sum(part[2] for part in seen))
+        assert read[0] == expected.bytes_read
+        assert (read[1] < read[0]) is kept
+        assert read[1] == read[2]
+        assert blocks.held == blocks._labels.held == (5000 * 12 if kept else 0)
+        with blocks.stream(replace(view, dtype="float64"), 2, STEP) as parts:  # another view's go first
+            assert parts is not None
+            assert sum(len(block.X) for block in parts) == 3000
+        assert blocks.held == blocks._labels.held == 3000 * 16
+        with blocks.block(view, 2):  # and all of them before a block waits
+            assert blocks.held <= budget
+
+
+@pytest.mark.skipif(bool(compiled.missing()), reason=compiled.missing())
+@pytest.mark.parametrize("start", [0.0, 30.0])
+def test_a_sum_of_unchecked_rows_refuses_what_the_block_refuses(tmp_path: Path, start: float) -> None:
+    X, y, _ = columns()
+    X[7777, 5] = np.inf
+    group = zarr.open_group(str(tmp_path / "bad"), mode="w")
+    for name, values in (("X", X), ("y", y)):
+        chunks = (100, *values.shape[1:])
+        group.create_array(name, shape=values.shape, chunks=chunks, dtype=values.dtype)[...] = values
+    source = open_dataset(str(tmp_path / "bad"))
+    view = DataView(source.source, np.array([0, ROWS]), "float32", targets=Targets("binary", (0, 1)))
+    with pytest.raises(DataError) as expected:
+        view.load(0)
+    work = GradientSum(
+        LinearModel(COLUMNS, 1, BinaryCrossEntropy(), True), view, 0, "float64", 256, kernels=compiled.COMPILED
+    )
+    blocks, units = BlockCache(view.decoded_bytes(0) // 2), whole([0], np.diff(view.bounds))
+    with pytest.raises(DataError) as caught:
+        execute(blocks, work, (np.full(COLUMNS + 1, start),), 1, 0, units)
+    assert str(caught.value) == str(expected.value)
+    fine = replace(work, view=view_of_columns(tmp_path))
+    nodes, _ = execute(blocks, fine, (np.full(COLUMNS + 1, np.inf),), 1, 0, units)
+    assert not np.isfinite(nodes[0, 0].grad).all()  # a run that diverges is not refused here
+
+
+def view_of_columns(folder: Path) -> DataView:
+    X, y, _ = columns()
+    group = zarr.open_group(str(folder / "fine"), mode="w")
+    for name, values in (("X", X), ("y", y)):
+        chunks = (100, *values.shape[1:])
+        group.create_array(name, shape=values.shape, chunks=chunks, dtype=values.dtype)[...] = values
+    source = open_dataset(str(folder / "fine")).source
+    return DataView(source, np.array([0, ROWS]), "float32", targets=Targets("binary", (0, 1)))

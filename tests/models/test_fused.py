@@ -227,3 +227,18 @@ def test_another_set_is_refused() -> None:
     assert compiled.uses_compiled(compiled.identity("compiled"))
     with pytest.raises(ClusterError, match="the driver's 'compiled \\(numba 0.1"):
         compiled.uses_compiled("compiled (numba 0.1, llvmlite 0.1, cray-1)")
+
+
+@pytest.mark.parametrize("name", list(POINTS))
+@pytest.mark.parametrize("wrong", [np.inf, -np.inf, np.nan])
+def test_rows_that_are_not_finite_make_a_gradient_that_is_not(name: str, wrong: float) -> None:
+    """Whatever their residual: who reads rows unchecked relies on it."""
+    for d, start in ((3, 0.0), (8, 0.0), (11, 40.0)):
+        model, params, X, y, _ = problem(name, "float32", 37, d)
+        for weight in (None, np.zeros(37)):
+            for row, column in ((0, 0), (18, d - 1), (36, d // 2)):
+                at, values = np.full_like(params, start), X.copy()
+                values[row, column] = wrong
+                found = fused.fused_sum(model, at, values, y, weight)
+                assert found is not None
+                assert not np.isfinite(found[0][column])
