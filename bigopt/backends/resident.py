@@ -21,6 +21,7 @@ from bigopt.backends.peers import Exchange
 from bigopt.backends.segments import Pool
 from bigopt.backends.slices import Keeper, Slice
 from bigopt.backends.wire import Wire
+from bigopt.core.buffers import Ahead
 from bigopt.core.codec import wire
 from bigopt.core.errors import BigoptError, ConfError, DataError
 from bigopt.core.tree import Node
@@ -158,16 +159,23 @@ class Resident:
     works: dict[int, Work | BigoptError] = field(default_factory=dict)
     watched: Watched = field(default_factory=Watched)
     keeper: Keeper = field(default_factory=Keeper)
+    ahead: Ahead = field(default_factory=Ahead)
 
     def turn(self, wire: Wire) -> bool:
         """Answer one message; return whether another may come.
 
-        The inputs die with the call of `answer`, so that their memory is given back with the reply.
+        The inputs die with the call of `answer`, so that their memory is given back with the reply. While the driver
+        makes its step the next rows are gathered.
         """
+        self.blocks.buffers.ahead = self.ahead
         reply = self.answer(wire.receive()[0])
-        if reply is not None and not isinstance(reply, Stop):
+        if isinstance(reply, Stop):
+            return False
+        if reply is not None:
             wire.send(reply)
-        return not isinstance(reply, Stop)
+            del reply
+            self.ahead.gather()
+        return True
 
     def answer(self, message: Any) -> Done | Lost | Failed | Stop | None:
         """Do what a message asks for; only an order has an answer, and `Stop`, which is returned."""
@@ -182,7 +190,10 @@ class Resident:
         if isinstance(message, Install):
             self.works[message.number] = checked(message)
             return None
-        return answer(self.blocks, self.works[message.work], message, self.watched, self.keeper)
+        reply = answer(self.blocks, self.works[message.work], message, self.watched, self.keeper)
+        if len(message.units) > 1:
+            self.ahead.forget()
+        return reply
 
 
 def answer(
@@ -192,6 +203,7 @@ def answer(
     try:
         if isinstance(work, BigoptError):
             raise work
+        blocks.kept.slot = task.slot
         if on_card(work):
             blocks.use_card(task.slot)
         where = task.leaves, task.start, task.units, task.ahead

@@ -21,7 +21,7 @@ import os
 import re
 import secrets
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
@@ -47,11 +47,13 @@ def wire(cls: C) -> C:
     return cls
 
 
-@functools.cache
-def _fields(cls: type) -> tuple[str, ...]:
+def _declared(cls: Any) -> tuple[str, ...]:
     if dataclasses.is_dataclass(cls):
         return tuple(f.name for f in dataclasses.fields(cls) if f.init)
-    return tuple(cls._fields)  # type: ignore[attr-defined]
+    return tuple(cls._fields)
+
+
+_fields: Final[Callable[[Any], tuple[str, ...]]] = functools.cache(_declared)
 
 
 def pack(value: Any) -> tuple[Any, list[Array]]:

@@ -15,6 +15,7 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client
 from typing import Any
 
+import numpy as np
 import pytest
 from probes import MEMORY, SIZES, direct, run_round, same, vector, view, wait_until
 
@@ -25,8 +26,14 @@ from bigopt.backends.testing import Probe
 from bigopt.core import codec
 from bigopt.core.codec import wire
 from bigopt.core.errors import ClusterError, ConfError, DataError
+from bigopt.data.cache import BlockCache
+from bigopt.data.memory import from_arrays
 from bigopt.data.plan import homes
 from bigopt.data.synthetic import SyntheticSource
+from bigopt.data.view import DataView
+from bigopt.models.linear import LinearModel
+from bigopt.models.losses import SquaredLoss
+from bigopt.work import GradientSum, execute
 
 
 @pytest.fixture
@@ -367,3 +374,37 @@ def test_a_driver_that_is_killed_takes_its_workers_and_its_memory_with_it(tmp_pa
             worker.kill()
             worker.wait()
     assert not any("bigopt" in name for name in os.listdir("/dev/shm"))
+
+
+class Carried:
+    """A carrier of messages that lie here already."""
+
+    def __init__(self, *messages: Any) -> None:
+        self.messages = list(messages)
+        self.sent: list[Any] = []
+
+    def receive(self) -> tuple[Any, int]:
+        return self.messages.pop(0), 0
+
+    def send(self, value: Any) -> int:
+        self.sent.append(codec.copied(value))
+        return 0
+
+
+def test_the_next_rows_are_gathered_between_two_orders_with_the_same_bits():
+    rng = np.random.default_rng(2)
+    data = DataView(from_arrays(rng.normal(size=(60, 8)), rng.normal(size=60)).source, view().bounds, "float64")
+    work, params = GradientSum(LinearModel(8, 1, SquaredLoss()), data, 5, "float64", 16), rng.normal(size=9)
+    parts = [np.array([[0, 0, lo, lo + 12]]) for lo in (0, 12, 24, 36)]
+    whole = np.concatenate(parts[:2])
+    tasks = [resident.Task(k, 0, k, 0, len(u), 0, u, (), (params,)) for k, u in enumerate([*parts, whole])]
+    worker, wire_ = resident.Resident(BlockCache(MEMORY), {0: work}), Carried(*tasks, resident.Stop())
+    for start in (12, 24, 36, 48):
+        assert worker.turn(wire_)
+        assert worker.ahead._filled[1] == start
+    assert worker.turn(wire_)
+    assert worker.ahead._filled is worker.ahead._next is None
+    assert not worker.turn(wire_)
+    for task, done in zip(tasks, wire_.sent, strict=True):
+        nodes, _ = execute(BlockCache(MEMORY), work, (params,), len(task.units), 0, task.units)
+        assert [same(a, b) for a, b in zip(done.values, nodes.values(), strict=True)] == [True]
