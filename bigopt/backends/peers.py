@@ -87,9 +87,10 @@ class PeerAt(NamedTuple):
 
 @wire
 class Found(NamedTuple):
-    """The answer of `FindPeer`: where, or why others cannot reach this worker."""
+    """The answer of `FindPeer`: where, and which slot this is; or why others cannot reach this worker."""
 
     at: PeerAt | None
+    slot: int = 0
     reason: str = ""
 
     def merge(self, other: Found) -> Found:
@@ -419,15 +420,16 @@ class FindPeer:
         """Begin to listen, unless that has been done here."""
         kept = meter.blocks.kept
         if not kept.secret:
-            return Found(None, "they were placed without a channel")
+            return Found(None, kept.slot, "they were placed without a channel")
         peer = kept.get(self.run, _PEER, 0, 0)
         if peer is None:
             try:
                 peer = Peer(kept, self.patience)
             except OSError as error:
-                return Found(None, f"one on {socket.gethostname()} cannot listen at {kept.towards}'s network: {error}")
+                reason = f"one on {socket.gethostname()} cannot listen on the network of {kept.towards}: {error}"
+                return Found(None, kept.slot, reason)
             kept.put(self.run, _PEER, 0, 0, peer)
-        return Found(peer.at)
+        return Found(peer.at, kept.slot)
 
 
 @wire

@@ -9,7 +9,7 @@ A `PeerRound` is a `Round` whose sums the workers add themselves (`bigopt.backen
 3. a deal in which anybody was lost is void as a whole. Nothing of it is accepted, all slots are asked again, and the
    round is dealt anew, as often as ``backend.retries`` says. The tree knows units only, so the bits stay the same.
 
-Where workers turn out not to reach each other the driver adds, as in any other round.
+Where workers turn out not to reach each other, or one alone is left, the driver adds, as in any other round.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ LEAST_BYTES: Final = 16_000_000
 """Bytes of a vector above which workers add by themselves where nobody says who should."""
 LEAST_SLOTS: Final = 3
 """Slots from which on they do; with two the driver moves hardly more."""
+_FEWEST: Final = 2
 _APART: Final = 2
 """Deals in a row in which workers that were there did not reach each other, after which they are not asked again."""
 
@@ -99,7 +100,7 @@ class Peers:
             return False
         size, slots = work.model.layout.size, len(np.unique(homes))
         if self.always:
-            return slots > 1 and size >= slots
+            return slots >= _FEWEST and size >= slots
         return slots >= LEAST_SLOTS and size * np.dtype(work.dtype).itemsize > self._least
 
     def kind(self, work: Work, inputs: tuple[Any, ...], homes: Ints) -> Callable[..., Round]:
@@ -182,6 +183,7 @@ class PeerRound(Round):
         self._lost = 0
         self._reason = ""
         self._broken = self._died = False
+        self._alone = False
         self._fresh = False  # whether all were found in this round
         self._absent: set[int] = set()
         self._unreached: set[int] = set()
@@ -191,7 +193,7 @@ class PeerRound(Round):
 
     @property
     def _plain(self) -> bool:
-        return self._root is None and self._peers.off
+        return self._root is None and (self._alone or self._peers.off)
 
     @property
     def value(self) -> Any:
@@ -223,15 +225,10 @@ class PeerRound(Round):
 
     def _deal(self) -> list[Order]:
         """Return one order for each worker: its slot's units, and those of empty slots up to the next worker's."""
-        members: dict[str, int] = {}
-        for slot in self._slots:
-            if slot in self._peers.known:
-                members.setdefault(self._peers.known[slot].token, slot)
-        self._members = sorted(members.values())
-        for slot in set(self._slots).difference(self._members):  # another slot's worker answered for it
-            self._peers.known.pop(slot, None)
-        if not self._members:
-            return self._again_all("no worker was found")
+        self._members = [slot for slot in self._slots if slot in self._peers.known]
+        if len(self._members) < _FEWEST:
+            self._alone = True
+            return super().orders()
         self._begin(list(range(len(self._members))))
         assert isinstance(self.work, GradientSum)
         work = self._peers.exchange(self.work, tuple(self._peers.known[slot] for slot in self._members))
@@ -288,7 +285,8 @@ class PeerRound(Round):
         (found,) = arrival.nodes.values()
         assert isinstance(found, Found)
         if found.at is not None:
-            self._peers.known[arrival.order.slot] = found.at
+            if found.slot == arrival.order.slot:  # else a worker of another slot answered for an empty one
+                self._peers.known[found.slot] = found.at
         elif not self._peers.off:
             self._peers.give_up(found.reason)
 

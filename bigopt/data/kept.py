@@ -58,11 +58,14 @@ class Kept:
         The key of the channel that this worker was placed with: what it proves to other workers. Empty without one.
     towards : str
         A host on whose network they meet: the driver's.
+    slot : int
+        Which this process is for the driver, as its last order said.
     """
 
     def __init__(self) -> None:
         self.secret = b""
         self.towards = "127.0.0.1"
+        self.slot = 0
         self._run = ""
         self._values: dict[tuple[str, int], dict[int, Any]] = {}
         self._lock = threading.Lock()

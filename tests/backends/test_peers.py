@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +19,10 @@ from problems import files, run, run_on
 from bigopt.backends.channel import Hub, serve
 from bigopt.backends.ledger import Ledger, Rounds
 from bigopt.backends.local import LocalSession
-from bigopt.backends.peers import Exchange, FindPeer
+from bigopt.backends.peers import Board, Exchange, FindPeer, NotYet, Over, Want, bounds
 from bigopt.backends.peers_round import Peers
+from bigopt.backends.testing import Probe, Unreliable
+from bigopt.core.errors import ClusterError
 from bigopt.core.sums import Sums
 from bigopt.core.vectors import dense
 from bigopt.data.plan import homes, whole
@@ -24,7 +30,7 @@ from bigopt.data.synthetic import SyntheticSource
 from bigopt.data.view import DataView, Targets
 from bigopt.models.linear import LinearModel
 from bigopt.models.losses import SquaredLoss
-from bigopt.work import GradientSum
+from bigopt.work import Arrival, GradientSum, Order
 
 UNITS = whole(np.arange(len(SIZES)), SIZES)
 
@@ -91,6 +97,158 @@ def test_a_round_among_workers_has_the_bits_and_counts_of_one_on_the_driver(hub,
     assert np.concatenate(down).tobytes() == PARAMS.tobytes()  # the driver sends p numbers, and receives p
     up = [a.nodes for a in recorder.arrivals if isinstance(a.order.work, Exchange)][:slots]
     assert sum(len(dense(value.grad)) for nodes in up for value in nodes.values()) == 9
+
+
+def test_what_is_shown_is_of_one_round():
+    board, nodes = Board(), {(0, 0): PARAMS}
+    board.begin((3, 2))
+    assert board.look(Want(3, 2, "sums", 0, 1), 0.0) == NotYet()
+    assert board.look(Want(4, 1, "sums", 0, 1), 0.0) == NotYet()  # this worker's order is still on its way
+    assert board.look(Want(3, 1, "sums", 0, 1), 9.0) == Over()  # an earlier deal
+    later = threading.Timer(0.05, board.show, ("sums", nodes))
+    later.start()
+    assert board.look(Want(3, 2, "sums", 0, 1), 9.0) is nodes
+    board.give_up()
+    assert board.look(Want(3, 2, "sums", 0, 1), 9.0) is nodes
+    assert board.look(Want(3, 2, "params", 0, 1), 9.0) == Over()
+    board.begin((4, 1))
+    assert board.look(Want(3, 2, "sums", 0, 1), 9.0) == Over()
+    later.join()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_slices_are_the_vector_without_gaps(count):
+    parts = [np.arange(10)[bounds(10, number, count)] for number in range(count)]
+    assert np.concatenate(parts).tolist() == list(range(10))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_lost_repeated_and_late_arrivals_change_nothing(hub):
+    bad, rounds, want = Unreliable(hub, 5, lose=0.2, repeat=0.3, late=0.4), among(40), expected()
+    for _ in range(10):
+        assert same(one_round(bad, rounds, 3), want)
+    ledger = rounds.ledger
+    assert ledger.accepted == ledger.planned == 10 * len(SIZES)
+    assert ledger.rows == 10 * SIZES.sum()
+    assert ledger.duplicates > 0
+    assert ledger.lost > 0
+    assert bad.lost > 2
+
+
+def test_a_round_that_is_dealt_again_computes_only_what_it_has_not(hub):
+    """One order of the first deal is lost, its worker is not: the other slots have their nodes still."""
+
+    class Losing(Recorder):
+        def wait(self) -> Arrival:
+            arrival = super().wait()
+            first = isinstance(arrival.order.work, Exchange) and arrival.order.attempt == 2
+            return Arrival(arrival.order, lost="on purpose") if first and arrival.order.slot == 1 else arrival
+
+    rounds, recorder = among(), Losing(hub)
+    assert same(one_round(recorder, rounds, 3), expected())
+    dealt = [a for a in recorder.arrivals if isinstance(a.order.work, Exchange)]
+    assert [a.order.attempt for a in dealt] == [2, 2, 2, 4, 4, 4]
+    seconds = [{a.order.slot: a.stats.seconds for a in part} for part in (dealt[:3], dealt[3:])]
+    assert seconds[0] == seconds[1]  # the stats of the one time they were computed
+    assert rounds.ledger.accepted == rounds.ledger.planned == len(SIZES)
+    assert rounds.ledger.lost == len(SIZES)
+    with pytest.raises(ClusterError, match="were lost 1 times: on purpose"):
+        one_round(Losing(hub), among(retries=0), 3)
+
+
+def test_slots_without_a_worker_are_those_of_the_one_before(hub):
+    rounds, recorder = among(), Recorder(hub)
+    for _ in range(2):
+        assert same(one_round(recorder, rounds, 5), expected())
+    members = [len(order.work.peers) for order in recorder.orders if isinstance(order.work, Exchange)]
+    assert members == [3] * 6
+    assert rounds.ledger.lost == 0
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_where_workers_do_not_reach_each_other_the_driver_adds_or_says_so(hub, monkeypatch, always):
+    def refuse(at: object, patience: float) -> object:
+        raise ConnectionRefusedError("a wall")
+
+    monkeypatch.setattr("bigopt.backends.peers._socket_to", refuse)
+    said: list[str] = []
+    rounds = among()
+    rounds.peers = Peers(always=always, patience=20.0, tell=said.append, least=8)
+    if always:
+        with pytest.raises(ClusterError, match="workers cannot add among themselves: .* a wall"):
+            one_round(hub, rounds, 3)
+        return
+    for _ in range(2):
+        assert same(one_round(hub, rounds, 3), expected())
+    assert [text.split(":")[0] for text in said] == ["reduce", "warning"]
+    assert rounds.ledger.accepted == rounds.ledger.planned == 2 * len(SIZES)
+
+
+def test_workers_without_a_channel_leave_the_sums_to_the_driver():
+    said: list[str] = []
+    rounds = among()
+    rounds.peers = Peers(always=False, patience=20.0, tell=said.append, least=8)
+    session = LocalSession(1, MEMORY)
+    assert same(one_round(session, rounds, 3), expected())
+    assert said == ["warning: workers cannot add among themselves, the driver does: they were placed without a channel"]
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("slots", "least", "taken"), [(2, 8, False), (3, 8, True), (3, 72, False), (3, 71, True)], ids=str
+)
+def test_auto_lets_workers_add_large_vectors_of_three_slots(slots, least, taken):
+    peers = Peers(always=False, patience=1.0, least=least)
+    assert peers.takes(WORK, (PARAMS,), homes(SIZES, slots)) is taken
+    assert not peers.takes(Probe(WORK.view), (PARAMS,), homes(SIZES, slots))
+
+
+def unix_sockets() -> set[str]:
+    return {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if "@bigopt-" in line}
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_in_the_middle_is_no_ones_worry():
+    """It is stopped first: the others have computed and wait for its sums when it dies."""
+    before, hub, rounds, processes = unix_sockets(), Hub(3, timeout=60.0), among(), []
+
+    def start(name: str) -> None:
+        code = f"from bigopt.backends.channel import serve; serve({hub.addresses!r}, {hub.key!r}, 10**8, {name!r})"
+        processes.append(subprocess.Popen([sys.executable, "-c", code]))
+
+    class Deadly(Recorder):
+        def submit(self, order: Order) -> None:
+            if isinstance(order.work, Exchange) and order.ticket == 2 and order.slot == 1 and order.attempt == 1:
+                (pid,) = (link.hello.pid for link in hub.links if link.slot == 1)
+                os.kill(pid, signal.SIGSTOP)
+                threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
+            super().submit(order)
+
+    try:
+        for name in "abc":
+            start(name)
+        hub.wait_for_workers(3)
+        recorder = Deadly(hub)
+        for k in range(4):
+            if k == 3:
+                start("d")
+                hub.wait_for_workers(3)
+            params = PARAMS * (k + 1)
+            assert same(one_round(recorder, rounds, 3, params=params), expected(params=params)), k
+        dealt = [order for order in recorder.orders if isinstance(order.work, Exchange)]
+        assert [(o.ticket, len(o.work.peers)) for o in dealt] == [(1, 3)] * 3 + [(2, 3)] * 3 + [(2, 2)] * 2 + [
+            (3, 2)
+        ] * 2 + [(4, 3)] * 3
+        ledger = rounds.ledger
+        assert ledger.accepted == ledger.planned == 4 * len(SIZES)
+        assert ledger.rows == 4 * SIZES.sum()
+        assert ledger.lost == len(SIZES)
+        assert len(unix_sockets() - before) == 3
+    finally:
+        hub.close()
+        codes = [process.wait(20) for process in processes]
+    assert sorted(codes) == [-signal.SIGKILL, 0, 0, 0]
+    assert unix_sockets() == before
 
 
 KEYS = [
