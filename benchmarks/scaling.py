@@ -24,7 +24,7 @@ import numpy as np
 
 from bigopt.backends.ledger import Ledger, Rounds
 from bigopt.config import load_conf
-from bigopt.costs import CLUSTER, FITTED, Rates, Round, best_slots, fit, parts, seconds, tree_parts
+from bigopt.costs import CLUSTER, FITTED, Rates, Round, best_slots, fit, parts, peers_parts, seconds, tree_parts
 from bigopt.data.plan import homes, whole
 from bigopt.data.synthetic import SyntheticSource
 from bigopt.data.view import DataView, Targets
@@ -183,6 +183,9 @@ def predictions(rates: Rates) -> list[str]:
         )
     best = {n: best_slots(Round(2 * n * 100, 4 * n * 100, 0.0, 808.0, 1, int(n / 1e5)), cluster) for n in (1e9, 1e11)}
     wide = best_slots(Round(3e9 * 203_264, 3e9 * 784, 0.0, 8 * 203_530.0, 1, 100_000), cluster)
+    many = {s: Round(0.0, 0.0, 0.0, 8e7, s, s) for s in (100, 1_000)}
+    flat_vectors, flat_more = (sum(parts(work, cluster)[k] for k in ("down", "up")) for work in many.values())
+    peer_vectors, peer_more = (sum(peers_parts(work, cluster)[k] for k in ("down", "up")) for work in many.values())
     lines += [
         "",
         "## Where it saturates, and what to change there",
@@ -194,7 +197,14 @@ def predictions(rates: Rates) -> list[str]:
         "- **Vectors** decide where parameters are many: 10^7 parameters in float64 are 80 MB, so a round of 100",
         f"  workers moves {show(100 * 8e7 / cluster.down)} of vectors down and as much up through one network card.",
         "  Remedies, in this order: `run.dtype: float32`, fewer lanes, larger batches, local steps",
-        "  (`strategy.name: local_sgd`), a tree, model parallelism.",
+        "  (`strategy.name: local_sgd`), workers that add among themselves, model parallelism.",
+        "- **Workers that add among themselves** (`backend.reduce: workers`; by itself from 3 slots and 16 MB on):",
+        "  slot j owns slice j of the vector, and the driver moves one vector each way instead of one a worker. All",
+        "  workers exchange at once, so that the vectors of that round take",
+        f"  {show(flat_vectors)} with 100 workers flat and {show(peer_vectors)} among them, with 1,000 workers "
+        f"{show(flat_more)}",
+        f"  and {show(peer_more)}. The price is a message of every worker to every other: 10^6 small ones at 1,000",
+        "  workers, which is where slots should be fewer and larger.",
         "- **The driver's memory** does not grow with workers times vectors: above 16 MB a gradient leaves its",
         "  workers in slices (`bigopt.backends.slices`), one after another, with the same bits. The driver then holds",
         "  params, what the optimizer keeps, one gradient and `workers x nodes x 16 MB`. Measured with 10^7",

@@ -177,6 +177,34 @@ def tree_parts(work: Round, rates: Rates, fan_in: int) -> dict[str, float]:
     }
 
 
+def peers_parts(work: Round, rates: Rates) -> dict[str, float]:
+    """Return the parts of a round whose sums the workers add among themselves (``backend.reduce: workers``).
+
+    Parameters
+    ----------
+    work : Round
+    rates : Rates
+        A worker's network is taken to be as fast as the driver's.
+
+    Returns
+    -------
+    dict
+        As `parts`.
+
+    Notes
+    -----
+    The driver sends one vector and receives one. All slots at once collect the params, (s - 1) / s of a vector, and
+    send each other as much of each of their nodes.
+    """
+    busy = min(work.slots, work.units)
+    others = (busy - 1) / busy
+    return {
+        **parts(work, rates),
+        "down": (1 + others) * work.vector_bytes / rates.down,
+        "up": (1 + others * work.nodes / busy) * work.vector_bytes / rates.up,
+    }
+
+
 def best_slots(work: Round, rates: Rates) -> int:
     """Return the number of slots at which a flat round is fastest: more would cost the driver more than the Map gains.
 

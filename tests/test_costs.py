@@ -16,6 +16,7 @@ from bigopt.costs import (
     fit,
     message_factor,
     parts,
+    peers_parts,
     seconds,
     ticket,
     tree_parts,
@@ -63,6 +64,17 @@ def test_more_slots_than_the_best_are_slower() -> None:
     assert here < seconds(replace(work, slots=min(10_000, best * 8)), CLUSTER)
     many = replace(work, slots=10_000)
     assert sum(tree_parts(many, CLUSTER, 32).values()) < seconds(many, CLUSTER)
+
+
+def test_workers_that_add_among_themselves_by_hand() -> None:
+    rates = Rates(1e-3, 1e-4, 1e9, 4e9, 1e9, 1e9, 2e9, 4e9)
+    work = Round(multiply_adds=4e6, row_bytes=8e6, stored_bytes=0.0, vector_bytes=8e5, slots=4, units=8)
+    found, flat = peers_parts(work, rates), parts(work, rates)
+    assert found["down"] == pytest.approx(8e5 / 1e9 * (1 + 3 / 4))  # the driver's, and what a worker lacks
+    assert found["up"] == pytest.approx(8e5 / 2e9 * (1 + 2 * 3 / 4))  # two nodes a slot
+    assert {k: v for k, v in found.items() if k not in ("down", "up")} == {
+        k: v for k, v in flat.items() if k not in ("down", "up")
+    }
 
 
 def test_messages_of_a_ticket_by_hand() -> None:
