@@ -1,8 +1,8 @@
 """Rows of Parquet files: one column a feature, or one fixed-size-list column for all of them.
 
-A row group is read column chunk by column chunk, its pages decoded in batches of about a megabyte of rows, so that no
-more than a batch is held beside the compressed bytes. With a manifest a row group's bytes are fetched in one range and
-compared with the manifest first; without one they are streamed, and page checksums verified where the file has them.
+A row group is read column chunk by column chunk, its pages decoded in batches of at most about two megabytes, so that
+no more than a batch is held beside the compressed bytes. With a manifest a row group's bytes are fetched in one range
+and compared with the manifest first; without one they are streamed, and page checksums verified where the file has any.
 Nulls are looked for before anything is converted (Arrow's ``flatten`` would drop rows).
 """
 
@@ -28,9 +28,10 @@ from bigopt.data.manifest import Manifest, expected_manifest, read_manifest
 from bigopt.data.parquetmeta import group_range, read_footer
 from bigopt.data.source import Array, Partition, Rows
 
-PIECE_BYTES: Final = 1 << 20
+PIECE_BYTES: Final = 2 << 20
 PIECE_ROWS: Final = 1 << 16
 STREAM_BYTES: Final = 1 << 20
+_TENSORS: Final = frozenset({"float32", "float64", "int32", "int64", "int16", "uint8", "int8", "uint16"})
 _FAILURES: Final = (pa.ArrowException, OSError, ValueError, RuntimeError, MemoryError, EOFError)
 
 
@@ -258,13 +259,22 @@ class ParquetSource:
             X = self._listed(batch, self.feature_list, at, bad)
             X = X[:, list(self.picks)] if self.picks else X
         else:
-            X = np.empty((len(batch), len(self.columns)), dtype=self.stored)
-            for j, name in enumerate(self.columns):
-                X[:, j] = self._vector(batch, name, at, bad)
+            X = self._columns(batch, at, bad)
         labels = [self._vector(batch, name, at, bad) for name in self.target]
         y = labels[0] if len(labels) == 1 else np.column_stack(labels) if labels else None
         weight = None if self.weight is None else self._vector(batch, self.weight, at, bad)
         return Rows(X, y, weight, 0, bad)
+
+    def _columns(self, batch: Any, at: Any, bad: Array | None) -> Array:
+        """Return one column a feature as rows: by Arrow where all have one type and no nulls, else one by one."""
+        features, kind = batch.select(list(self.columns)), pa.from_numpy_dtype(np.dtype(self.stored))
+        alike = self.stored in _TENSORS and all(field.type == kind for field in features.schema)
+        if alike and not any(column.null_count for column in features.columns):
+            return np.asarray(features.to_tensor(row_major=True).to_numpy())
+        X = np.empty((len(batch), len(self.columns)), dtype=self.stored)
+        for j, name in enumerate(self.columns):
+            X[:, j] = self._vector(batch, name, at, bad)
+        return X
 
     def _sparse(self, batch: Any, at: Any, bad: Array | None) -> CSR:
         """Return the lists as rows (of unknown width); a null list is a bad row without values."""

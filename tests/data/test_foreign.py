@@ -17,7 +17,7 @@ import zarr
 from bigopt.core.errors import BigoptError, ConfError, DataError
 from bigopt.data.inspect import inspect_dataset
 from bigopt.data.open import open_dataset
-from bigopt.data.source import NUMERIC, Source, block_dtype, coalesce, common_dtype
+from bigopt.data.source import NUMERIC, Partition, Source, block_dtype, coalesce, common_dtype
 
 from .helpers import rows_of, table, travelled
 
@@ -226,6 +226,20 @@ def test_parquet_files_in_order_of_name_and_columns_by_name(tmp_path: Path) -> N
     assert dataset.source.identity() == dataset.source.fingerprint
     with pytest.raises(ConfError, match="names no target"):
         open_dataset(str(folder))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int8", "uint8", "int16", "int64", "uint32", "bool"])
+def test_parquet_columns_of_one_type_in_any_cut(tmp_path: Path, dtype: str) -> None:
+    X = (np.random.default_rng(5).random((700, 5)) * 120).astype(dtype)
+    data: dict[str, Any] = {f"c{j}": X[:, j] for j in range(5)}
+    pq.write_table(pa.table({**data, "t": np.arange(700)}), tmp_path / "d.parquet", row_group_size=300)
+    source = open_dataset(str(tmp_path / "d.parquet"), target="t", features=["c3", "c0", "c4"]).source
+    for start, rows in ((0, 700), (17, 290), (301, 399), (299, 2)):
+        pieces = list(source.pieces(Partition(0, start, rows)))
+        found = np.concatenate([piece.X for piece in pieces])
+        assert (found.dtype, source.stored) == (np.dtype(dtype), dtype)
+        np.testing.assert_array_equal(found, X[start : start + rows][:, [3, 0, 4]])
+        assert all(piece.X.flags.c_contiguous for piece in pieces)
 
 
 def test_parquet_list_column(tmp_path: Path) -> None:
