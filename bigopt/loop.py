@@ -89,6 +89,7 @@ class Loop:
         self.on_step = on_step
         self.audit = audit
         self.anchor = anchor
+        self._brings = isinstance(machine, Afar)  # to ask a protocol takes longer than to write the record of a step
 
     def save(self, *, back: bool = False) -> Path:
         """Write a checkpoint of the state between two steps; `back`: later ones are dropped."""
@@ -151,7 +152,7 @@ class Loop:
     def params(self) -> Array:
         """Return the current parameters, brought here where they lie on workers."""
         machine, session = self.machine, self.session
-        while isinstance(machine, Afar) and not machine.here:
+        while self._brings and isinstance(machine, Afar) and not machine.here:
             self._submit(machine.bring(session.slots))
             self._submit(machine.handle(self.rounds.wait(session)))
         return machine.params

@@ -16,7 +16,8 @@ class AdamSteps(Base):
 
     ``SIZE DTYPE`` is the change with its addition to the parameters: what torch's ``step`` does. ``tell SIZE DTYPE``
     is the whole update of a run: the mean, the gradient's norm (refused where it is not finite), the transform, and
-    the new parameters in a buffer of their own. Gradients are made before the clock starts, as the Map makes them.
+    the new parameters in a buffer of their own. Each gradient is written while the clock stands, as the Reduce does it:
+    just before its step, to memory that is used again (torch's step leaves its gradient, and finds it where it was).
 
     Parameters
     ----------
@@ -26,6 +27,7 @@ class AdamSteps(Base):
 
     def __init__(self, cases: list[tuple[int, str, int]]) -> None:
         from bigopt.core import compiled
+        from bigopt.core.buffers import Buffers
         from bigopt.core.layout import Block, Layout
         from bigopt.optim.build import build_method
 
@@ -41,6 +43,7 @@ class AdamSteps(Base):
                     "name": f"{size} {dtype}",
                     "steps": steps,
                     "grad": grad,
+                    "memory": Buffers(),
                     "method": method,
                     "state": state,
                     "inner": method.transform.init(params, layout),
@@ -50,31 +53,33 @@ class AdamSteps(Base):
             )
 
     def _update(self, case: dict[str, Any]) -> float:
-        grads = [case["grad"].copy() for _ in range(case["steps"])]
         params, inner, transform = case["params"], case["inner"], case["method"].transform
-        begin = time.perf_counter()
-        for grad in grads:
+        seconds = 0.0
+        for _ in range(case["steps"]):
+            grad = _written(case)
             case["count"] += 1
+            begin = time.perf_counter()
             if hasattr(transform, "moved"):  # compiled: change and addition in one pass
                 params, inner = transform.moved(grad, inner, params, case["count"], 1e-3)
             else:
                 delta, inner = transform.update(grad, inner, params, case["count"], 1e-3)
                 params = np.add(params, delta, out=delta)
-        seconds = (time.perf_counter() - begin) / len(grads)
+            seconds += time.perf_counter() - begin
         case["params"], case["inner"] = params, inner
-        return seconds
+        return seconds / case["steps"]
 
     def _tell(self, case: dict[str, Any]) -> float:
         from bigopt.core.sums import Sums
 
-        sums = [Sums(case["grad"].copy(), 0.0, 1.0, 1) for _ in range(case["steps"])]
         state, tell = case["state"], case["method"].tell
-        begin = time.perf_counter()
-        for told in sums:
+        seconds = 0.0
+        for _ in range(case["steps"]):
+            told = Sums(_written(case), 0.0, 1.0, 1)
+            begin = time.perf_counter()
             state, _ = tell(state, told, 1.0, 0.0)
-        seconds = (time.perf_counter() - begin) / len(sums)
+            seconds += time.perf_counter() - begin
         case["state"] = state
-        return seconds
+        return seconds / case["steps"]
 
     def run(self) -> dict[str, float]:
         """Return seconds of a step of each case."""
@@ -91,6 +96,13 @@ class AdamSteps(Base):
     def check(self) -> dict[str, float]:
         """Return the mean squares of the parameters, added up: as the peer's where all made the same steps."""
         return {"loss": sum(mean_square(case["state"].params) for case in self._cases)}
+
+
+def _written(case: dict[str, Any]) -> Any:
+    """Return a gradient as the Reduce leaves it."""
+    grad = case["memory"].lend(case["grad"].size, case["grad"].dtype)
+    grad[...] = case["grad"]
+    return grad
 
 
 class TorchSteps(Base):

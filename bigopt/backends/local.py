@@ -15,7 +15,7 @@ from collections import Counter, deque
 from typing import Any
 
 from bigopt.backends.base import Watched, one_blas_thread
-from bigopt.core.buffers import Ahead
+from bigopt.core.buffers import Ahead, Casts
 from bigopt.core.errors import BigoptError
 from bigopt.data.cache import BlockCache
 from bigopt.work import Arrival, GradientSum, Order, execute, on_card
@@ -42,7 +42,7 @@ class LocalSession:
         self._blocks = BlockCache(memory, slots)
         self._joins = joins
         self._mine: deque[Order] = deque()
-        self._watched, self._ahead = Watched(), Ahead()  # of the thread that waits
+        self._watched, self._ahead, self._casts = Watched(), Ahead(), Casts()  # the first two of the thread that waits
         self._under_way: Counter[int] = Counter()  # orders by round
         self._orders: list[queue.SimpleQueue[Order | None]] = [queue.SimpleQueue() for _ in range(slots)]
         self._arrivals: queue.SimpleQueue[Arrival | BaseException] = queue.SimpleQueue()
@@ -66,7 +66,8 @@ class LocalSession:
 
     def _done(self, order: Order, watched: Watched, ahead: Ahead) -> Arrival:
         """Compute an order in the calling thread."""
-        self._blocks.buffers.ahead = ahead
+        buffers = self._blocks.buffers
+        buffers.ahead, buffers.casts = ahead, self._casts
         try:
             if on_card(order.work):
                 self._blocks.use_card(order.slot)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 import sys
 import threading
+import weakref
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -76,6 +78,32 @@ class Ahead:
             self._next = self._filled = None
 
 
+class Casts:
+    """The last vector in another dtype, made once for all threads of a round.
+
+    It is known by its identity: what is cast is a snapshot that nobody changes.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._memory = Buffers()
+        self._of: Callable[[], object] = _nothing
+        self._made: npt.NDArray[Any] = np.empty(0)
+
+    def cast(self, vector: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Return `vector`, shape (p,), in `dtype`: not to be written to."""
+        with self._lock:
+            if self._of() is not vector or self._made.dtype != dtype:
+                made = self._memory.lend(vector.size, dtype)
+                made[...] = vector
+                self._of, self._made = weakref.ref(vector), made
+            return self._made
+
+
+def _nothing() -> None:
+    return None
+
+
 class Buffers:
     """Arrays by name, as large as they ever were.
 
@@ -83,9 +111,12 @@ class Buffers:
     ----------
     ahead : Ahead or None
         Where the rows of the next unit may lie; None in a thread that gathers nothing ahead.
+    casts : Casts or None
+        Where the params of a round lie in the dtype of the blocks; None in a thread that shares them with nobody.
     """
 
     ahead: Ahead | None = None
+    casts: Casts | None = None
 
     def __init__(self) -> None:
         self._kept: dict[str, npt.NDArray[Any]] = {}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bigopt.core import tree, vectors
-from bigopt.core.buffers import Ahead, Buffers
+from bigopt.core.buffers import Ahead, Buffers, Casts
 from bigopt.core.sums import merge
 from bigopt.data.cache import BlockCache
 from bigopt.data.memory import from_arrays
@@ -103,6 +103,33 @@ def test_rows_gathered_ahead_are_those_that_are_asked_for() -> None:
         assert ahead.rows(X, *wrong) is None
     ahead.forget()
     assert ahead.rows(X, order, 4, 8) is None
+
+
+def test_rows_in_use_are_left_alone_by_whoever_gathers_the_next() -> None:
+    rng, ahead = np.random.default_rng(4), Ahead()
+    X, order = rng.normal(size=(40, 3)), rng.permutation(40)
+    ahead.rows(X, order, 0, 10)
+    ahead.gather()
+    for start in (10, 20, 30):
+        found = ahead.rows(X, order, start, start + 10)
+        assert found is not None
+        ahead.gather()
+        ahead.gather()
+        assert found.tobytes() == X[order[start : start + 10]].tobytes()
+
+
+def test_params_are_cast_once_for_all_threads() -> None:
+    casts = Casts()
+    for k in range(5):  # a vector that is gone may lie where the next one does
+        vector = np.full(1000, 0.1 + k)
+        first = casts.cast(vector, "float32")
+        assert casts.cast(vector, "float32") is first
+        assert first.tobytes() == vector.astype(np.float32).tobytes()
+        before, other = first.copy(), vector + 0.1
+        assert casts.cast(other, "float32").tobytes() == other.astype(np.float32).tobytes()
+        assert first.tobytes() == before.tobytes()  # still held here
+        assert casts.cast(other, "float16").dtype == np.float16
+        del vector, other, first
 
 
 def test_the_second_batch_allocates_little() -> None:
