@@ -55,6 +55,24 @@ def test_local_steps_take_no_l1_and_run_where_the_rows_are(path: str, name: str)
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
+        (["strategy.name=backup"], "does not go with strategy.name=backup"),
+        (["strategy.compression.name=int8"], "codes are decoded on the driver"),
+        (["model.backprop=driver"], "rows are sent, not gradients"),
+        (["backend.channel=off"], "workers find each other by the channel"),
+        (["model.name=logistic", "optimizer.name=newton"], "newton asks for Hessians"),
+    ],
+)
+def test_what_sums_among_workers_do_not_go_with(keys: list[str], said: str) -> None:
+    text = "backend: {name: dask, reduce: workers}"
+    with pytest.raises(ConfError, match=said):
+        conf(text, *keys)
+    assert conf(text).backend.reduce == "workers"
+    assert conf("backend: {name: dask}", *keys).backend.reduce == "auto"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
         (["backend.name=local"], "needs the resident workers of Dask, not backend.name=local"),
         (["backend.name=spark"], "needs the resident workers of Dask, not backend.name=spark"),
         (["backend.name=dask", "backend.channel=off"], "not backend.channel=off"),
