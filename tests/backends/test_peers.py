@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ from problems import files, run, run_on
 from bigopt.backends.channel import Hub, serve
 from bigopt.backends.ledger import Ledger, Rounds
 from bigopt.backends.local import LocalSession
-from bigopt.backends.peers import Board, Exchange, FindPeer, NotYet, Over, Want, bounds
+from bigopt.backends.peers import Board, Exchange, FindPeer, NotYet, Over, PeerAt, Want, bounds
 from bigopt.backends.peers_round import Peers
 from bigopt.backends.testing import Probe, Unreliable
 from bigopt.core.errors import ClusterError
@@ -97,6 +101,27 @@ def test_a_round_among_workers_has_the_bits_and_counts_of_one_on_the_driver(hub,
     assert np.concatenate(down).tobytes() == PARAMS.tobytes()  # the driver sends p numbers, and receives p
     up = [a.nodes for a in recorder.arrivals if isinstance(a.order.work, Exchange)][:slots]
     assert sum(len(dense(value.grad)) for nodes in up for value in nodes.values()) == 9
+
+
+def test_workers_of_different_machines_have_the_same_bits(hub, monkeypatch):
+    def far(at: PeerAt, patience: float) -> socket.socket:
+        return socket.create_connection((at.host, at.port), timeout=patience)
+
+    monkeypatch.setattr("bigopt.backends.peers._socket_to", far)
+    rounds, params = among(), np.linspace(-1.0, 1.0, 9) / 3
+    for _ in range(2):
+        assert same(one_round(hub, rounds, 3, params=params), expected(params=params))
+    assert rounds.ledger.lost == 0
+
+
+def test_nobody_without_the_key_is_answered(hub):
+    rounds, recorder = among(), Recorder(hub)
+    one_round(recorder, rounds, 3)
+    work = next(order.work for order in recorder.orders if isinstance(order.work, Exchange))
+    for at in work.peers:
+        for address in (at.near, (at.host, at.port)):
+            with pytest.raises(AuthenticationError):
+                Client(address, authkey=hub.key)  # the channel's own key is not shown to peers either
 
 
 def test_what_is_shown_is_of_one_round():
@@ -258,15 +283,19 @@ KEYS = [
     "optimizer.name=adam",
     "batch.size=64",
     "batch.lanes=4",
+    "stop.epochs=2",
+    "run.seed=4",
 ]
 
 
 @pytest.mark.slow
-def test_a_run_on_dask_has_the_bits_of_a_local_one(tmp_path):
+@pytest.mark.parametrize("engine", ["dask", "spark"])
+def test_a_run_on_an_engine_has_the_bits_of_a_local_one(tmp_path, engine):
+    if engine == "spark" and shutil.which("java") is None:
+        pytest.skip("needs Java")
     path = files(tmp_path, "classes", "zarr")
-    keys = [*KEYS, "stop.epochs=2", "run.seed=4"]
-    want = run(tmp_path, "classes", *keys)
-    found = run_on(path, tmp_path, *keys, "backend.name=dask", "backend.workers=3", "backend.reduce=workers")
+    want = run(tmp_path, "classes", *KEYS)
+    found = run_on(path, tmp_path, *KEYS, f"backend.name={engine}", "backend.workers=3", "backend.reduce=workers")
     assert "reduce: among " in (Path(found["run"]) / "log.txt").read_text()
     assert found["params_sha256"] == want["params_sha256"]
     assert found["rounds"] == want["rounds"]
