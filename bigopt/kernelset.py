@@ -81,7 +81,7 @@ def _amount(conf: Conf, data: Dataset) -> tuple[float, str]:
         math.inf if conf.stop.steps is None else conf.stop.steps,
         math.inf if conf.stop.epochs is None else conf.stop.epochs * math.ceil(rows / max(1, size)),
     )
-    if conf.model.name in _FUSED:
+    if conf.model.name in (*_FUSED, "softmax"):
         if data.source.sparse:
             return 0.0, ""
         return steps * size * columns, "entries to read"

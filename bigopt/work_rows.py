@@ -22,7 +22,6 @@ from bigopt.models import sparse
 from bigopt.models.base import Model
 from bigopt.models.fused import fused_sum, has_layers, layered_sum
 from bigopt.models.linear import LinearModel
-from bigopt.models.mlp import MLP
 
 Array = npt.NDArray[Any]
 BlockSum = Callable[[Any, Any, Any, Any, Buffers | None], tuple[Any, float, float]]
@@ -89,7 +88,7 @@ def _block_sum(model: Model, rows: Rows, device: arrays.Device, kernels: str) ->
     """Return what computes the sums of a block: `Model.grad_sum`, or kernels of the set that give the same."""
     if kernels == compiled.NUMPY or device != "cpu" or rows[1].ndim != 1 or not isinstance(rows[0], np.ndarray):
         return model.grad_sum
-    if isinstance(model, MLP) and has_layers(model, rows[0].dtype.name):
+    if has_layers(model, rows[0].dtype.name):
         return partial(layered_sum, model)
     return model.grad_sum
 
@@ -131,6 +130,8 @@ def cast(vector: Array, view: DataView, device: arrays.Device, buffers: Buffers 
     With `buffers` what had to be converted lies there until the next order.
     """
     if buffers is not None and device == "cpu" and vector.dtype != view.dtype:
+        if buffers.casts is not None:
+            return buffers.casts.cast(vector, view.dtype)
         out = buffers.take("params", vector.shape, view.dtype)
         out[...] = vector
         return out

@@ -8,14 +8,14 @@ between them. Models, losses or rows that have no kernel are summed by NumPy in 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from bigopt.core import compiled
 from bigopt.core.buffers import Buffers, room
-from bigopt.models import fused_layers, fused_linear, kernels
+from bigopt.models import fused_layers, fused_linear, fused_softmax, kernels
 from bigopt.models.base import Model
 from bigopt.models.fused_points import POINTS
 from bigopt.models.linear import LinearModel
@@ -34,6 +34,16 @@ def has_kernel(model: Model, dtype: str) -> bool:
     return isinstance(model, LinearModel) and model.outputs == 1 and model.loss.name in POINTS and dtype in _DTYPES
 
 
+def has_classes(model: Model, dtype: str) -> TypeGuard[LinearModel]:
+    """Return whether the sum over dense rows with class numbers has a compiled kernel for all classes at once."""
+    return (
+        isinstance(model, LinearModel)
+        and isinstance(model.loss, CategoricalCrossEntropy)
+        and 1 < model.outputs <= fused_softmax.MOST
+        and dtype in _DTYPES
+    )
+
+
 def fused_sum(model: Model, params: Any, X: Any, y: Any, weight: Any | None) -> tuple[Any, float, float] | None:
     """Return the sums over all rows of a unit, or None where there is no kernel for them.
 
@@ -50,7 +60,11 @@ def fused_sum(model: Model, params: Any, X: Any, y: Any, weight: Any | None) -> 
         sum_i s_i dloss_i/dparams.
     loss, weight : float
     """
-    if not (isinstance(X, np.ndarray) and has_kernel(model, X.dtype.name)):
+    if not isinstance(X, np.ndarray):
+        return None
+    if has_classes(model, X.dtype.name) and y.ndim == 1:
+        return _softmax_sum(model, params, X, y, weight)
+    if not has_kernel(model, X.dtype.name):
         return None
     return fused_fold(model, params, iter([(X, y, weight)]), X.dtype.name)[:3]
 
@@ -86,25 +100,45 @@ def fused_fold(model: Model, params: Any, parts: Iterator[Any], dtype: str) -> t
     return grad, float(sums[0]), float(sums[1]), rows
 
 
+def _softmax_sum(model: LinearModel, params: Any, X: Any, y: Any, weight: Any | None) -> tuple[Any, float, float]:
+    kernels.same_dtype(params, X)
+    d, q, dtype = model.features, model.outputs, X.dtype.name
+    fold = compiled.kernel(fused_softmax.make_softmax, (dtype, q), fused_softmax.signature(dtype))
+    table = np.zeros((d + 1, fused_softmax.padded(q, dtype)), dtype=dtype)
+    table[: len(params) // q, :q] = params.reshape(-1, q)
+    grad, sums = np.zeros(table.shape), np.zeros(2)
+    s = _NO_WEIGHT if weight is None else np.ascontiguousarray(weight, dtype=np.float64)
+    labels, scratch = np.ascontiguousarray(y, dtype=np.int64), fused_softmax.scratch(d, table.shape[1], dtype)
+    fold(np.ascontiguousarray(X), labels, s, table[:d], table[d], grad, sums, *scratch)
+    return grad[: len(params) // q, :q].reshape(-1), float(sums[0]), float(sums[1])
+
+
 def _column(y: Any, dtype: str) -> npt.NDArray[Any]:
     """Return targets of one output as a vector of the block's dtype."""
     return np.ascontiguousarray(np.asarray(y).reshape(-1), dtype=dtype)
 
 
-def has_layers(model: Model, dtype: str) -> bool:
-    """Return whether a network has kernels between its products: ReLU layers below a categorical cross-entropy."""
+def has_layers(model: Model, dtype: str) -> TypeGuard[MLP | LinearModel]:
+    """Return whether a model has kernels between its products: ReLU layers, or none, below a categorical cross-entropy.
+
+    The softmax of the linear family is the network without hidden layers, with the same params and the same bits.
+    """
     return (
-        isinstance(model, MLP)
+        isinstance(model, MLP | LinearModel)
         and isinstance(model.loss, CategoricalCrossEntropy)
-        and model.activation == "relu"
         and model.outputs > 1
-        and not (model.batchnorm or any(model.shortcuts) or any(g > 1 for *_, g in model.layers))
         and dtype in _DTYPES
+        and (isinstance(model, LinearModel) or _only_relu(model))
     )
 
 
+def _only_relu(model: MLP) -> bool:
+    others = model.batchnorm or any(model.shortcuts) or any(g > 1 for *_, g in model.layers)
+    return model.activation == "relu" and not others
+
+
 def layered_sum(
-    model: MLP, params: Any, X: Any, y: Any, weight: Any | None, buffers: Buffers | None = None
+    model: MLP | LinearModel, params: Any, X: Any, y: Any, weight: Any | None, buffers: Buffers | None = None
 ) -> tuple[Any, float, float]:
     """Return what `MLP.grad_sum` returns, with compiled passes between NumPy's products; the model `has_layers`.
 
@@ -121,7 +155,7 @@ def layered_sum(
     grad = np.empty(params.shape, dtype=X.dtype) if buffers is None else buffers.lend(params.shape[0], X.dtype)
     (W, b), (of_W, of_b) = _layers(model, params), _layers(model, grad)
     inputs = [X]
-    for k, width in enumerate(model.hidden):
+    for k, width in enumerate(model.hidden if isinstance(model, MLP) else ()):
         z = np.matmul(inputs[k], W[k], **room(buffers, f"hidden{k}", (rows, width), X))
         relu(z, b[k])
         inputs.append(z)
@@ -139,7 +173,7 @@ def layered_sum(
     return grad, float(sums[0]), float(sums[1])
 
 
-def _layers(model: MLP, flat: Any) -> tuple[list[Any], list[Any]]:
+def _layers(model: MLP | LinearModel, flat: Any) -> tuple[list[Any], list[Any]]:
     """View a flat vector as weights and intercepts; an intercept that is none is empty."""
     parts = [flat[s].reshape(block.shape) for block, s in model.layout.slices()]
     return (parts[::2], parts[1::2]) if model.intercept else (parts, [flat[:0]] * len(parts))

@@ -10,7 +10,7 @@ from scipy.special import log_softmax, softmax
 
 from bigopt.core import compiled
 from bigopt.core.buffers import Buffers
-from bigopt.models import MLP
+from bigopt.models import MLP, LinearModel
 from bigopt.models.fused import has_layers, layered_sum
 from bigopt.models.fused_layers import cross_entropy_signature, make_cross_entropy
 from bigopt.models.losses import CategoricalCrossEntropy, SquaredLoss
@@ -23,6 +23,8 @@ MODELS = {
     "deep, no intercepts": MLP(12, (9, 8, 7), 4, CE, intercept=False),
     "no hidden layer": MLP(12, (), 5, CE),
     "wide": MLP(12, (70, 33), 10, CE),
+    "softmax": LinearModel(12, 10, CE),
+    "softmax of two classes, no intercepts": LinearModel(12, 2, CE, intercept=False),
 }
 
 
@@ -74,6 +76,8 @@ def test_scores_that_are_not_finite_reach_the_loss(column: int, bad: float) -> N
 def test_who_has_kernels() -> None:
     assert not has_layers(MLP(4, (3,), 2, SquaredLoss()), "float32")
     assert not has_layers(MLP(4, (4,), 3, CE, activation="tanh"), "float32")
+    assert not has_layers(LinearModel(4, 3, SquaredLoss()), "float32")
+    assert not has_layers(LinearModel(4, 3, CE), "float16")
     assert not has_layers(MLP(4, (4,), 3, CE, shortcut=True), "float32")
     assert has_layers(MLP(4, (5,), 3, CE, shortcut=True), "float32")  # no layer is as wide as its input
     assert not has_layers(MLP(4, (4,), 2, CE, groups=(2, 1)), "float32")

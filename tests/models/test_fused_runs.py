@@ -104,7 +104,7 @@ def test_auto_looks_at_the_length_of_the_run() -> None:
     assert chosen("model.name=logistic", "batch.size=1", "stop.steps=1000000") == "numpy"
     assert chosen("model.name=logistic", "batch.size=full", "stop.steps=1000000") == "compiled"
     assert chosen("model.name=logistic", "stop.seconds=5") == "compiled"
-    assert chosen("model.name=softmax", long) == "numpy"  # no kernel yet
+    assert chosen("model.name=softmax", long) == "compiled"
     assert chosen("model.name=mlp", "model.hidden=[3]", "stop.epochs=3") == "numpy"
     assert chosen("model.name=mlp", "model.hidden=[3000]", "batch.size=1", "stop.epochs=30") == "compiled"
     conf = load_conf([], ["data.uri=memory", "model.name=logistic", long])
