@@ -129,6 +129,8 @@ def _header() -> int:
 
 
 _HEADER: Final = _header()
+_PLAIN: Final = 0x101
+"""NumPy's flags C_CONTIGUOUS and ALIGNED."""
 
 
 def _pointer(array: Any) -> Any:
@@ -179,8 +181,8 @@ class Kernel:
             if dtype is None:
                 flat.append(value)
                 continue
-            flags = value.flags
-            if value.dtype != dtype or value.ndim != rank or not (flags.c_contiguous and flags.aligned):
+            kind = value.dtype
+            if (kind is not dtype and kind != dtype) or value.ndim != rank or value.flags.num & _PLAIN != _PLAIN:
                 raise TypeError(f"a kernel wants {dtype} of {rank} axes in C order, not {value.dtype}{value.shape}")
             flat += [
                 None,

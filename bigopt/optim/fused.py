@@ -276,7 +276,8 @@ class Fused:
 
     def _shared(self, work: Callable[[int, int], None], count: int, size: int) -> None:
         """Do ``work(start, stop)`` over ``0..count`` in as many threads as a vector of `size` is worth."""
-        self._crew.share(work, count, max(1, min(self.threads or _cores(), size // PIECE)))
+        parts = size // PIECE
+        self._crew.share(work, count, parts if parts < 2 else min(self.threads or _cores(), parts))
 
     @cached_property
     def _crew(self) -> Crew:
