@@ -1,6 +1,6 @@
 """What compressed gradients cost in loss and save in bytes: an MLP on Fashion-MNIST, two replicas.
 
-``python -m benchmarks.compression [--cases NAME,...] [--seeds 0,1,2] [--backend local|dask|spark] [--runs N]``
+``python -m benchmarks.compression [--cases NAME ...] [--seeds 0,1,2] [--backend local|dask|spark] [--runs N]``
 
 784-128-10 with ReLU, pixels / 255 and centred, batch 128, 5 epochs, learning rate to 0 by cosine, params in float32.
 For each case: the training loss at the end over that of the uncompressed run with the same optimizer and seed, mean

@@ -41,7 +41,7 @@ class Row(NamedTuple):
 def options(about: str) -> argparse.ArgumentParser:
     """Return the options that all proofs have."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=lambda text: text.split(","), default=[], help="beginnings of names, by commas")
+    parser.add_argument("--cases", nargs="+", metavar="NAME", default=[], help="beginnings of names")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--backend", choices=("local", "dask", "spark"), default="local")
     parser.add_argument("--address", help="of a cluster: a Dask scheduler, or a Spark master such as local[2]")

@@ -1,6 +1,6 @@
 """What every strategy loses against sync: an MLP and softmax regression on Fashion-MNIST, two workers.
 
-``python -m benchmarks.strategies [--only loss|accuracy] [--cases NAME,...] [--seeds 0,1,2]
+``python -m benchmarks.strategies [--only loss|accuracy] [--cases NAME ...] [--seeds 0,1,2]
 [--backend local|dask|spark] [--address MASTER] [--shards-on driver|workers] [--runs N]``
 
 Loss: 784-128-10 with ReLU, pixels / 255 and centred, batch 128, 5 epochs over all rows, learning rate to 0 by cosine;

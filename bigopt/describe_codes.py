@@ -9,6 +9,7 @@ import numpy as np
 from bigopt.core.compress import code_bytes, compressor
 from bigopt.models.table import si
 from bigopt.problem import Problem
+from bigopt.strategies.mirrors import groups
 
 if TYPE_CHECKING:
     from bigopt.config import Conf
@@ -29,7 +30,8 @@ def codes_of(conf: Conf, problem: Problem, slots: int) -> Codes | None:
         return None
     code = compressor(spec.name, layout.offsets, fraction=spec.fraction or 1.0, seed=0, feedback=spec.error_feedback)
     zeros = np.zeros(layout.size, dtype=conf.run.dtype)
-    replicas = 1 if conf.strategy.name in ("async", "ssp") else conf.strategy.replicas or slots
+    least = groups(slots, conf.strategy.spares or 0, feedback=spec.error_feedback)
+    replicas = 1 if conf.strategy.name in ("async", "ssp") else conf.strategy.replicas or least
     return Codes(replicas, code_bytes(code.encode(zeros, 0, 0)), zeros.nbytes)
 
 

@@ -54,10 +54,10 @@ _MOST_WATCHED: Final = 1 << 20
 
 def start(setting: Setting, params: Array) -> CompressedState:
     """Return the state before step 1."""
-    spares = setting.options.get("spares") or 0
-    replicas = setting.options.get("replicas") or max(1, setting.slots - spares)
-    if spares and not setting.options.get("replicas") and setting.compressed is not None:
-        replicas = groups(setting.slots, spares) if setting.compressed(1).feedback else replicas
+    replicas, spares = setting.options.get("replicas"), setting.options.get("spares") or 0
+    if not replicas:
+        assert setting.compressed is not None
+        replicas = groups(setting.slots, spares, feedback=setting.compressed(1).feedback)
     return CompressedState(setting.method.start(params)[0], (), 0, (), replicas)
 
 

@@ -31,9 +31,9 @@ _BEHIND: Final = 8
 """Orders that a current holder may have to do."""
 
 
-def groups(slots: int, spares: int) -> int:
-    """Return how many groups workers are enough for, each with its spares."""
-    return max(1, slots // (spares + 1))
+def groups(slots: int, spares: int, *, feedback: bool) -> int:
+    """Return into how many groups a batch is cut where no conf says; with feedback each has spares of its own."""
+    return max(1, slots // (spares + 1) if feedback else slots - spares)
 
 
 def _group(order: Order) -> int:
