@@ -198,9 +198,11 @@ def test_slots_share_a_budget_that_holds_one_stream_at_a_time(stores: dict[str, 
 
 
 def test_labels_of_what_comes_and_goes_are_read_once_where_there_is_room(stores: dict[str, Path]) -> None:
-    view = view_of(stores["ours"])
+    view = view_of(stores["foreign100"])
+    other = replace(view, scaling=None)
     expected, budget = view.load(1), view.decoded_bytes(1) - 1
-    for most, kept in ((5000 * 12 - 1, False), (5000 * 12, True)):
+    size = 12 * view.partition(1).rows
+    for most, held in ((size - 1, 0), (size, size)):
         blocks, read = BlockCache(budget), []
         blocks._labels.most = most
         for _ in range(3):
@@ -211,16 +213,18 @@ def test_labels_of_what_comes_and_goes_are_read_once_where_there_is_room(stores:
             for k, whole_of_it in enumerate((expected.y, expected.weight)):
                 assert np.concatenate([part[k] for part in seen]).tobytes() == whole_of_it.tobytes()
             read.append(sum(part[2] for part in seen))
+            assert blocks.held == blocks._labels.held == held
         assert read[0] == expected.bytes_read
-        assert (read[1] < read[0]) is kept
+        assert (read[1] < read[0]) is (held > 0)
         assert read[1] == read[2]
-        assert blocks.held == blocks._labels.held == (5000 * 12 if kept else 0)
-        with blocks.stream(replace(view, dtype="float64"), 2, STEP) as parts:  # another view's go first
+        with blocks.stream(other, 2, STEP) as parts:  # in the place of another view's
             assert parts is not None
-            assert sum(len(block.X) for block in parts) == 3000
-        assert blocks.held == blocks._labels.held == 3000 * 16
-        with blocks.block(view, 2):  # and all of them before a block waits
-            assert blocks.held <= budget
+            assert sum(len(block.X) for block in parts) == view.partition(2).rows
+        assert blocks.held == held
+        assert blocks._labels.get(view, 1) is None
+        with blocks._changed:
+            assert blocks._evict() is (held > 0)
+        assert blocks.held == blocks._labels.held == 0
 
 
 @pytest.mark.skipif(bool(compiled.missing()), reason=compiled.missing())
