@@ -17,11 +17,11 @@ from bigopt.backends.ledger import Rounds
 from bigopt.batches import batch_rate, build_plan, schedule_keys, span
 from bigopt.core import arrays, compiled
 from bigopt.core.errors import DataError
-from bigopt.core.sums import Moments, Scatter, whole
+from bigopt.core.sums import whole
 from bigopt.data.columnview import column_views
 from bigopt.data.plan import Ints, Plan
 from bigopt.data.source import Dataset
-from bigopt.data.view import DataView, Preparation, Scaling, TargetKind, Targets, Whitening
+from bigopt.data.view import DataView, Preparation, TargetKind, Targets
 from bigopt.facts import Datasets, Facts, check_sparse, column_blocks, is_classification, views
 from bigopt.models.base import Model
 from bigopt.models.build import build_model
@@ -33,6 +33,7 @@ from bigopt.models.penalties import Penalty
 from bigopt.models.second import check_newton, is_quadratic, shifted_classes
 from bigopt.optim.build import build_method
 from bigopt.optim.method import AskKind, Method
+from bigopt.preparing import class_weight, scaling_of, whitening
 from bigopt.strategies.base import Evaluation, Renewal, Setting, scaled
 from bigopt.work import GradientSum, MetricSum, SelectRows, sum_selected
 from bigopt.work_curvature import HiddenMoments
@@ -44,13 +45,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Log = Callable[[str], None]
 
-_CLASSIFIERS = ("logistic", "softmax", "perceptron", "svm")
 _TWO_CLASSES = ("logistic", "perceptron", "svm")
-_REGRESSION_LOSSES = ("squared", "huber")
 _BLOCK_BYTES = 1 << 20
 _MOST_BLOCK_ROWS = 8192
-_WHITEN_COLUMNS = 4096
-_NO_VARIANCE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -202,10 +199,10 @@ def build(conf: Conf, data: Datasets, facts: Facts, device: arrays.Device) -> Pr
     if why:
         notes.append(f"task: {'classification' if classification else 'regression'} (by {why})")
     model, targets = _model(conf, data.train, facts, classification, notes)
-    scaling: Preparation | None = _scaling(conf, data.train, facts.train.moments, notes)
+    scaling: Preparation | None = scaling_of(conf, data.train, facts.train.moments, notes)
     if facts.scatter is not None:
         scaling = whitening(facts.scatter, notes)
-    factors = _class_weight(conf, facts, targets, notes)
+    factors = class_weight(conf, facts, targets, notes)
     place = None if conf.data.scratch is None else (str(Path(conf.data.scratch.dir).resolve()), conf.data.scratch.size)
     view = replace(train_view, scaling=scaling, targets=targets, class_weight=factors, scratch=place)
     block_rows = conf.data.block_rows or default_block_rows(
@@ -327,79 +324,3 @@ def _check_classes(conf: Conf, facts: Facts, notes: list[str]) -> None:
         where="data.target",
         hint="to go on name the others in data.classes, with model.l2 > 0 and model.intercept=false",
     )
-
-
-def _class_weight(conf: Conf, facts: Facts, targets: Targets, notes: list[str]) -> tuple[float, ...]:
-    """Return the factor of each class; empty for none."""
-    spec, where = conf.data.class_weight, "data.class_weight"
-    if spec is None:
-        return ()
-    if not targets.classes:
-        raise conf.error(where, "data.class_weight needs one column of labels", "leave it at null")
-    if spec == "balanced" and not facts.class_weights:
-        notes.append("class weights: balanced, by the first pass over the data")
-        return ()
-    names = [str(c) for c in targets.classes]
-    if spec == "balanced":
-        mass = facts.class_weights
-        seen = sum(w > 0.0 for w in mass)
-        total = sum(mass)
-        factors = tuple(total / (seen * w) if w > 0.0 else 1.0 for w in mass)
-    else:
-        factor = dict(spec)
-        wrong = [label for label in factor if label not in names]
-        if wrong:
-            raise conf.error(
-                where, f"data.class_weight: no class is '{wrong[0]}'", f"the classes are {', '.join(names[:10])}"
-            )
-        factors = tuple(factor.get(name, 1.0) for name in names)
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in list(zip(names, factors, strict=True))[:10])
-    notes.append(f"class weights: {shown}" + (", ..." if len(names) > 10 else ""))
-    return factors
-
-
-def _scaling(conf: Conf, dataset: Dataset, moments: Moments, notes: list[str]) -> Scaling | None:
-    how = conf.model.standardize
-    if how is False:
-        return None
-    if how == "center":
-        return Scaling(moments.mean, np.ones_like(moments.mean))
-    variance = moments.spread / moments.weight
-    if not np.isfinite(variance).all():
-        over = np.flatnonzero(~np.isfinite(variance))
-        raise DataError(
-            f"the variance of column {dataset.columns[int(over[0])]} overflows"
-            + (f" (and of {len(over) - 1} more)" if len(over) > 1 else ""),
-            where="model.standardize",
-            hint="leave it out (data.features), or write it in other units",
-        )
-    with np.errstate(over="ignore"):  # then the variance is below it
-        constant = variance <= (16 * np.finfo(np.float64).eps * np.abs(moments.mean)) ** 2
-    if constant.any():
-        still = np.flatnonzero(constant)
-        shown = ", ".join(dataset.columns[int(i)] for i in still[:10])
-        shown += f" and {len(still) - 10} more" if len(still) > 10 else ""
-        notes.append(f"warning: constant columns are not scaled: {shown}")
-    if dataset.sparse:
-        notes.append("model.standardize: sparse features are scaled, not centred")
-    mean = np.zeros_like(moments.mean) if dataset.sparse else moments.mean
-    return Scaling(mean, np.where(constant, 1.0, np.sqrt(np.where(constant, 1.0, variance))))
-
-
-def whitening(found: Scatter, notes: list[str]) -> Whitening:
-    """Return x' = (x - mean) D^-1 V L^-1/2 V^T, with D the deviations and V L V^T the correlation of the features."""
-    covariance = found.scatter / found.weight
-    if not np.isfinite(covariance).all():
-        raise DataError(
-            "the covariance of the features overflows",
-            where="model.whiten",
-            hint="leave the largest out (data.features), or write them in other units",
-        )
-    deviation = np.sqrt(np.diag(covariance))
-    scale = np.where(deviation > 1e-12 * np.abs(found.mean), deviation, np.inf)
-    values, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
-    kept = values > _NO_VARIANCE * values.max()
-    if not kept.all():
-        notes.append(f"warning: {int((~kept).sum())} directions of the features have no variance and are left out")
-    roots = np.where(kept, 1.0 / np.sqrt(np.where(kept, values, 1.0)), 0.0)
-    return Whitening(found.mean, ((vectors * roots) @ vectors.T) / scale[:, None])
