@@ -55,8 +55,8 @@ def main(argv: list[str]) -> int:
     logs = out / "logs"
     for folder in (out, work, logs):
         folder.mkdir(parents=True, exist_ok=True)
-    budget = (QUICK_SECONDS if options.quick or options.tiny else SECONDS) / len(NAMES)
-    scale = Scale(options.quick, options.tiny, work, budget)
+    whole = QUICK_SECONDS if options.quick or options.tiny else SECONDS
+    share = whole / sum(row.seconds for row in rows([]))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the sides are ended on the way out
     begin = time.monotonic()
     results: list[RowResult] = []
@@ -64,6 +64,7 @@ def main(argv: list[str]) -> int:
     about = report.about() | {"quick": options.quick or options.tiny, "busy rounds counted": options.anyway}
     for row in chosen:
         try:
+            scale = Scale(options.quick, options.tiny, work, share * row.seconds)
             results.append(run_row(row, scale, logs, os.getpid(), anyway=options.anyway, say=say))
         except Exception as error:  # the other rows still tell something
             failed = True

@@ -16,7 +16,7 @@ from typing import Any, Final
 from benchmarks.machine import Peak, cpu_seconds, signalled, tree
 from benchmarks.player import Player, SideError, Skip
 from benchmarks.spec import Sample, Side
-from benchmarks.statistics import agree
+from benchmarks.statistics import agree, pairs_for
 
 _SHORT_SECONDS: Final = 5.0
 """A candidate whose run takes less is warmed up twice, and judged by the second run."""
@@ -35,6 +35,7 @@ class Cast:
         self.gone: dict[str, str] = {}
         self.losses: dict[str, float] = {}
         self.fixed: dict[str, Sample] = {}
+        self.took: dict[str, float] = {}  # seconds of a side's longest run
         self.say = say
         for name, side in sides.items():
             log = stack.enter_context((folder / f"{name}.log").open("wb"))
@@ -54,7 +55,7 @@ class Cast:
             self.players.pop(name).close(0.0)
             return None
 
-    def run(self, name: str) -> Sample | None:
+    def run(self, name: str, method: str = "run") -> Sample | None:
         """Run a side once."""
         side = self.sides[name]
         if name in self.fixed:
@@ -70,9 +71,10 @@ class Cast:
         pid = self.players[name].pid
         cpu, begin = cpu_seconds(tree(pid)), time.perf_counter()
         with self._alone(name), Peak(pid) if side.peak else nullcontext() as peak:
-            sample: Sample | None = self.guard(name, lambda player: player.call("run"))
+            sample: Sample | None = self.guard(name, lambda player: player.call(method))
         if sample is not None:
             wall, cpu = time.perf_counter() - begin, cpu_seconds(tree(pid)) - cpu
+            self.took[name] = max(wall, self.took.get(name, 0.0))
             sample = {**sample, "run_cpu_seconds": cpu, "run_cores": cpu / wall}
         if sample is not None and "loss" in sample:
             self.losses[name] = sample["loss"]
@@ -92,6 +94,11 @@ class Cast:
         finally:
             signalled(pids, signal.SIGCONT)
 
+    def pairs(self) -> int:
+        """Return how many rounds are wanted, by the longest run so far of those that are here for more than one."""
+        took = [self.took.get(name, 0.0) for name in self.players if not self.sides[name].once]
+        return pairs_for(max(took, default=0.0), quick=self.quick)
+
     def choose(self, timed: Mapping[str, Sample]) -> None:
         """Keep the fastest candidate of each group, under the group's name."""
         for group in {side.group for side in self.sides.values() if side.group}:
@@ -104,6 +111,7 @@ class Cast:
                 player, side = self.players.pop(name), self.sides[name]
                 if name == best:
                     self.players[group], self.sides[group] = player, side
+                    self.took[group] = self.took[name]
                     if name in self.losses:
                         self.losses[group] = self.losses[name]
                 else:
@@ -119,16 +127,14 @@ class Cast:
         for name in names:
             if name not in self.players:
                 continue
-            begin = time.perf_counter()
-            sample = self.run(name)
+            sample = self.run(name, self.sides[name].warm)
             if sample is None:
                 continue
-            took = time.perf_counter() - begin
             if (checked := self.guard(name, lambda player: player.call("check"))) is not None and "loss" in checked:
                 losses[name] = checked["loss"]
-            if name in self.players and self.sides[name].group and took < _SHORT_SECONDS:
+            if name in self.players and self.sides[name].group and self.took[name] < _SHORT_SECONDS:
                 sample = self.run(name) or sample
-            timed[name] = {**sample, "run_seconds": took}
+            timed[name] = sample
         return timed, losses
 
     def compare(self, names: Sequence[str], tolerance: float, losses: Mapping[str, float]) -> None:

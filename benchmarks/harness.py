@@ -19,7 +19,7 @@ from benchmarks.cast import Cast
 from benchmarks.machine import Watch
 from benchmarks.player import Player, SideError, Skip
 from benchmarks.spec import Figure, Row, Sample, Scale
-from benchmarks.statistics import Bar, Load, Spread, disagreement, pairs_for, spread
+from benchmarks.statistics import Bar, Load, Spread, disagreement, spread
 
 RETRIES_PER_PAIR: Final = 2
 """Rounds on busy cores that may be repeated, over the rounds wanted."""
@@ -141,16 +141,13 @@ def run_row(row: Row, scale: Scale, folder: Path, root: int, *, anyway: bool, sa
             first = [name for name, side in sides.items() if not side.follows]
             timed, losses = cast.warm_up(first)
             cast.choose(timed)
-            later, their_losses = cast.warm_up([name for name in sides if name not in first])
-            timed, losses = timed | later, losses | their_losses
+            losses |= cast.warm_up([name for name in sides if name not in first])[1]
             for names, tolerance in row.same_loss:
                 cast.compare(names, tolerance, losses)
         cast.warm = True
-        longest = max((s.get("run_seconds", s["seconds"]) for s in timed.values()), default=0.0)
-        wanted = pairs_for(longest, quick=scale.quick or scale.tiny)
-        rounds, loads, discarded = _rounds(cast, wanted, root, anyway, note, parts, scale.budget)
+        rounds, loads, discarded = _rounds(cast, root, anyway, note, parts, scale.budget)
         result.outcomes = [_outcome(figure, rounds, cast.gone) for figure in row.figures]
-        if len(rounds) < wanted:
+        if len(rounds) < cast.pairs():
             for outcome in result.outcomes:
                 outcome.spread, outcome.reason = None, "machine busy"
         missed = any(o.verdict in ("not reached", "close") for o in result.outcomes)
@@ -183,22 +180,16 @@ def _profile(player: Player) -> Any:
 
 
 def _rounds(
-    cast: Cast,
-    wanted: int,
-    root: int,
-    anyway: bool,
-    note: Callable[[str], None],
-    parts: Parts,
-    budget: float,
+    cast: Cast, root: int, anyway: bool, note: Callable[[str], None], parts: Parts, budget: float
 ) -> tuple[list[dict[str, Sample]], list[Load], int]:
     kept: list[dict[str, Sample]] = []
     loads: list[Load] = []
     discarded = number = 0
 
     def given_up() -> bool:
-        return discarded > (wanted * RETRIES_PER_PAIR if parts.total < budget else RETRIES_OVER_BUDGET)
+        return discarded > (cast.pairs() * RETRIES_PER_PAIR if parts.total < budget else RETRIES_OVER_BUDGET)
 
-    while len(kept) < wanted and not given_up() and cast.players:
+    while len(kept) < cast.pairs() and not given_up() and cast.players:
         names = list(cast.players)
         turn = number % len(names)
         number += 1
@@ -217,8 +208,8 @@ def _rounds(
         loads.append(load)
         kept.append({name: sample for name, sample in samples.items() if sample is not None})
         parts.add("rounds", time.perf_counter() - begin)
-    if len(kept) < wanted:
-        note(f"  machine busy: {len(kept)} of {wanted} rounds, {discarded} thrown away")
+    if len(kept) < cast.pairs():
+        note(f"  machine busy: {len(kept)} of {cast.pairs()} rounds, {discarded} thrown away")
     return kept, loads, discarded
 
 

@@ -57,6 +57,8 @@ class Side:
         Interpreter with the side's packages.
     peak : bool
         Whether the memory of its processes is followed (as ``peak_bytes`` of its samples).
+    warm : str
+        Method of its warm-up: shorter than ``run`` where that would take long.
     once : bool
         Whether it is run in the first round only, because its figure has no spread.
     slow : bool
@@ -70,6 +72,7 @@ class Side:
     group: str = ""
     python: str | None = None
     peak: bool = False
+    warm: str = "run"
     once: bool = False
     slow: bool = False
     follows: str = ""
@@ -115,6 +118,8 @@ class Row:
         Sides whose ``check()`` must give the same loss.
     ours : str
         The side whose profile is shown where a bar is missed.
+    seconds : float
+        What it takes at full size on 2 idle cores, about: its part of the budget of all rows.
     """
 
     name: str
@@ -123,3 +128,4 @@ class Row:
     figures: Sequence[Figure]
     same_loss: Sequence[tuple[tuple[str, ...], float]] = ()
     ours: str = "bigopt"
+    seconds: float = 60.0

@@ -41,4 +41,5 @@ ROW = Row(
         Figure("memory read rate", lambda r: r["memory read"]["gb_per_s"], None, "GB/s"),
     ),
     same_loss=((("bigopt", "torch"), 1e-5),),
+    seconds=60,
 )

@@ -114,4 +114,5 @@ ROW = Row(
         Figure("rate of the products", lambda r: r["products"]["gflop_per_s"], None, "GFLOP/s"),
     ),
     same_loss=((("bigopt", "bigopt float32"), 0.01), (("bigopt", "torch slices", "torch DataLoader"), 0.05)),
+    seconds=70,
 )

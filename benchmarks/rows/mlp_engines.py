@@ -46,4 +46,5 @@ ROW = Row(
         Figure("a step, local", lambda r: 1e3 * r["local"]["step"], None, "ms"),
     ),
     same_loss=((("local", "bigopt", "spark", "sockets"), 0.0),),
+    seconds=75,
 )

@@ -52,4 +52,5 @@ ROW = Row(
         Figure("an epoch", lambda r: r["bigopt"]["seconds"], None, "s"),
         Figure("memory of the process", lambda r: r["bigopt"]["peak_bytes"] / 1e6, None, "MB"),
     ),
+    seconds=45,
 )

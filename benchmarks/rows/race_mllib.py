@@ -41,4 +41,5 @@ ROW = Row(
         Figure("MLlib: read, assemble, cache", lambda r: r["mllib"]["load"], None, "s"),
         Figure("MLlib: fit", lambda r: r["mllib"]["fit"], None, "s"),
     ),
+    seconds=110,
 )

@@ -155,6 +155,10 @@ class Logistic(_MLlib):
         self._model = estimator.fit(self._table)
         return time.perf_counter() - begin, max(1, self._model.summary.totalIterations)
 
+    def short(self) -> dict[str, float]:
+        """Return seconds of the short fit."""
+        return {"seconds": self._fit(self._few)[0]}
+
     def run(self) -> dict[str, float]:
         """Return seconds of an iteration (``seconds``) and of the long fit (``fit``)."""
         short, few = self._fit(self._few)
@@ -162,7 +166,7 @@ class Logistic(_MLlib):
         return {"seconds": (long - short) / max(1, many - few), "fit": long, "iterations": many}
 
     def check(self) -> dict[str, float]:
-        """Return the loss of the long fit."""
+        """Return the loss of the last fit."""
         return {"loss": judge_logistic(self._model, self._folder)}
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from benchmarks import data, evaluate, harness, machine, report
+from benchmarks.cast import Cast
 from benchmarks.harness import Outcome, RowResult, run_row
 from benchmarks.looking import Looks
 from benchmarks.player import Skip
@@ -133,6 +135,10 @@ class Counter:
         self._runs += 1
         return {"seconds": self._runs * self._seconds, "loss": self._seconds, "target": self._target}
 
+    def short(self) -> dict[str, Any]:
+        """Return seconds that nobody looks at."""
+        return {"seconds": 9.0}
+
     def check(self) -> dict[str, Any]:
         """Return a loss."""
         return {"loss": 1.0}
@@ -148,7 +154,7 @@ def test_a_row_pairs_within_rounds_chooses_once_and_says_who_is_missing(tmp_path
             "slow": Side(target, {"seconds": 3.0}, group="peer"),
             "fast": Side(target, {"seconds": 2.0}, group="peer"),
             "gone": Side(target, {"fail": "not here"}),
-            "steady": Side(target, slow=True),
+            "steady": Side(target, slow=True, warm="short"),
         },
         (
             # the fast peer ran twice before the rounds, we once; so round k compares 2 (k + 2) with (k + 1)
@@ -165,12 +171,23 @@ def test_a_row_pairs_within_rounds_chooses_once_and_says_who_is_missing(tmp_path
     assert ratio.values == pytest.approx([2 * (k + 2) / (k + 1) for k in (1, 2, 3)])
     assert ratio.verdict == "not reached"
     assert aimed.values == [2.0] * 3
-    assert steady.values == [2.0] * 3  # the warm-up, then one run for all rounds of the quick scale
+    assert steady.values == [1.0] * 3  # a warm-up of its own, then one run for all rounds of the quick scale
     assert (missing.spread, missing.verdict) == (None, "skipped")
     assert "not here" in missing.reason
     assert any("fast of slow 6 s, fast 4 s" in line for line in said)
     assert result.sides["rounds"]["kept"] == 3
     assert not result.reached
+
+
+def test_only_those_who_stay_and_run_again_decide_on_the_number_of_pairs(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        cast = Cast({}, tmp_path, stack, print, quick=False)
+        cast.sides = {"short": Side(""), "left": Side(""), "once": Side("", once=True)}
+        cast.players = dict.fromkeys(("short", "once"), cast)  # type: ignore[assignment]
+        cast.took = {"short": 1.0, "left": 20.0, "once": 20.0}
+        assert cast.pairs() == 7
+        cast.took["short"] = 16.0
+        assert cast.pairs() == 3
 
 
 def test_a_machine_that_stays_busy_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
