@@ -160,7 +160,7 @@ class DataView:
     @cached_property
     def lent(self) -> bool:
         """Whether features are used where they lie in this process, without a copy of this view's own."""
-        whole = self.split is None and self.scaling is None and not self.skip_bad
+        whole = self.split is None and self.scaling is None and not self.skip_bad and self.scratch is None
         return whole and isinstance(self.source, Lending) and self.source.lends(self.dtype)
 
     def held_bytes(self, index: int) -> int:
