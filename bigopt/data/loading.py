@@ -65,7 +65,9 @@ class Memory:
         """Return `size` bytes, uninitialised; they are given back when the last array in them has died."""
         with self._lock:
             waiting = sorted(self._drained(), key=lambda piece: piece.nbytes)
-            fit = next((k for k, piece in enumerate(waiting) if size <= piece.nbytes <= 2 * max(size, _PAGE)), None)
+            fits = [k for k, piece in enumerate(waiting) if size <= piece.nbytes <= 2 * max(size, _PAGE)]
+            # of the smallest the one that came back last: most of it is in a cache of this core yet
+            fit = max((k for k in fits if waiting[k].nbytes == waiting[fits[0]].nbytes), default=None)
             if fit is not None:
                 memory = waiting.pop(fit)
             else:
