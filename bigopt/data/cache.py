@@ -6,12 +6,10 @@ lane is still walking through (*open*), which go last. Losing an entry is never 
 
 Decoding overlaps with computing: while somebody computes on a block, the one that its order needs next is decoded by a
 thread of its own (`prefetch`), one at a time in a process, where that fits the budget without taking away what is in
-use; the chunks of a block are decoded side by side, in memory that is used again (`bigopt.data.loading`). It changes no
-bits.
+use; the chunks of a block are decoded side by side, in memory that is used again (`bigopt.data.loading`).
 
 Where a pass wants every row of a partition once, in order, and there is no room to keep it, it is not kept at all:
-`stream` gives its chunks as they are decoded. Of such partitions the labels stay (`bigopt.data.labels`): they are a
-hundredth of the features, in as many files.
+`stream` gives its chunks as they are decoded. Of such partitions the labels stay (`bigopt.data.labels`).
 
 With ``data.scratch`` a block that is decoded is written to a file of the node and mapped (`bigopt.data.scratch`): then
 it counts for next to nothing here, and other workers need not decode it.
@@ -33,7 +31,7 @@ import numpy as np
 from bigopt.core.errors import ConfError
 from bigopt.data.entry import Entry
 from bigopt.data.kept import Kept
-from bigopt.data.labels import Labels
+from bigopt.data.labels import SHARE, Labels
 from bigopt.data.loading import Loader
 from bigopt.data.notes import Note, Notes
 from bigopt.data.plan import Ints
@@ -43,10 +41,7 @@ from bigopt.data.streaming import labels_of, stream, stream_bytes
 from bigopt.data.view import NO_FEATURES, Block, DataView
 
 Key = tuple[str, int]
-
 _NOTHING: Final = Block(NO_FEATURES, None, None, 0, 0)
-_LABELS: Final = 16
-"""One part in so many of the budget may hold labels of partitions that are not here themselves."""
 
 
 class BlockCache(Slots):
@@ -77,7 +72,7 @@ class BlockCache(Slots):
         self._entries: dict[Key, Entry] = {}
         self._loading: set[Key] = set()
         self._notes = Notes()
-        self._labels = Labels(budget // _LABELS)
+        self._labels = Labels(budget // SHARE)
         self.held = 0
         self._clock = 0
         self._changed = threading.Condition()

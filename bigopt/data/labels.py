@@ -7,9 +7,14 @@ budget; beyond it, what came first stays, for passes are cyclic. The lock and th
 
 from __future__ import annotations
 
+from typing import Final
+
 from bigopt.data.view import Block, DataView
 
 Key = tuple[str, int]
+
+SHARE: Final = 16
+"""One part in so many of a budget may hold labels of partitions that are not there themselves."""
 
 
 class Labels:
