@@ -196,6 +196,11 @@ class PeerRound(Round):
         return self._root is None and (self._alone or self._peers.off)
 
     @property
+    def done(self) -> bool:
+        """Whether every unit is accepted."""
+        return self._root is not None or super().done
+
+    @property
     def value(self) -> Any:
         """The root of the tree; a partial sum is never given out."""
         return super().value if self._root is None else self._root

@@ -25,6 +25,7 @@ from bigopt.backends.ledger import Ledger, Rounds
 from bigopt.backends.local import LocalSession
 from bigopt.backends.peers import Board, Exchange, FindPeer, NotYet, Over, PeerAt, Want, bounds
 from bigopt.backends.peers_round import Peers
+from bigopt.backends.slices import Slicer
 from bigopt.backends.testing import Probe, Unreliable
 from bigopt.core.errors import ClusterError
 from bigopt.core.sums import Sums
@@ -56,6 +57,7 @@ def one_round(session: Any, rounds: Rounds, slots: int, work: GradientSum = WORK
 
 def among(retries: int = 3, **more: Any) -> Rounds:
     rounds = Rounds(Ledger(), retries)
+    rounds.slicer = Slicer(24)  # what the driver would ask for in three slices
     rounds.peers = Peers(always=True, patience=20.0, **more)
     return rounds
 
@@ -211,7 +213,7 @@ def test_where_workers_do_not_reach_each_other_the_driver_adds_or_says_so(hub, m
 
 def test_workers_without_a_channel_leave_the_sums_to_the_driver():
     said: list[str] = []
-    rounds = among()
+    rounds = among(retries=0)
     rounds.peers = Peers(always=False, patience=20.0, tell=said.append, least=8)
     session = LocalSession(1, MEMORY)
     assert same(one_round(session, rounds, 3), expected())
