@@ -150,6 +150,7 @@ class BlockCache(Slots):
         found = labels_of(view, index)
         with self._changed:
             if self._labels.takes(view, found):
+                self._give_back(self._labels.make_room(view, found))
                 while self.held + found.nbytes > self.budget and self._evict_block():
                     pass
                 if self.held + found.nbytes <= self.budget:

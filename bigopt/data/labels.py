@@ -45,22 +45,22 @@ class Labels:
         others = sum(block.nbytes for key, block in self._blocks.items() if key[0] != view.key)
         return self.held - others + labels.nbytes <= self.most
 
-    def put(self, view: DataView, index: int, labels: Block) -> int:
-        """Keep labels for which there is room, and give up other views' where they need it.
-
-        Returns
-        -------
-        int
-            By how many bytes more are held.
-        """
-        before, key = self.held, (view.key, index)
+    def make_room(self, view: DataView, labels: Block) -> int:
+        """Give up other views' labels where they are in the way of these; return the bytes that they held."""
+        before = self.held
         if self.held + labels.nbytes > self.most:
             for other in [other for other in self._blocks if other[0] != view.key]:
                 self.held -= self._blocks.pop(other).nbytes
-        if key not in self._blocks:  # two may have read them at a time
-            self._blocks[key] = labels
-            self.held += labels.nbytes
-        return self.held - before
+        return before - self.held
+
+    def put(self, view: DataView, index: int, labels: Block) -> int:
+        """Keep labels for which there is room; return by how many bytes more are held."""
+        key = view.key, index
+        if key in self._blocks:  # two read them at a time
+            return 0
+        self._blocks[key] = labels
+        self.held += labels.nbytes
+        return labels.nbytes
 
     def expected(self, view: DataView) -> int:
         """Return the bytes that labels of a view will take yet, judged by those that are here."""
