@@ -291,7 +291,7 @@ KEYS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["dask", "spark"])
+@pytest.mark.parametrize("engine", ["dask", pytest.param("spark", marks=pytest.mark.all)])
 def test_a_run_on_an_engine_has_the_bits_of_a_local_one(tmp_path, engine):
     if engine == "spark" and shutil.which("java") is None:
         pytest.skip("needs Java")
