@@ -198,7 +198,7 @@ def predictions(rates: Rates) -> list[str]:
         f"  workers moves {show(100 * 8e7 / cluster.down)} of vectors down and as much up through one network card.",
         "  Remedies, in this order: `run.dtype: float32`, fewer lanes, larger batches, local steps",
         "  (`strategy.name: local_sgd`), workers that add among themselves, model parallelism.",
-        "- **Workers that add among themselves** (`backend.reduce: workers`; by itself on Dask from 3 slots and 16 MB on):",
+        "- **Workers that add among themselves** (`backend.reduce: workers`; on Dask by itself above 16 MB):",
         "  slot j owns slice j of the vector, and the driver moves one vector each way instead of one a worker. All",
         "  workers exchange at once, so that the vectors of that round take",
         f"  {show(flat_vectors)} with 100 workers flat and {show(peer_vectors)} among them, with 1,000 workers "
