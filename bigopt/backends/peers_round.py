@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from bigopt.backends.boards import PeerAt
 from bigopt.backends.ledger import Round
-from bigopt.backends.peers import Apart, Exchange, FindPeer, Found, PeerAt, bounds
+from bigopt.backends.peers import Apart, Exchange, FindPeer, Found, bounds
 from bigopt.core.buffers import Buffers
 from bigopt.core.errors import ClusterError, ConfError
 from bigopt.core.sums import Sums

@@ -20,10 +20,11 @@ import pytest
 from probes import MEMORY, SIZES, Recorder, same
 from problems import files, run, run_on
 
+from bigopt.backends.boards import Board, NotYet, Over, PeerAt, Want
 from bigopt.backends.channel import Hub, serve
 from bigopt.backends.ledger import Ledger, Rounds
 from bigopt.backends.local import LocalSession
-from bigopt.backends.peers import Board, Exchange, FindPeer, NotYet, Over, PeerAt, Want, bounds
+from bigopt.backends.peers import Exchange, FindPeer, bounds
 from bigopt.backends.peers_round import Peers
 from bigopt.backends.slices import Slicer
 from bigopt.backends.testing import Probe, Unreliable
@@ -109,7 +110,7 @@ def test_workers_of_different_machines_have_the_same_bits(hub, monkeypatch):
     def far(at: PeerAt, patience: float) -> socket.socket:
         return socket.create_connection((at.host, at.port), timeout=patience)
 
-    monkeypatch.setattr("bigopt.backends.peers._socket_to", far)
+    monkeypatch.setattr("bigopt.backends.boards._socket_to", far)
     rounds, params = among(), np.linspace(-1.0, 1.0, 9) / 3
     for _ in range(2):
         assert same(one_round(hub, rounds, 3, params=params), expected(params=params))
@@ -197,7 +198,7 @@ def test_where_workers_do_not_reach_each_other_the_driver_adds_or_says_so(hub, m
     def refuse(at: object, patience: float) -> object:
         raise ConnectionRefusedError("a wall")
 
-    monkeypatch.setattr("bigopt.backends.peers._socket_to", refuse)
+    monkeypatch.setattr("bigopt.backends.boards._socket_to", refuse)
     said: list[str] = []
     rounds = among()
     rounds.peers = Peers(always=always, patience=20.0, tell=said.append, least=8)
