@@ -24,6 +24,8 @@ PACKAGES: Final = (
     "pyarrow", "zarr", "numcodecs", "matplotlib",
 )  # fmt: skip
 
+_LOOK_SECONDS: Final = 0.5
+
 
 def cores() -> list[int]:
     """Return the numbers of the cores this process may use."""
@@ -83,6 +85,9 @@ def held_bytes(pids: Iterable[int]) -> int:
 class Watch:
     """Reads the clocks of the machine at the beginning and at the end of a round.
 
+    The CPU time of a process that ends goes to who waits for it. PySpark's daemon waits for nobody (it ignores SIGCHLD,
+    and the kernel forgets the time of its workers): what such children had used is looked at every half second.
+
     Parameters
     ----------
     root : int
@@ -92,17 +97,43 @@ class Watch:
     def __init__(self, root: int) -> None:
         self._root = root
         self.known = bool(_lines("/proc/stat")) and bool(_stat(root))
+        self._unwaited: dict[int, float] = {}
+        self._end = threading.Event()
         self._begin = self._read()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        if self.known:
+            self._thread.start()
+
+    def _follow(self) -> None:
+        while not self._end.wait(_LOOK_SECONDS):
+            self._look()
+
+    def _look(self) -> list[int]:
+        found = tree(self._root)
+        for pid in found:
+            if (fields := _stat(pid)) and _ignores_children(int(fields[1])):
+                self._unwaited[pid] = cpu_seconds([pid])
+        return found
 
     def _read(self) -> tuple[float, float, float]:
         if not self.known:
             return time.perf_counter(), 0.0, 0.0
-        return time.perf_counter(), cpu_seconds(tree(self._root)), busy_seconds()
+        found = self._look()
+        gone = sum(used for pid, used in self._unwaited.items() if pid not in found)
+        return time.perf_counter(), cpu_seconds(found) + gone, busy_seconds()
 
     def load(self) -> Load:
         """Return what happened since the beginning."""
+        if self.known and not self._end.is_set():
+            self._end.set()
+            self._thread.join()
         wall, ours, machine = (end - begin for end, begin in zip(self._read(), self._begin, strict=True))
         return Load(wall, ours, machine, len(cores()))
+
+
+def _ignores_children(pid: int) -> bool:
+    """Return whether a process lets its children end unheard."""
+    return bool(int(_field(f"/proc/{pid}/status", "SigIgn") or "0", 16) >> (signal.SIGCHLD - 1) & 1)
 
 
 class Peak:

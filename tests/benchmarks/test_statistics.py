@@ -82,6 +82,27 @@ def test_the_clocks_of_the_machine_see_this_process_work() -> None:
     assert load.cores == len(os.sched_getaffinity(0))
 
 
+UNHEARD = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+if not os.fork():
+    while time.process_time() < 0.3:
+        pass
+    time.sleep(0.5)
+    os._exit(0)
+time.sleep(1.0)
+"""
+
+
+def test_the_time_of_children_that_nobody_waits_for_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_LOOK_SECONDS", 0.05)
+    watch = machine.Watch(os.getpid())
+    if not watch.known:
+        pytest.skip("no /proc")
+    subprocess.run([sys.executable, "-c", UNHEARD], check=True)
+    assert watch.load().ours > 0.3
+
+
 def test_the_referees_gradient_is_the_derivative_of_its_loss() -> None:
     rng = np.random.default_rng(0)
     X, y, w = rng.normal(size=(50, 3)), rng.integers(0, 2, 50), rng.normal(size=4)
