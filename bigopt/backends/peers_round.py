@@ -163,8 +163,8 @@ def peers(conf: Conf, backend: str, tell: Callable[[str], object]) -> Peers | No
     reduce, strategy = conf.backend.reduce, conf.strategy.name
     if backend == "local" or strategy != "sync" or reduce == "driver" or conf.backend.channel == "off":
         return None
-    if reduce == "auto" and backend != "dask":
-        return None
+    if reduce == "auto" and (backend != "dask" or conf.backend.address is None):
+        return None  # a cluster of one's own is on this machine: there is no network to relieve
     return Peers(always=reduce == "workers", patience=conf.backend.timeout, tell=tell)
 
 

@@ -359,7 +359,7 @@ class BackendConf(Group, frozen=True):
     ] = "auto"
     reduce: Annotated[
         Literal["auto", "driver", "workers"],
-        key("driver | workers, each a slice (sync) | auto: workers on dask, from 3 slots and 16 MB on"),
+        key("driver | workers, each a slice (sync) | auto: workers of a given dask cluster, from 3 slots and 16 MB on"),
     ] = "auto"
 
 
