@@ -12,9 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from bigopt import bundle, keeping, kernelset, sessions
+from bigopt import finishing, keeping, kernelset, sessions
 from bigopt.backends.base import Session, check_fingerprint, fingerprint
 from bigopt.backends.ledger import Ledger, Rounds
 from bigopt.backends.peers_round import peers
@@ -260,7 +258,12 @@ class _Run:
                 if self.signals.received:
                     return None
                 self.say(f"stopped: {why}")
-                return self._result(problem, loop)
+                if loop.checks.best_params is not None:
+                    self.say("kept: the parameters with the best validation loss (stop.tolerance is set)")
+                result = finishing.finish(self.run, problem, loop, self.data.train, self.ledger)
+                if self.shared is None:  # else the sweep's picture has the curves of all
+                    self.say(finishing.picture(self.run.path))
+                return result
             except DivergedError as error:
                 anchor = loop.anchor
                 if anchor is None or anchor.spent:
@@ -376,44 +379,3 @@ class _Run:
         for line in machine.notes if isinstance(machine, Noted) else ():
             self.say(line)
         return machine
-
-    def _result(self, problem: Problem, loop: Loop) -> dict[str, Any]:
-        """Evaluate the final parameters, save the model, and return the success object."""
-        checks, params, steps = loop.checks, loop.params(), loop.machine.steps
-        if checks.best_params is not None:
-            self.say("kept: the parameters with the best validation loss (stop.tolerance is set)")
-            params = checks.best_params
-        metrics = checks.metrics(problem.view, params)
-        loss = metrics["loss"] + problem.penalty.value(params, problem.model.layout)
-        if not np.isfinite(loss):
-            raise DivergedError(
-                f"the final loss is {loss}", where=f"step {steps}", hint="a smaller schedule.learning_rate"
-            )
-        found: dict[str, Any] = {}
-        if problem.validation is not None:
-            metrics = checks.metrics(problem.validation, params)
-            found = {"validation_loss": metrics["loss"]}
-        elif problem.unbalanced is not problem.view:
-            metrics = checks.metrics(problem.unbalanced, params)
-        bundle.save(self.run, keeping.bundle_of(problem, params, self.data.train))
-        result = {
-            "status": "completed",
-            "run": str(self.run.path),
-            "steps": steps,
-            "rounds": self.ledger.rounds,
-            "epochs": loop.machine.epochs,
-            "loss": loss,
-            "metrics": {k: v for k, v in metrics.items() if k != "loss"},
-            "params_sha256": bundle.params_sha256(params),
-            "seconds": loop.stopper.seconds,
-        }
-        if loop.audit:
-            result["audit_sha256"] = loop.audit
-        if loop.anchor is not None:
-            result["halvings"] = loop.anchor.rewind.halvings
-        delays = keeping.delays(self.run.path, loop.machine.snapshot())
-        idle = {"idle_by_worker": loop.recorder.idleness.shares()}
-        self.run.write_json("result.json", {**result, **found, "ledger": vars(self.ledger), **delays, **idle})
-        if self.shared is None:  # else the sweep's picture has the curves of all
-            self.say(keeping.picture(self.run.path))
-        return result

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from bigopt import keeping
+from bigopt import finishing
 from bigopt.core.arrays import gpu_reason
 
 settings.register_profile("bigopt", derandomize=True, deadline=None, print_blob=True, database=None)
@@ -58,21 +58,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a Chromium on the PATH (Debian: apt-get install chromium)")
 
 
-draw = keeping.picture
+draw = finishing.picture
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_pictures() -> Iterator[None]:
     """A learning curve takes ten times as long as a test's run: only tests that ask for `pictures` draw theirs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keeping, "picture", lambda run: f"no picture of {run}: a test")
+        patch.setattr(finishing, "picture", lambda run: f"no picture of {run}: a test")
         yield
 
 
 @pytest.fixture
 def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of this process end with their learning curve, as they do outside of tests."""
-    monkeypatch.setattr(keeping, "picture", draw)
+    monkeypatch.setattr(finishing, "picture", draw)
 
 
 @pytest.hookimpl(trylast=True)

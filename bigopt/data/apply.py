@@ -80,19 +80,6 @@ def _kinds(recipe: Recipe, mode: Mode) -> dict[str, RawKind]:
     return {column.name: column.kind for column in recipe.source_columns(mode)}
 
 
-def raw_columns(uri: str | Sequence[str], storage_options: Mapping[str, Any] | None = None) -> tuple[str, ...]:
-    """Return the column names of raw files (see `bigopt.data.recipe.matches_raw`).
-
-    Raises
-    ------
-    ConfError
-        For a format that is not raw.
-    DataError
-        For files that are missing or damaged.
-    """
-    return open_raw(uri, storage_options).names
-
-
 def apply_recipe(
     recipe: Recipe,
     source_uri: str | Sequence[str],

@@ -35,11 +35,6 @@ FASHION: Final = Path("/usr/share/datasets/fashion-mnist")
 SAMPLE: Final = Path("data/samples/fashion_mnist_sample.npz")
 """The committed sample: X_train, y_train, X_test, y_test."""
 
-FASHION_CLASSES: Final = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
-"""What the labels 0 to 9 mean."""
-
 _IDX_BYTES: Final = 1 << 30
 
 

@@ -322,11 +322,6 @@ class Recipe:
         return tuple(column.name for column in self.source_columns(mode) if column.name not in given)
 
 
-def matches_raw(recipe: Recipe, columns: Iterable[str], mode: Mode = "evaluate") -> bool:
-    """Whether data with these columns can go through the recipe (`Recipe.missing` names what lacks)."""
-    return not recipe.missing(columns, mode)
-
-
 def shown(value: object) -> str:
     """Return a category as it stands in a feature's name."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bigopt.keeping import delays
+from bigopt.finishing import delays
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#2f6db3", "#d9822b", "#4c9a6a", "#8a8f98"
 _LABELLED = 12
