@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import psutil
 import pytest
 import spark_job
 from problems import files
+from standalone import Standalone, environment
 
 from bigopt.backends.local import LocalSession
 from bigopt.backends.testing import Probe
@@ -28,11 +26,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.all]
 LOCAL_CLUSTER = "local-cluster[2,1,1024]"
 SCRIPT = Path(spark_job.__file__)
 ROOT = Path(__file__).parents[2]
-
-
-def environment() -> dict[str, str]:
-    """The environment without anything that tells Spark what bigopt should tell it."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("SPARK", "PYSPARK"))}
 
 
 def drive(master: str, folder: Path, *keys: str) -> dict[str, Any]:
@@ -118,47 +111,8 @@ def driver(master: str, folder: Path, *keys: str) -> Iterator[tuple[subprocess.P
 @pytest.fixture(scope="module")
 def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a standalone master with two workers of one core, on two loopback addresses."""
-    from pyspark.find_spark_home import _find_spark_home
-
-    folder = tmp_path_factory.mktemp("standalone")
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        port, page = first.getsockname()[1], second.getsockname()[1]
-    address = f"spark://127.0.0.1:{port}"
-    master = ["master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", str(page)]
-    worker = ["worker.Worker", "-c", "1", "-m", "1G", "-d", str(folder), "--webui-port", "0", address]
-    commands = [master, *([*worker, "--host", host] for host in ("127.0.0.2", "127.0.0.3"))]
-    started: list[subprocess.Popen[bytes]] = []
-    try:
-        for number, (name, *rest) in enumerate(commands):
-            spark_class = [f"{_find_spark_home()}/bin/spark-class", f"org.apache.spark.deploy.{name}", *rest]
-            with (folder / f"log{number}").open("wb") as log:
-                started.append(
-                    subprocess.Popen(
-                        spark_class, stdout=log, stderr=log, env=environment() | {"SPARK_LOCAL_IP": "127.0.0.1"}
-                    )
-                )
-        end = time.monotonic() + 90
-        while _alive_workers(page) < 2:
-            assert time.monotonic() < end, "the standalone cluster did not start"
-            time.sleep(0.3)
-        yield address
-    finally:
-        for process in started:
-            process.send_signal(signal.SIGTERM)
-        for process in started:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _alive_workers(page: int) -> int:
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{page}/json/", timeout=5) as answer:
-        return int(json.load(answer)["aliveworkers"])
-    return 0
+    with Standalone(tmp_path_factory.mktemp("standalone"), 2) as cluster:
+        yield cluster.address
 
 
 def submit(conf: Path, *keys: str, engine: tuple[str, ...] = ("spark-submit", "--master", "local[2]")) -> Any:

@@ -60,6 +60,11 @@ class Started:
         return bool(_LOCAL.fullmatch(self.sc.master) or _CLUSTER.fullmatch(self.sc.master))
 
     @property
+    def by_demand(self) -> bool:
+        """Whether Spark allocates executors by the tasks that wait for one."""
+        return bool(self.sc.getConf().get("spark.dynamicAllocation.enabled", "false") == "true")
+
+    @property
     def alive(self) -> bool:
         """Whether the context and its JVM are there."""
         try:
@@ -141,7 +146,7 @@ def capacity(started: Started, workers: int | None, timeout: float) -> int:
         Where the cluster sizes itself by demand and nobody said how much to demand.
     """
     sc = started.sc
-    if sc.getConf().get("spark.dynamicAllocation.enabled", "false") == "true":
+    if started.by_demand:
         if workers is None:
             raise ConfError(
                 "Spark allocates executors by demand, so it cannot say how many workers there are",
@@ -154,7 +159,7 @@ def capacity(started: Started, workers: int | None, timeout: float) -> int:
     begin = since = time.monotonic()
     seen = 0
     while True:
-        found, now = _at_once(sc), time.monotonic()
+        found, now = at_once(sc), time.monotonic()
         if found != seen:
             seen, since = found, now
         if found and (found >= (expected or found + 1) or _LOCAL.fullmatch(sc.master) or now - since > _SETTLED):
@@ -311,8 +316,8 @@ def _knock(master: str | None, patience: float = 5.0) -> None:
         )
 
 
-def _at_once(sc: Any) -> int:
-    """How many tasks can run at the same time now (0 before the first executor is there)."""
+def at_once(sc: Any) -> int:
+    """Return how many tasks can run at the same time now (0 before the first executor is there)."""
     scala = sc._jsc.sc()
     try:
         return int(scala.maxNumConcurrentTasks(scala.resourceProfileManager().defaultResourceProfile()))

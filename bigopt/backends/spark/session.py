@@ -3,7 +3,8 @@
 Each slot is a job of one task that ends with the session: a Spark that gives up a job (``local[k]`` never retries a
 task) then takes down no other slot and no other slot's decoded blocks. A *keeper* thread a slot starts its job again
 whenever it ends early; what was lost with it comes back through the `Hub` and is ordered again by the ledger. Keepers
-give up after a few failures in a row without a single answer to any order.
+give up after a few failures in a row without a single answer to any order. Where executors join a cluster, it gets as
+many slots more, up to ``backend.workers``.
 
 A resident job says little to people who watch Spark's pages, so a *reporter* posts, every few seconds, a job without
 tasks whose description is the state of the run. It takes no slot, but tens of milliseconds of a core.
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from bigopt.backends.channel import Address, Hub, Unreachable, serve
-from bigopt.backends.spark.context import Started, capacity, first_line, start
+from bigopt.backends.spark.context import Started, at_once, capacity, first_line, start
 from bigopt.backends.spark.jobs import SparkJobSession
 from bigopt.core.errors import ClusterError
 from bigopt.work import Arrival, Order
@@ -32,6 +33,7 @@ FAILURES: Final = 5
 _PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 2.0
 _REPORT_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 1.0
 _CLOSE_SECONDS: Final = 2.0
 _SHOWN_SLOTS: Final = 8
 
@@ -81,7 +83,9 @@ def _residents(
     jobs: Callable[..., SparkJobSession],
 ) -> ResidentSparkSession | SparkJobSession:
     """Wait for residents; give `jobs` a notice where none can connect."""
-    session = ResidentSparkSession(started, slots, memory=memory, bits=bits, run=run, timeout=backend.timeout)
+    session = ResidentSparkSession(
+        started, slots, memory=memory, bits=bits, run=run, timeout=backend.timeout, most=backend.workers
+    )
     try:
         session.wait_for_workers()
     except Unreachable as error:
@@ -101,7 +105,7 @@ class ResidentSparkSession:
     started : Started
         The context; stopped by `close` where it was made for this session.
     slots : int
-        Tasks to keep running.
+        Tasks to keep running at first.
     memory : int
         Bytes for decoded rows in each Python worker.
     bits : str
@@ -110,12 +114,23 @@ class ResidentSparkSession:
         What Spark's pages call the run.
     timeout : float
         Seconds without any worker after which the cluster is lost.
+    most : int or None
+        Most tasks to keep running where executors join; None for all there is room for.
     """
 
-    def __init__(self, started: Started, slots: int, *, memory: int, bits: str, run: str, timeout: float) -> None:
+    def __init__(
+        self,
+        started: Started,
+        slots: int,
+        *,
+        memory: int,
+        bits: str,
+        run: str,
+        timeout: float,
+        most: int | None = None,
+    ) -> None:
         from pyspark import InheritableThread
 
-        self.slots = slots
         self.notes: tuple[str, ...] = started.notes
         self._started = started
         self._sc = started.sc
@@ -128,16 +143,25 @@ class ResidentSparkSession:
         if tell is not None:
             addresses = (*addresses[:-1], (tell, int(addresses[-1][1])))
         self._resident = functools.partial(_reside, addresses, self._hub.key, memory, os.getcwd())
-        self._rdd = self._sc.parallelize(range(slots), slots)
         self._text = ""
         self._news = threading.Event()
-        self._reporter = InheritableThread(target=self._post_reports, name="bigopt-spark-reporter", daemon=True)
-        self._keepers = [
-            InheritableThread(target=self._keep, args=(slot,), name=f"bigopt-spark-keeper-{slot}", daemon=True)
-            for slot in range(slots)
-        ]
-        for thread in (*self._keepers, self._reporter):
+        self._keepers: list[threading.Thread] = []
+        self._others = [InheritableThread(target=self._post_reports, name="bigopt-spark-reporter", daemon=True)]
+        if not (started.one_machine or started.by_demand):
+            self._others += [InheritableThread(target=self._look, args=(most,), name="bigopt-spark-look", daemon=True)]
+        self._keep_slots()
+        for thread in self._others:
             thread.start()
+
+    @property
+    def slots(self) -> int:
+        """Tasks to keep running; grows where executors join."""
+        return self._hub.slots
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the workers connected now, by slot."""
+        return tuple(link.hello.pid for link in self._hub.links)
 
     def wait_for_workers(self) -> None:
         """Wait for all residents, or for ``timeout`` seconds and at least one."""
@@ -180,7 +204,8 @@ class ResidentSparkSession:
         self._closing.set()
         self._news.set()
         self._hub.close()
-        self._reporter.join(_CLOSE_SECONDS)
+        for thread in self._others:
+            thread.join(_CLOSE_SECONDS)
         for keeper in self._keepers:
             keeper.join(_CLOSE_SECONDS / len(self._keepers))
         with contextlib.suppress(Exception):  # a JVM that is gone has nothing left to cancel
@@ -188,6 +213,23 @@ class ResidentSparkSession:
                 self._sc.cancelJobGroup(self._name)
                 for keeper in self._keepers:
                     keeper.join(_CLOSE_SECONDS)
+
+    def _keep_slots(self) -> None:
+        """Start a keeper for each slot that has none."""
+        from pyspark import InheritableThread
+
+        for slot in range(len(self._keepers), self.slots):
+            name = f"bigopt-spark-keeper-{slot}"
+            self._keepers.append(InheritableThread(target=self._keep, args=(slot,), name=name, daemon=True))
+            self._keepers[-1].start()
+
+    def _look(self, most: int | None) -> None:
+        """Look for executors that join."""
+        with contextlib.suppress(Exception):  # a JVM that is gone: the keepers tell
+            while not self._closing.wait(_LOOK_SECONDS):
+                found = at_once(self._sc)
+                self._hub.grow(min(found, most or found))
+                self._keep_slots()
 
     def _keep(self, slot: int) -> None:
         """Run the slot's job, and again whenever it ends before the session does."""
@@ -211,7 +253,7 @@ class ResidentSparkSession:
         try:
             text = f"{self._name}: resident worker of slot {slot} ({self.slots} slots)"
             self._sc.setJobGroup(self._name, text, interruptOnCancel=True)
-            self._sc.runJob(self._rdd, self._resident, [slot])
+            self._sc.runJob(self._sc.parallelize([slot], 1), self._resident)
         except Exception as error:  # whatever Py4J, PySpark or a socket to the JVM raises
             return first_line(error)
         return "its task ended by itself"
