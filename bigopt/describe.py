@@ -20,6 +20,7 @@ from bigopt.data.source import Dataset
 from bigopt.describe_codes import codes_lines, codes_of
 from bigopt.describe_columns import columns_lines, columns_traffic
 from bigopt.describe_cost import (
+    among_workers,
     cost_part,
     encoding_lines,
     memory_of,
@@ -97,7 +98,7 @@ def describe(conf: Conf, data: Datasets | None = None) -> dict[str, Any]:
         *_places(conf, slots, problem.renewal()),
         *codes_lines(codes, conf),
         *_cut(conf, problem, deal, traffic),
-        *([] if traffic else [predicted(work, steps)]),
+        *([] if traffic else predicted(work, steps, among=among_workers(conf, problem, slots))),
         *message_lines(conf, work, slots),
         *encoding_lines(conf, problem, rows),
         *_bottlenecks(layers),

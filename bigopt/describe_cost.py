@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from bigopt.backends.peers_round import peers, silent
 from bigopt.backends.slices import SLICE_BYTES
 from bigopt.core.tree import height
-from bigopt.costs import FITTED, Round, best_slots, message_factor, parts, ticket
+from bigopt.costs import FITTED, Round, best_slots, message_factor, parts, peers_parts, ticket
 from bigopt.data.view import DataView
 from bigopt.models.table import ModelTable, batch_memory, si
 from bigopt.optim.table import state_vectors
@@ -45,13 +46,23 @@ def round_cost(conf: Conf, problem: Problem, layers: ModelTable, rows: int, slot
     units = units_of(problem)
     vector = layers.parameters * np.dtype(conf.run.dtype).itemsize
     messages = min(slots, units)
+    among = among_workers(conf, problem, slots)
+    sums = _sums_bytes(conf, problem, rows, min(units, messages * max(1, 2 * height(units))))
     return {
         "multiply_adds": each * rows,
         "units": units,
         "messages": messages,
-        "bytes_down": messages * vector,
-        "bytes_up": _sums_bytes(conf, problem, rows, min(units, messages * max(1, 2 * height(units)))),
+        "bytes_down": vector if among else messages * vector,
+        "bytes_up": vector if among else sums,
     }
+
+
+def among_workers(conf: Conf, problem: Problem, slots: int) -> bool:
+    """Return whether the workers add the gradients of a round among themselves (``backend.reduce``)."""
+    adding = peers(conf, conf.backend.name, silent)
+    if adding is None or problem.view.source.sparse or conf.strategy.compression.name is not None:
+        return False
+    return adding.pays(problem.model.layout.size, np.dtype(conf.run.dtype).itemsize, min(slots, units_of(problem)))
 
 
 def _row_values(view: DataView) -> float:
@@ -109,6 +120,8 @@ def memory_of(conf: Conf, problem: Problem, rows: int, slots: int) -> list[tuple
     flying = f"at most {in_flight} vectors"
     if conf.backend.name in ("dask", "spark") and vector > SLICE_BYTES and not problem.view.source.sparse:
         flying, sums = f"a vector and at most {nodes} slices of {si(SLICE_BYTES)}B", vector + nodes * SLICE_BYTES
+    if among_workers(conf, problem, slots):
+        flying, sums = "params on their way and one gradient", 2 * vector
     return [
         ("params", "the parameters in run.dtype, and in the blocks' dtype", part.parameters),
         ("state", f"optimizer state: {vectors} vectors ({conf.optimizer.name})", part.optimizer),
@@ -153,15 +166,28 @@ def round_work(conf: Conf, problem: Problem, cost: dict[str, int], slots: int) -
     )
 
 
-def predicted(work: Round, steps: int) -> str:
-    """Say how many seconds a round takes by the cost model, and where they go."""
-    found = parts(work, FITTED)
+def predicted(work: Round, steps: int, *, among: bool) -> list[str]:
+    """Say how many seconds a round takes by the cost model, and where they go.
+
+    Parameters
+    ----------
+    work : Round
+    steps : int
+        Rounds an epoch.
+    among : bool
+        Whether workers add among themselves.
+    """
+    found = peers_parts(work, FITTED) if among else parts(work, FITTED)
     total = sum(found.values())
     shares = ", ".join(f"{name} {value / total:.0%}" for name, value in found.items() if value > 0.005 * total)
-    return (
-        f"prediction: {1e3 * total:.3g} ms a round with the rows in memory ({shares}), {steps * total:.3g} s an epoch; "
-        f"at most {best_slots(work, FITTED):,} slots pay off (rates of docs/scaling.md)"
+    most = "" if among else f"; at most {best_slots(work, FITTED):,} slots pay off"
+    line = (
+        f"prediction: {1e3 * total:.3g} ms a round with the rows in memory ({shares}), {steps * total:.3g} s an epoch"
+        f"{most} (rates of docs/scaling.md)"
     )
+    if not among:
+        return [line]
+    return ["workers add the gradients among themselves: the driver moves one vector each way (backend.reduce)", line]
 
 
 def message_lines(conf: Conf, work: Round, slots: int) -> list[str]:

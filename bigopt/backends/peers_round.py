@@ -99,10 +99,13 @@ class Peers:
                 message = "backend.reduce=workers adds dense gradients, and those of sparse rows travel encoded"
                 raise ConfError(message, where="backend.reduce", hint="backend.reduce=driver")
             return False
-        size, slots = work.model.layout.size, len(np.unique(homes))
+        return self.pays(work.model.layout.size, np.dtype(work.dtype).itemsize, len(np.unique(homes)))
+
+    def pays(self, size: int, itemsize: int, slots: int) -> bool:
+        """Return whether workers add vectors of `size` entries in rounds of so many slots."""
         if self.always:
             return slots >= _FEWEST and size >= slots
-        return slots >= LEAST_SLOTS and size * np.dtype(work.dtype).itemsize > self._least
+        return slots >= LEAST_SLOTS and size * itemsize > self._least
 
     def kind(self, work: Work, inputs: tuple[Any, ...], homes: Ints) -> Callable[..., Round]:
         """Return what makes a round: `PeerRound` where workers add its sums."""

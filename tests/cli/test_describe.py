@@ -42,6 +42,19 @@ CUT = {
 }
 
 
+def test_workers_that_add_among_themselves_relieve_the_driver() -> None:
+    keys = ["data.uri=memory", "model.name=mlp", "data.task=classification", "backend.name=dask", "backend.workers=4"]
+    by_driver, among = (
+        describe(load_conf([], [*keys, *more]), data(classes=2)) for more in ([], ["backend.reduce=workers"])
+    )
+    vector = 8 * among["parameters"]
+    assert (among["round"]["bytes_down"], among["round"]["bytes_up"]) == (vector, vector)
+    assert by_driver["round"]["bytes_down"] == 4 * vector <= by_driver["round"]["bytes_up"]
+    assert among["memory"]["gradients"] == 2 * vector < by_driver["memory"]["gradients"]
+    said = "workers add the gradients among themselves"
+    assert [any(said in line for line in found["lines"]) for found in (by_driver, among)] == [False, True]
+
+
 @pytest.mark.parametrize("name", CUT)
 def test_a_cut_model_says_how_and_what_travels(name: str) -> None:
     keys, said = CUT[name]
