@@ -28,7 +28,7 @@ def sides(scale: Scale) -> Mapping[str, Side]:
         "bigopt": ours("dask"),
         "actors": ours("dask", backend__channel="off"),
         "delayed": Side(f"{SIDES}.dask_cpu:ByHand", {"folder": folder, "learning_rate": LEARNING_RATE, "steps": STEPS}),
-        "dask-ml": Side(f"{SIDES}.dask_cpu:DaskML", {"folder": folder, "few": 1, "many": 3}, slow=True, warm="short"),
+        "dask-ml": Side(f"{SIDES}.dask_cpu:DaskML", {"folder": folder, "few": 1, "many": 5}, slow=True, warm="short"),
         "empty tasks": Side(f"{SIDES}.dask_cpu:EmptyTasks"),
     }
 
