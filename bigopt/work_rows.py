@@ -60,7 +60,8 @@ def sum_rows(
     kernels : str
         The kernel set; compiled kernels take all rows of a unit at once, and add in float64.
     buffers : Buffers or None
-        Lend the gradient's memory, in `dtype` or in the block's; None: in memory of its own, in `dtype`.
+        Lend the gradient's memory, in `dtype` or in the block's if that is narrower; None: in memory of its own, in
+        `dtype`.
     stage : Stage or None
         The way of host rows to a card.
 
@@ -113,7 +114,7 @@ def _folded(
             grad += g
         elif buffers is None or g.base is None:
             grad = arrays.astype(g, dtype)
-        elif several:  # the next block writes to the same memory
+        elif several or g.dtype.itemsize > np.dtype(dtype).itemsize:  # the next block writes to the same memory
             grad = buffers.lend(g.shape[0], dtype)
             grad[...] = g
         else:

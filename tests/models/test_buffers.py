@@ -39,16 +39,20 @@ def test_a_gradient_in_buffers_has_the_same_bits(name: str) -> None:
         assert kept[1:] == plain[1:]
 
 
+@pytest.mark.parametrize("stored", ["float32", "float64"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("block_rows", [7, 1000])
-def test_units_of_an_order_do_not_share_what_they_give(block_rows: int, dtype: str) -> None:
-    """The nodes of an order are what the units give one by one in fresh memory, for any range of leaves."""
+def test_units_of_an_order_do_not_share_what_they_give(block_rows: int, dtype: str, stored: str) -> None:
+    """The nodes of an order are what the units give one by one in fresh memory, for any range of leaves.
+
+    No gradient is wider on its way than ``run.dtype``.
+    """
     rng = np.random.default_rng(2)
     sizes = [40, 31, 25, 60, 44]
-    X, y = rng.normal(size=(sum(sizes), 12)).astype(np.float32), rng.integers(0, 3, sum(sizes))
+    X, y = rng.normal(size=(sum(sizes), 12)).astype(stored), rng.integers(0, 3, sum(sizes))
     dataset = from_arrays(X, y, partition_rows=sizes)
     bounds = np.concatenate([[0], np.cumsum(sizes)])
-    view = DataView(dataset.source, bounds, "float32", targets=Targets("index", (0, 1, 2)))
+    view = DataView(dataset.source, bounds, stored, targets=Targets("index", (0, 1, 2)))
     work = GradientSum(MODELS["relu"], view, 0, dtype, block_rows)
     params = MODELS["relu"].init("glorot_uniform", 1).astype(dtype)
     units = np.array([[k, 0, 3, sizes[k] - 4] for k in range(5)])
@@ -60,6 +64,7 @@ def test_units_of_an_order_do_not_share_what_they_give(block_rows: int, dtype: s
         assert list(nodes) == list(fresh) == list(tree.cover(start, stop, 5))
         for node, value in nodes.items():
             assert vectors.dense(value.grad).dtype == dtype
+            assert value.grad.nbytes <= len(params) * np.dtype(dtype).itemsize
             assert vectors.dense(value.grad).tobytes() == fresh[node].grad.tobytes()
             assert value[1:] == fresh[node][1:]
         before = [vectors.dense(value.grad).tobytes() for value in nodes.values()]
