@@ -23,18 +23,8 @@ from typing import Any
 
 from bigopt.backends.base import check_fingerprint, fingerprint
 from bigopt.backends.link import Carrier, Link, activity
-from bigopt.backends.resident import (
-    Address,
-    Done,
-    Failed,
-    Install,
-    Lost,
-    Prepare,
-    Stop,
-    Task,
-    serve,
-    untravelled,
-)
+from bigopt.backends.messages import Done, Failed, Install, Lost, Prepare, Stop, Task
+from bigopt.backends.resident import Address, serve, untravelled
 from bigopt.backends.segments import Pool
 from bigopt.backends.wire import Wire
 from bigopt.core import codec

@@ -22,7 +22,8 @@ from typing import Any, Final
 import numpy as np
 
 from bigopt.backends.base import fingerprint, one_blas_thread
-from bigopt.backends.resident import Hello, Resident, Stop, Task
+from bigopt.backends.messages import Hello, Stop, Task
+from bigopt.backends.resident import Resident
 from bigopt.backends.segments import Bytes
 from bigopt.core import codec
 from bigopt.data.cache import BlockCache

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from bigopt.backends.resident import Hello
+from bigopt.backends.messages import Hello
 from bigopt.work import Order, Stats
 
 

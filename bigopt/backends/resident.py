@@ -1,7 +1,7 @@
 """The worker's end of the channel: what `Hub` (`bigopt.backends.channel`) and a resident worker say to each other.
 
 A resident worker is one function, `serve`: it connects back to the driver, shows its fingerprint, receives each `Work`
-once and answers orders until it is told to stop or the driver is gone. Messages are made by `core.codec`.
+once and answers orders until it is told to stop or the driver is gone.
 """
 
 from __future__ import annotations
@@ -14,97 +14,21 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Client, Connection
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from bigopt.backends.base import Watched, fingerprint, one_blas_thread
+from bigopt.backends.messages import Done, Failed, Hello, Install, Lost, Prepare, Stop, Task
 from bigopt.backends.peers import Exchange
 from bigopt.backends.segments import Pool
 from bigopt.backends.slices import Keeper, Slice
 from bigopt.backends.wire import Wire
 from bigopt.core.buffers import Ahead
-from bigopt.core.codec import wire
 from bigopt.core.errors import BigoptError, ConfError, DataError
-from bigopt.core.tree import Node
 from bigopt.data.cache import BlockCache
-from bigopt.work import Stats, Work, execute, on_card
+from bigopt.work import Work, execute, on_card
 
 Address = str | tuple[str, int]
 _PATIENCE: Final = 10.0
-
-
-@wire
-class Hello(NamedTuple):
-    """First message of a worker."""
-
-    pid: int
-    host: str
-    name: str
-    fingerprint: dict[str, str]
-
-
-@wire
-class Prepare(NamedTuple):
-    """Modules whose types come next."""
-
-    modules: tuple[str, ...]
-
-
-@wire
-class Install(NamedTuple):
-    """A work to keep under a number, and the identity of the dataset that the driver reads."""
-
-    number: int
-    work: Any
-    identity: str
-
-
-@wire
-class Task(NamedTuple):
-    """An order on the wire."""
-
-    serial: int
-    work: int
-    ticket: int
-    slot: int
-    leaves: int
-    start: int
-    units: Any
-    ahead: tuple[int, ...]
-    inputs: tuple[Any, ...]
-
-
-@wire
-class Done(NamedTuple):
-    """The nodes of an order."""
-
-    serial: int
-    levels: tuple[Node, ...]
-    values: tuple[Any, ...]
-    stats: Stats
-
-
-@wire
-class Lost(NamedTuple):
-    """The end of an order that has to be given again, with its inputs."""
-
-    serial: int
-    reason: str
-
-
-@wire
-class Failed(NamedTuple):
-    """An error that no repetition will cure."""
-
-    serial: int
-    kind: str
-    message: str
-    where: str
-    hint: str
-
-
-@wire
-class Stop(NamedTuple):
-    """The clean end."""
 
 
 def serve(addresses: Sequence[Address], key: bytes, memory: int, name: str = "", card: int | None = None) -> None:

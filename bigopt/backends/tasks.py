@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bigopt.backends.base import check_fingerprint, fingerprint
-from bigopt.backends.resident import Failed, Install, Lost, Resident, Task, answer, checked, untravelled
+from bigopt.backends.messages import Failed, Install, Lost, Task
+from bigopt.backends.resident import Resident, answer, checked, untravelled
 from bigopt.core import codec
 from bigopt.core.codec import wire
 from bigopt.core.errors import ERRORS, BigoptError, ClusterError

@@ -1,6 +1,6 @@
 """One end of a connection: values in, values out, large arrays through shared memory between processes of a machine.
 
-A message is one `Connection.send_bytes`: a table of integers, the codec's header, and the bytes of small arrays. The
+A message is one `Connection.send_bytes`: a table of integers, the header, and the bytes of small arrays. The
 table says where each array is: in the message, in a segment of shared memory (`bigopt.backends.segments`) whose
 descriptor follows the message once, or, over TCP, in bytes that follow the message, read straight into place. It also
 gives back the segments of the other side that nobody looks at here any more.
@@ -17,13 +17,16 @@ import contextlib
 import mmap
 import os
 import socket
+import struct
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
 import numpy as np
 
+from bigopt.backends.messages import is_short, lengthened, shortened
 from bigopt.backends.segments import Bytes, Pool, Segment, attach
 from bigopt.core import codec
 
@@ -31,9 +34,24 @@ _SMALL: Final = 4096
 """Arrays of at most so many bytes lie in the message itself."""
 _WITHIN: Final = -1
 _FOLLOWS: Final = -2
-_HEAD: Final = 5
+_HEAD: Final = struct.Struct("<5q")
 _FDS: Final = 64
 """Descriptors in one system call."""
+
+
+class _View(weakref.ref[Bytes]):
+    """A view of a segment, for as long as somebody looks at it; a `weakref.finalize` that costs less."""
+
+    __slots__ = ("number", "unused", "views")
+
+    number: int
+    views: dict[int, _View]
+    unused: deque[int]
+
+
+def _ended(view: Any) -> None:
+    del view.views[id(view)]
+    view.unused.append(view.number)
 
 
 class Wire:
@@ -58,6 +76,7 @@ class Wire:
         self._known: set[int] = set()
         self._mapped: dict[int, mmap.mmap] = {}
         self._unused: deque[int] = deque()
+        self._views: dict[int, _View] = {}
         if not self.shares:  # send small messages at once; Unix sockets do so by themselves
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -78,8 +97,8 @@ class Wire:
         TypeError
             For a value that does not travel; nothing was sent.
         """
-        header, *buffers = codec.dumps(value)
-        arrays = [np.frombuffer(buffer, dtype=np.uint8) for buffer in buffers]
+        header, *vectors = shortened(value) or codec.dumps(value)
+        arrays = [_bytes(vector) for vector in vectors]
         places: list[int] = []
         new: list[Segment] = []
         within: list[Bytes] = []
@@ -100,8 +119,9 @@ class Wire:
         self._known.difference_update(gone)
         back = [self._unused.popleft() for _ in range(len(self._unused))]
         table = [len(header), len(arrays), len(new), len(gone), len(back), *places, *(s.number for s in new)]
-        numbers = np.array([*table, *gone, *back], dtype="<i8")
-        self._connection.send_bytes(b"".join([numbers.data, header, *(array.data for array in within)]))
+        table += [*gone, *back]
+        numbers = struct.pack(f"<{len(table)}q", *table)
+        self._connection.send_bytes(b"".join([numbers, header, *(array.data for array in within)]))
         for some in range(0, len(new), _FDS):
             socket.send_fds(self._socket, [b"."], [segment.fd for segment in new[some : some + _FDS]])
         for array in following:
@@ -121,19 +141,19 @@ class Wire:
             Where the message is none of ours.
         """
         message = self._connection.recv_bytes()
-        head = np.frombuffer(message[: 8 * _HEAD].ljust(8 * _HEAD, b"\xff"), "<i8").tolist()
+        head = _HEAD.unpack_from(message.ljust(_HEAD.size, b"\xff"))
         length, count, new, gone, back = head
         entries = 2 * count + new + gone + back
-        if min(head) < 0 or len(message) < 8 * (_HEAD + entries) + length:
+        if min(head) < 0 or len(message) < _HEAD.size + 8 * entries + length:
             raise ValueError("not a bigopt message")
-        table = np.frombuffer(message, "<i8", entries, 8 * _HEAD).tolist()
+        table = struct.unpack_from(f"<{entries}q", message, _HEAD.size)
         numbers = table[2 * count :]
         self._attach(numbers[:new])
         for number in numbers[new : new + gone]:
             self._mapped.pop(number, None)
         for number in numbers[new + gone :]:
             self._pool.give_back(number, self)
-        at = 8 * (_HEAD + len(table))
+        at = _HEAD.size + 8 * entries
         header = message[at : at + length]
         parts, at = [], at + length
         for place, size in zip(table[: 2 * count : 2], table[1 : 2 * count : 2], strict=True):
@@ -142,9 +162,10 @@ class Wire:
                 at += size
             else:
                 parts.append(self._following(size) if place == _FOLLOWS else self._shared(place, size))
-        return codec.loads([header, *parts]), len(header) + sum(part.nbytes for part in parts)
+        value = lengthened(header, parts) if is_short(header) else codec.loads([header, *parts])
+        return value, len(header) + sum(part.nbytes for part in parts)
 
-    def _attach(self, numbers: list[int]) -> None:
+    def _attach(self, numbers: Sequence[int]) -> None:
         for some in range(0, len(numbers), _FDS):
             names = numbers[some : some + _FDS]
             data, fds, _, _ = socket.recv_fds(self._socket, 1, len(names))
@@ -163,7 +184,9 @@ class Wire:
         if whole is None or not 0 < size <= len(whole):
             raise ValueError(f"not a bigopt message: {size} bytes in segment {number}")
         part = np.frombuffer(whole, np.uint8, size)  # NumPy's views of it hold it, and not each other
-        weakref.finalize(part, self._unused.append, number).atexit = False
+        view = _View(part, _ended)
+        view.number, view.views, view.unused = number, self._views, self._unused
+        self._views[id(view)] = view
         return part
 
     def _following(self, size: int) -> Bytes:
@@ -187,3 +210,8 @@ class Wire:
         self._connection.close()
         self._pool.forget(self)
         self._mapped.clear()
+
+
+def _bytes(array: Any) -> Bytes:
+    flat: Bytes = array.view(np.uint8) if type(array) is np.ndarray else np.frombuffer(array, dtype=np.uint8)
+    return flat
