@@ -166,6 +166,7 @@ class _Run:
                 stack.callback(session.close)
                 self.rounds.slicer = None if backend == "local" else Slicer(SLICE_BYTES)
                 self.rounds.peers = peers(conf, backend, self.say)
+                self.rounds.buffers.casts = getattr(session, "casts", None)
                 for line in session.notes:
                     self.say(line)
                 facts = self._facts(session, resume)

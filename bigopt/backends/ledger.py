@@ -253,6 +253,8 @@ class Rounds:
         Cuts large gradients; None where nothing travels.
     peers : Peers or None
         Says which rounds are added by workers (`bigopt.backends.peers_round`); None for no round.
+    buffers : Buffers
+        Lend the sums.
     """
 
     def __init__(self, ledger: Ledger, retries: int) -> None:
@@ -261,7 +263,8 @@ class Rounds:
         self.slicer: Slicer | None = None
         self.peers: Peers | None = None
         self._ticket = 0
-        self._merge = merging(Buffers(), lazy=True)
+        self.buffers = Buffers()
+        self._merge = merging(self.buffers, lazy=True)
         self._kept: deque[Arrival] = deque()
 
     def new(self, work: Work, inputs: tuple[Any, ...], units: Ints, homes: Ints, *, where: str) -> Round:

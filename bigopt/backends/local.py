@@ -32,6 +32,11 @@ class LocalSession:
         Bytes for decoded rows, shared by all threads.
     joins : bool
         Whether the thread that waits may compute; it must not where a slow slot is to be overtaken.
+
+    Attributes
+    ----------
+    casts : Casts
+        Params in the dtype of the blocks: who makes new ones may leave them there.
     """
 
     def __init__(self, slots: int, memory: int, *, joins: bool = True) -> None:
@@ -42,7 +47,8 @@ class LocalSession:
         self._blocks = BlockCache(memory, slots)
         self._joins = joins
         self._mine: deque[Order] = deque()
-        self._watched, self._ahead, self._casts = Watched(), Ahead(), Casts()  # the first two of the thread that waits
+        self._watched, self._ahead = Watched(), Ahead()  # of the thread that waits
+        self.casts = Casts()
         self._under_way: Counter[int] = Counter()  # orders by round
         self._orders: list[queue.SimpleQueue[Order | None]] = [queue.SimpleQueue() for _ in range(slots)]
         self._arrivals: queue.SimpleQueue[Arrival | BaseException] = queue.SimpleQueue()
@@ -67,7 +73,7 @@ class LocalSession:
     def _done(self, order: Order, watched: Watched, ahead: Ahead) -> Arrival:
         """Compute an order in the calling thread."""
         buffers = self._blocks.buffers
-        buffers.ahead, buffers.casts = ahead, self._casts
+        buffers.ahead, buffers.casts = ahead, self.casts
         try:
             if on_card(order.work):
                 self._blocks.use_card(order.slot)

@@ -90,6 +90,16 @@ class Casts:
         self._of: Callable[[], object] = _nothing
         self._made: npt.NDArray[Any] = np.empty(0)
 
+    def lend(self, size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Return room for a vector in another dtype, for whoever makes both at once; see `Buffers.lend`."""
+        with self._lock:
+            return self._memory.lend(size, dtype)
+
+    def keep(self, vector: npt.NDArray[Any], made: npt.NDArray[Any]) -> None:
+        """Take what has been made of `vector` in room that was lent: it need not be cast."""
+        with self._lock:
+            self._of, self._made = weakref.ref(vector), made
+
     def cast(self, vector: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Return `vector`, shape (p,), in `dtype`: not to be written to."""
         with self._lock:
@@ -112,7 +122,8 @@ class Buffers:
     ahead : Ahead or None
         Where the rows of the next unit may lie; None in a thread that gathers nothing ahead.
     casts : Casts or None
-        Where the params of a round lie in the dtype of the blocks; None in a thread that shares them with nobody.
+        Where the params of a round lie in the dtype of the blocks; None in a thread that shares them with nobody. Of
+        buffers that lend sums to the driver: where it may leave what it makes of them.
     """
 
     ahead: Ahead | None = None

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bigopt.core.buffers import Buffers
+from bigopt.core.buffers import Buffers, Casts
 from bigopt.core.codec import wire
 
 Array = npt.NDArray[Any]
@@ -84,11 +84,14 @@ class Unadded(NamedTuple):
         Of one dtype.
     into : ndarray, shape (p,)
         Where the sum belongs, in the dtype it has.
+    casts : Casts or None
+        Where new params in the dtype of left and right are wanted, if he makes some of the sum.
     """
 
     left: Array
     right: Array
     into: Array
+    casts: Casts | None = None
 
 
 Vector = Array | SparseVector | Narrow | Unadded
@@ -150,7 +153,7 @@ def added(left: Vector, right: Vector, buffers: Buffers | None = None, *, lazy: 
     if isinstance(right, Unadded):
         right = dense(right)
     if lazy and buffers is not None and isinstance(left, Narrow) and isinstance(right, Narrow):
-        return Unadded(left.values, right.values, buffers.lend(left.values.size, left.dtype))
+        return Unadded(left.values, right.values, buffers.lend(left.values.size, left.dtype), buffers.casts)
     if isinstance(right, Narrow):
         right = right.values if not isinstance(left, SparseVector) else dense(right)  # NumPy widens as it adds
     if isinstance(left, Narrow):

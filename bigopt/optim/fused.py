@@ -2,7 +2,9 @@
 
 `Fused` wraps a transform, or a chain of clipping and a transform, and is one itself: its state is the wrapped one's,
 so a checkpoint does not know whether a step was fused. Nor do the bits (`bigopt.optim.fused_updates`). What it adds is
-`moved`, which writes params + delta over the gradient, and `measured`, the norm of a sum's mean in one pass.
+`moved`, which writes params + delta over the gradient, and `measured`, the norm of a sum's mean in one pass. A sum of
+two that nobody has added yet is never written: each of the two passes adds on its way, and the second leaves the new
+params in the dtype of the two as well, where the next Map wants them.
 
 Long vectors are cut into pieces for several threads. Every entry is computed alone, so the number of threads does not
 appear in the bits either.
@@ -23,15 +25,15 @@ import numpy as np
 from bigopt.core import compiled
 from bigopt.core.crew import Crew
 from bigopt.core.layout import Layout
-from bigopt.core.vectors import Unadded
+from bigopt.core.vectors import Unadded, dense
+from bigopt.optim import fused_means, fused_updates
 from bigopt.optim.adam import Adam, AdamState, AdamW, AdamWState, AMSGrad, AMSGradState
 from bigopt.optim.adam_kin import AdaMax, AdaMaxState, NAdam, NAdamState, Yogi
 from bigopt.optim.adaptive import Adadelta, Adagrad, RMSProp, Squares, SquaresAndSteps
 from bigopt.optim.clip import ClipNorm, ClipValue
 from bigopt.optim.descent import SGD, Momentum, Nesterov, Velocity
-from bigopt.optim.fused_means import adding_signature, make_adding_squares, make_squares, pairs
-from bigopt.optim.fused_means import signature as squares_signature
-from bigopt.optim.fused_updates import SCALARS, make_update, signature
+from bigopt.optim.fused_means import BLOCK, make_joined_squares, make_squares, pairs
+from bigopt.optim.fused_updates import SCALARS, make_joined_update, make_update
 from bigopt.optim.transform import TILE, Chain, ChainState, Transform, Vector, norm, owned, root_of_tiles
 
 PIECE: Final = 1 << 19
@@ -172,7 +174,7 @@ class Fused:
         """Do what the wrapped transform does; see `Transform.update`."""
         return self.inner.update(grad, state, params, step, learning_rate)
 
-    def measured(self, given: Vector | Unadded, divisor: float) -> tuple[Vector, float, float]:
+    def measured(self, given: Vector | Unadded, divisor: float) -> tuple[Vector | Unadded, float, float]:
         """Return a sum of gradients, the norm of its mean, and what the sum is still to be divided by.
 
         Parameters
@@ -184,39 +186,37 @@ class Fused:
 
         Returns
         -------
-        total : ndarray, shape (p,)
+        total : ndarray, shape (p,), or Unadded
+            As it was given.
         norm : float
             With the bits of `norm` of the mean.
         divisor : float
             For `moved`: 1 where total is the mean now, or the divisor as it was.
         """
-        parts, total = (given[:2], given.into) if isinstance(given, Unadded) else ((), given)
         how, scale = _division(divisor)
-        if how == "over" and total.size < CACHED:
+        length = _into(given).size
+        if how == "over" and length < CACHED and not isinstance(given, Unadded):
             how, divisor = "write", 1.0
-        dtype = total.dtype.name
-        if parts:
-            narrow = parts[0].dtype.name
-            kernel = compiled.kernel(make_adding_squares, (dtype, narrow, how), adding_signature(dtype, narrow))
-        else:
-            kernel = compiled.kernel(make_squares, (dtype, how), squares_signature(dtype))
-        count = -(-total.size // TILE)
+        kernel, parts = _squares(given, how)
+        count = -(-length // TILE)
         sums = np.empty(count)
-        order, last = pairs(TILE), pairs(total.size % TILE or TILE)
+        order, last = pairs(TILE), pairs(length % TILE or TILE)
 
         def work(first: int, stop: int) -> None:
+            own = parts if len(parts) == 1 else (*parts, np.empty(BLOCK, dtype=_into(given).dtype))
             room = np.empty(max(order[0], last[0]))
-            kernel(*parts, total, scale, first, stop, TILE, order, last, sums, room)
+            kernel(*own, scale, first, stop, TILE, order, last, sums, room)
 
-        self._shared(work, count, total.size if total.size >= CACHED else 0)
+        self._shared(work, count, length if length >= CACHED else 0)
         size = root_of_tiles(sums.tolist())
         if size is None:
+            total = dense(given)
             size = norm(total if how == "write" or divisor == 1.0 else total / divisor)
-        return total, size, divisor
+        return given, size, divisor
 
     def moved(
         self,
-        grad: Vector,
+        grad: Vector | Unadded,
         state: Any,
         params: Vector,
         step: int,
@@ -229,7 +229,7 @@ class Fused:
         Parameters
         ----------
         grad, state, params, step, learning_rate
-            As in `Transform.update`; the result lies in the gradient's buffer.
+            As in `Transform.update`; the result lies in the gradient's buffer, that of an unadded one `into` it.
         divisor : float
             What the gradient is to be divided by first.
         size : float or None
@@ -238,41 +238,51 @@ class Fused:
         if not isinstance(self.inner, Chain):
             update = UPDATES[type(self.inner)](self.inner, state, step, float(learning_rate))
             self._run(update, grad, params, 1.0, divisor)
-            return grad, update.state
+            return _into(grad), update.state
         *clips, last = self.inner.links
         *clipped, own = state.links
         factor = 1.0
         for clip, nothing in zip(clips, clipped, strict=True):
             if isinstance(clip, ClipNorm) and clip is clips[-1] and (size is not None or divisor == 1.0):
-                factor = min(1.0, clip.clip_norm / ((norm(grad) if size is None else size) + 1e-6))
+                factor = min(1.0, clip.clip_norm / ((norm(dense(grad)) if size is None else size) + 1e-6))
                 continue
+            grad = dense(grad)
             if divisor != 1.0:
                 grad, divisor = np.divide(grad, divisor, out=grad), 1.0
             grad, _ = clip.update(grad, nothing, params, step, learning_rate)
             size = None
         update = UPDATES[type(last)](last, own, step, float(learning_rate))
         self._run(update, grad, params, factor, divisor)
-        return grad, ChainState((*clipped, update.state))
+        return _into(grad), ChainState((*clipped, update.state))
 
-    def _run(self, update: Update, grad: Vector, params: Vector, factor: float, divisor: float) -> None:
-        dtype = grad.dtype.name
+    def _run(self, update: Update, given: Vector | Unadded, params: Vector, factor: float, divisor: float) -> None:
+        grad, narrow, cast = _into(given), "", None
         how, scale = ("mean", 1.0) if divisor == 1.0 else _division(divisor)
         scalars = np.array([*update.scalars, *[0.0] * (SCALARS - len(update.scalars))], dtype=grad.dtype)
         factors = np.array([factor, scale], dtype=grad.dtype)
+        parts: tuple[Vector, ...] = ()
+        if isinstance(given, Unadded):
+            narrow = given.left.dtype.name
+            cast = None if given.casts is None else given.casts.lend(grad.size, narrow)
+            parts = given.left, given.right, grad[:0].astype(narrow) if cast is None else cast
         kernels: dict[str, compiled.Kernel] = {}
         jobs: list[tuple[compiled.Kernel, slice]] = []
         for rule, s in _spans(update, grad.size):
             if rule not in kernels:
-                kernels[rule] = compiled.kernel(make_update, (rule, dtype, how), signature(rule, dtype))
+                kernels[rule] = _update(rule, grad.dtype.name, narrow, how)
             jobs.append((kernels[rule], s))
+        vectors = grad, params
 
         def work(start: int, stop: int) -> None:
             for kernel, s in jobs:
                 a, b = max(start, s.start), min(stop, s.stop)
                 if a < b:
-                    kernel(grad[a:b], params[a:b], scalars, factors, *(v[a:b] for v in update.vectors))
+                    state = [v[a:b] for v in update.vectors]
+                    kernel(*(v[a:b] for v in (*parts, *vectors)), scalars, factors, *state)
 
         self._shared(work, grad.size, grad.size)
+        if isinstance(given, Unadded) and given.casts is not None and cast is not None:
+            given.casts.keep(grad, cast)
 
     def _shared(self, work: Callable[[int, int], None], count: int, size: int) -> None:
         """Do ``work(start, stop)`` over ``0..count`` in as many threads as a vector of `size` is worth."""
@@ -282,6 +292,29 @@ class Fused:
     @cached_property
     def _crew(self) -> Crew:
         return Crew()
+
+
+def _into(given: Vector | Unadded) -> Vector:
+    """Return where the entries of a gradient lie, or belong."""
+    return given.into if isinstance(given, Unadded) else given
+
+
+def _squares(given: Vector | Unadded, how: str) -> tuple[compiled.Kernel, tuple[Vector, ...]]:
+    """Return the kernel of a gradient's norm and the vectors that it reads."""
+    dtype = _into(given).dtype.name
+    if isinstance(given, Unadded):
+        narrow = given.left.dtype.name
+        signature = fused_means.joined_signature(dtype, narrow)
+        return compiled.kernel(make_joined_squares, (dtype, narrow, how), signature), given[:2]
+    return compiled.kernel(make_squares, (dtype, how), fused_means.signature(dtype)), (given,)
+
+
+def _update(rule: str, dtype: str, narrow: str, how: str) -> compiled.Kernel:
+    """Return the kernel of an update, of a sum of two vectors in the dtype `narrow` where there is one."""
+    if narrow:
+        signature = fused_updates.joined_signature(rule, dtype, narrow)
+        return compiled.kernel(make_joined_update, (rule, dtype, narrow, how), signature)
+    return compiled.kernel(make_update, (rule, dtype, how), fused_updates.signature(rule, dtype))
 
 
 def _division(divisor: float) -> tuple[str, float]:

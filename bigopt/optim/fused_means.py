@@ -106,38 +106,56 @@ def make_squares(_dtype: str, how: str) -> tuple[Callable[..., None], frozenset[
     return squares, frozenset()
 
 
-def adding_signature(dtype: str, narrow: str) -> tuple[str, ...]:
-    """Return the types of left, right, total, scale, first, last, tile, order, last_order, sums and parts."""
+def joined_signature(dtype: str, narrow: str) -> tuple[str, ...]:
+    """Return the types of left, right, piece, scale, first, last, tile, order, last_order, sums and parts."""
     return (f"{narrow}[::1]", f"{narrow}[::1]", *signature(dtype))
 
 
-def make_adding_squares(dtype: str, _narrow: str, how: str) -> tuple[Callable[..., None], frozenset[str]]:
-    """Return the kernel ``(left, right, total, ...)``: total = left + right, and `make_squares` of it on the way.
+def make_joined_squares(dtype: str, _narrow: str, how: str) -> tuple[Callable[..., None], frozenset[str]]:
+    """Return the kernel ``(left, right, piece, ...)``: `make_squares` of left + right, a sum that is not kept.
 
     Parameters
     ----------
     dtype, how : str
-        As in `make_squares`.
+        As in `make_squares`; nothing is written, and `piece` is room for `BLOCK` entries.
     _narrow : str
         dtype of left and right (the signature says it): each is widened, then they are added.
     """
     from numba import njit
 
-    function, _ = make_squares(dtype, how)
-    squares, wide = njit(function, error_model="numpy"), np.dtype(dtype).type
+    wide, double, eights, times = np.dtype(dtype).type, np.float64, make_eights(how), how == "times"
 
-    def adding(
+    def rest(t: Any, start: Any, stop: Any, s: Any, total: Any) -> Any:
+        for i in range(start, stop):
+            g = t[i] * s if times else t[i] / s
+            total += double(g) * double(g)
+        return total
+
+    def both(a: Any, b: Any, t: Any) -> None:
+        for i in range(a.shape[0]):
+            t[i] = wide(a[i]) + wide(b[i])
+
+    tail, add = njit(rest, error_model="numpy"), njit(both, error_model="numpy")
+
+    def joined(
         a: Any, b: Any, t: Any, scale: Any, first: Any, last: Any, tile: Any, order: Any, last_order: Any, sums: Any,
         parts: Any,
     ) -> None:  # fmt: skip
         for j in range(first, last):
-            start, stop = j * tile, min((j + 1) * tile, t.shape[0])
-            x, y, z = a[start:stop], b[start:stop], t[start:stop]  # no index can be negative in these
-            for i in range(z.shape[0]):
-                z[i] = wide(x[i]) + wide(y[i])
-            squares(t, scale, j, j + 1, tile, order, last_order, sums, parts)
+            which = order if (j + 1) * tile <= a.shape[0] else last_order
+            pieces, start = which[0], j * tile
+            for k in range(pieces):
+                stop = j * tile + which[1 + k]
+                size = stop - start
+                count = size // 8
+                add(a[start:stop], b[start:stop], t)
+                parts[k] = tail(t, 8 * count, size, scale, eights(t, 0, count, scale))
+                start = stop
+            for k in range(1 + pieces, 3 * pieces - 1, 2):
+                parts[which[k]] += parts[which[k + 1]]
+            sums[j] = parts[0]
 
-    return adding, frozenset()
+    return joined, frozenset()
 
 
 def make_eights(how: str) -> Any:

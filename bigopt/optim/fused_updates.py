@@ -23,6 +23,9 @@ Body = Callable[..., tuple[Any, Any, Any, Any]]
 SCALARS: Final = 8
 """k0 ... k7."""
 
+RUN: Final = 512
+"""Entries that are added, updated and narrowed while they are in the first cache."""
+
 RULES: Final[Mapping[str, int]] = MappingProxyType(
     {
         "sgd": 0,
@@ -214,3 +217,71 @@ def make_update(rule: str, dtype: str, how: str = "mean") -> tuple[Callable[...,
             g[i] = w[i] + d
 
     return (none, one, two, three)[RULES[rule]], frozenset()
+
+
+def joined_signature(rule: str, dtype: str, narrow: str) -> tuple[str, ...]:
+    """Return the types of left, right, new, and those of `signature`."""
+    return (f"{narrow}[::1]",) * 3 + signature(rule, dtype)
+
+
+def make_joined_update(rule: str, dtype: str, narrow: str, how: str) -> tuple[Callable[..., None], frozenset[str]]:
+    """Return the kernel ``(left, right, new, grad, params, ...)``: `make_update` of left + right, run by run.
+
+    What it writes over the gradient's room it also writes to `new`, which is as narrow as left and right; an empty one
+    is none. A run stays in the first cache between its three loops.
+
+    Parameters
+    ----------
+    rule, dtype, how : str
+        As in `make_update`.
+    narrow : str
+        dtype of left, right and new: each of the first two is widened, then they are added.
+    """
+    from numba import njit
+
+    function, flags = make_update(rule, dtype, how)
+    wide, thin, own = np.dtype(dtype).type, np.dtype(narrow).type, njit(function, error_model="numpy")
+
+    def both(a: Any, b: Any, t: Any) -> None:
+        for i in range(t.shape[0]):
+            t[i] = wide(a[i]) + wide(b[i])
+
+    def narrowed(t: Any, n: Any) -> None:
+        for i in range(t.shape[0]):
+            n[i] = thin(t[i])
+
+    add, cast, count = njit(both, error_model="numpy"), njit(narrowed, error_model="numpy"), RULES[rule]
+
+    def none(left: Any, right: Any, new: Any, g: Any, w: Any, k: Any, f: Any) -> None:
+        for a in range(0, g.shape[0], RUN):
+            z = min(a + RUN, g.shape[0])
+            add(left[a:z], right[a:z], g[a:z])
+            own(g[a:z], w[a:z], k, f)
+            if new.shape[0] > 0:
+                cast(g[a:z], new[a:z])
+
+    def one(left: Any, right: Any, new: Any, g: Any, w: Any, k: Any, f: Any, x: Any) -> None:
+        for a in range(0, g.shape[0], RUN):
+            z = min(a + RUN, g.shape[0])
+            add(left[a:z], right[a:z], g[a:z])
+            own(g[a:z], w[a:z], k, f, x[a:z])
+            if new.shape[0] > 0:
+                cast(g[a:z], new[a:z])
+
+    def two(left: Any, right: Any, new: Any, g: Any, w: Any, k: Any, f: Any, x: Any, y: Any) -> None:
+        for a in range(0, g.shape[0], RUN):
+            z = min(a + RUN, g.shape[0])
+            add(left[a:z], right[a:z], g[a:z])
+            own(g[a:z], w[a:z], k, f, x[a:z], y[a:z])
+            if new.shape[0] > 0:
+                cast(g[a:z], new[a:z])
+
+    def three(left: Any, right: Any, new: Any, g: Any, w: Any, k: Any, f: Any, x: Any, y: Any, v: Any) -> None:
+        for a in range(0, g.shape[0], RUN):
+            z = min(a + RUN, g.shape[0])
+            add(left[a:z], right[a:z], g[a:z])
+            own(g[a:z], w[a:z], k, f, x[a:z], y[a:z], v[a:z])
+            if new.shape[0] > 0:
+                cast(g[a:z], new[a:z])
+
+    return (none, one, two, three)[count], flags

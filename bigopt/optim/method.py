@@ -245,7 +245,7 @@ class FirstOrder:
             average = self._averaged(state.average, new, step)
         return FirstOrderState(new, inner, step, average), Step(new, eta, grad_norm)
 
-    def _mean(self, total: Any, params: Vector, divisor: float, step: int) -> tuple[Vector, float, float]:
+    def _mean(self, total: Any, params: Vector, divisor: float, step: int) -> tuple[Any, float, float]:
         """Return the gradient, its norm, and what it is still to be divided by."""
         given: Any = total
         if self.penalty is not None or not isinstance(self.transform, Fused):
