@@ -31,12 +31,10 @@ KIND, MODEL = MODELS["softmax"]
 SGD = [*MODEL, "optimizer.name=sgd", "schedule.learning_rate=0.05", "batch.size=64", "stop.epochs=10"]
 STRATEGIES = {
     "sync": [],
-    "local_sgd": ["strategy.replicas=2", "strategy.local_steps=2"],
     "async": [],
-    "ssp": ["strategy.bound=2"],
+    "ssp": ["strategy.bound=3"],
     "downpour": ["strategy.replicas=3", "strategy.n_push=2", "strategy.n_fetch=2"],
 }
-SAME_HASH = ("sync", "local_sgd")
 DEATHS = {10: "python", 18: "executor", 26: "machine"}
 """What dies with an order of which ticket, or of a later one."""
 JOINS = {6: 3, 20: 4}
@@ -109,7 +107,7 @@ def wait(until: Callable[[], bool], what: str) -> None:
 
 @pytest.mark.parametrize("name", list(STRATEGIES))
 def test_machines_join_and_die(name, tmp_path, cluster, monkeypatch):
-    """Synchronous runs end with the bits of an undisturbed one; the log of the others, repeated, gives theirs."""
+    """A synchronous run ends with the bits of an undisturbed one; the log of the others, repeated, gives theirs."""
     conf = [*SGD, f"strategy.name={name}", *STRATEGIES[name]]
     data = files(tmp_path, KIND, "zarr")
     expected = run_on(data, tmp_path / "local", *conf, "backend.workers=2")
@@ -138,7 +136,7 @@ def test_machines_join_and_die(name, tmp_path, cluster, monkeypatch):
     run = Path(result["run"])
     found = json.loads((run / "result.json").read_text())
     ledger = found["ledger"]
-    if name in SAME_HASH:
+    if name == "sync":
         assert result["params_sha256"] == expected["params_sha256"]
         assert ledger["accepted"] == ledger["planned"]
         assert ledger["lost"] > 0
@@ -150,6 +148,6 @@ def test_machines_join_and_die(name, tmp_path, cluster, monkeypatch):
         assert sorted(ticket for ticket, _, _ in log) == list(range(result["steps"]))
         assert {2, 3} <= {worker for _, _, worker in log}
     if name == "ssp":
-        assert max(version - read for version, (_, read, _) in enumerate(log)) <= 2
+        assert max(version - read for version, (_, read, _) in enumerate(log)) <= 3
     again = run_on(data, tmp_path / "again", *conf, f"strategy.replay={run}/updates.csv")
     assert again["params_sha256"] == result["params_sha256"]
