@@ -1,13 +1,16 @@
 """Sparse logistic regression, 500,000 x 50,000, about 75 nonzeros a row: Hogwild beside scikit-learn's SGDClassifier.
 
-``python -m benchmarks.hogwild [--columns text|uniform] [--pairs 5] [--work build/benchmarks/data] [--out FILE.json]``
+``python -m benchmarks.hogwild [--columns text|uniform] [--parts rates,bar,threads] [--pairs 5] [--out FILE.json]``
 
-- **The bar**: scikit-learn's loss after 5 epochs at the best of 3 constant rates, reached by two threads. Hogwild takes
-  the fewest epochs that reach it under a cosine schedule, at the best of 3 rates too, tried with one thread. Then both
-  fit in turn, `pairs` times: seconds and CPU seconds of scikit-learn's ``fit``; of our whole ``train`` (facts of the
-  data, final metrics, files and picture of the run), of its steps (from decoding the rows to the last step), and of
-  its turns (with the rows in memory).
-- **Threads**: 1 to 4, the same epochs: seconds of an epoch and nanoseconds of a nonzero in the turns, delays, share of
+Three parts, of a minute or two each; what is asked for is measured anew, the others are taken from the file:
+
+- **rates**: scikit-learn's loss after 5 epochs at the best of 3 constant rates, and the fewest epochs in which Hogwild
+  reaches it under a cosine schedule, at the best of 3 rates too, with one thread.
+- **bar**: that loss by two threads. Both fit in turn, `pairs` times: seconds and CPU seconds of scikit-learn's ``fit``
+  on rows in memory; of our whole ``train``; from the same rows in memory to the last step, as the bar has it (conf,
+  run directory and the first pass over the rows included, final metrics and the picture of the run not); of the steps
+  alone (with decoding the rows); and of the turns (decoded rows).
+- **threads**: 1 to 4, the same epochs: seconds of an epoch and nanoseconds of a nonzero in the turns, delays, share of
   lost updates, final loss over that of one thread; also at a constant rate.
 
 Both sides have the same float32 rows in memory and minimise the same f(w), which one function computes at the end. On a
@@ -43,7 +46,14 @@ Array = npt.NDArray[Any]
 
 L2 = 1e-6
 EPOCHS = 5
-OURS = ("hogwild, 2 threads", "its steps", "its turns")
+PARTS = ("rates", "bar", "threads")
+OURS = {
+    "hogwild, 2 threads: to its last step": ("reached", "reached_cpu"),
+    "its steps": ("steps", "steps_cpu"),
+    "its turns": ("turns", "turns_cpu"),
+    "whole train, with metrics and picture": ("whole", "whole_cpu"),
+}
+"""Lines of the table, and what is timed."""
 THEIR_RATES = (0.1, 0.3, 1.0)
 OUR_RATES = (0.5, 1.0, 2.0)
 
@@ -128,47 +138,50 @@ def ours(rows: Rows, data: Datasets, threads: int, rate: float, epochs: float, s
                 *(f"schedule.name={schedule}", f"schedule.learning_rate={rate}", f"run.dir={folder}"),
             ],
         )
-        stamps: list[tuple[float, float]] = []
+        stamps = [(time.perf_counter(), time.process_time())]
         result, seconds, cpu = timed(
             lambda: train(conf, data=data, on_step=lambda *_: stamps.append((time.perf_counter(), time.process_time())))
         )
+        (called, called_cpu), *stamps = stamps
         run = Path(result["run"])
         told = json.loads((run / "result.json").read_text())
         params = load(run).params
     (first, first_cpu), (last, last_cpu) = stamps[1], stamps[-1]  # after the first turn, which also loads the rows
     share = (len(stamps) - 1) / (len(stamps) - 2)
     more = {"rate": rate, "epochs": epochs, "steps": last - stamps[0][0], "steps_cpu": last_cpu - stamps[0][1]}
+    more |= {"reached": last - called, "reached_cpu": last_cpu - called_cpu, "whole": seconds, "whole_cpu": cpu}
     more |= {"turns": (last - first) * share, "turns_cpu": (last_cpu - first_cpu) * share}
     more |= {"tau": told["tau"], "lost_share": told["lost_share"]}
     return Fit(rows.loss(params[:-1], float(params[-1])), seconds, cpu, more)
 
 
-def table(rows: Rows, found: dict[str, Any]) -> str:
-    """Return the figures as Markdown."""
-    bar = found["bar"]
+def table(rows: Rows, kind: str, found: dict[str, Any]) -> str:
+    """Return the figures that there are as Markdown."""
     each = rows.X.data.size / len(rows.X)
-    lines = [
-        f"{len(rows.X):,} x {rows.X.columns:,}, {each:.1f} nonzeros a row, columns: {found['columns']}",
-        "",
-        "| | loss | epochs | rate | seconds | CPU seconds | over scikit-learn's |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name in ("scikit-learn", *OURS):
-        one = bar[name]
-        figures = f"{one['loss']:.4f} | {one['epochs']} | {one['rate']} | {one['seconds']:.2f} | {one['cpu']:.2f}"
-        ratios = f"{one['ratio']:.2f}, {one['ratio_cpu']:.2f}" if "ratio" in one else ""
-        lines.append(f"| {name} | {figures} | {ratios} |")
-    lines += [
-        "",
-        "| threads | schedule | loss / one thread's | seconds an epoch | ns, CPU ns a nonzero | tau mean, max | lost |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for line in found["threads"]:
-        tau, lost = line["tau"], line["lost_share"]
-        lines.append(
-            f"| {line['threads']} | {line['schedule']} | {line['relative']:.4f} | {line['epoch']:.2f} "
-            f"| {line['nonzero']:.1f}, {line['nonzero_cpu']:.1f} | {tau['mean']:.1f}, {tau['max']} | {lost:.2%} |"
-        )
+    lines = [f"{len(rows.X):,} x {rows.X.columns:,}, {each:.1f} nonzeros a row, columns: {kind}"]
+    if "bar" in found:
+        lines += [
+            "",
+            "| | loss | epochs | rate | seconds | CPU seconds | over scikit-learn's |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for name in ("scikit-learn", *OURS):
+            one = found["bar"][name]
+            figures = f"{one['loss']:.4f} | {one['epochs']} | {one['rate']} | {one['seconds']:.2f} | {one['cpu']:.2f}"
+            ratios = f"{one['ratio']:.2f}, {one['ratio_cpu']:.2f}" if "ratio" in one else ""
+            lines.append(f"| {name} | {figures} | {ratios} |")
+    if "threads" in found:
+        lines += [
+            "",
+            "| threads | schedule | loss / one thread's | seconds an epoch | ns, CPU ns each | tau mean, max | lost |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for line in found["threads"]:
+            tau, lost = line["tau"], line["lost_share"]
+            lines.append(
+                f"| {line['threads']} | {line['schedule']} | {line['relative']:.4f} | {line['epoch']:.2f} "
+                f"| {line['nonzero']:.1f}, {line['nonzero_cpu']:.1f} | {tau['mean']:.1f}, {tau['max']} | {lost:.2%} |"
+            )
     return "\n".join(lines)
 
 
@@ -179,34 +192,37 @@ def side(fits: list[Fit], times: list[tuple[float, float]], epochs: float) -> di
     return {"epochs": epochs, "rate": fits[0].more["rate"], "loss": loss, "seconds": seconds, "cpu": cpu}
 
 
-def measured(rows: Rows, kind: str, pairs: int) -> dict[str, Any]:
-    """Return all figures of one problem."""
-    data = Datasets(from_arrays(rows.X, rows.y), None)
-    nonzeros = rows.X.data.size
-    ours(rows, data, 2, 1.0, 0.5)  # compiles, or loads what was compiled
+def best_rates(rows: Rows, data: Datasets) -> dict[str, Any]:
+    """Return both sides' best rates, and our fewest epochs."""
     peer = min((theirs(rows, rate) for rate in THEIR_RATES), key=lambda fit: fit.loss)
     for epochs in range(1, 2 * EPOCHS):
         best = min((ours(rows, data, 1, rate, epochs) for rate in OUR_RATES), key=lambda fit: fit.loss)
         if best.loss <= peer.loss:
             break
-    rate, epochs = best.more["rate"], best.more["epochs"]
+    return {"theirs": peer.more["rate"], "ours": best.more["rate"], "epochs": best.more["epochs"]}
+
+
+def pairs_of(rows: Rows, data: Datasets, rates: dict[str, Any], pairs: int) -> dict[str, Any]:
+    """Return both sides' medians, and those of the ratios, pair by pair."""
     theirs_, ours_ = [], []
     for _ in range(pairs):
-        theirs_.append(theirs(rows, peer.more["rate"]))
-        ours_.append(ours(rows, data, 2, rate, epochs))
-    parts = {
-        "hogwild, 2 threads": [(fit.seconds, fit.cpu) for fit in ours_],
-        "its steps": [(fit.more["steps"], fit.more["steps_cpu"]) for fit in ours_],
-        "its turns": [(fit.more["turns"], fit.more["turns_cpu"]) for fit in ours_],
-    }
+        theirs_.append(theirs(rows, rates["theirs"]))
+        ours_.append(ours(rows, data, 2, rates["ours"], rates["epochs"]))
     bar: dict[str, Any] = {"scikit-learn": side(theirs_, [(fit.seconds, fit.cpu) for fit in theirs_], EPOCHS)}
-    for name, times in parts.items():
-        bar[name] = side(ours_, times, epochs)
+    for name, (wall, cpu) in OURS.items():
+        times = [(fit.more[wall], fit.more[cpu]) for fit in ours_]
+        bar[name] = side(ours_, times, rates["epochs"])
         bar[name]["ratio"] = statistics.median(a[0] / b.seconds for a, b in zip(times, theirs_, strict=True))
         bar[name]["ratio_cpu"] = statistics.median(a[1] / b.cpu for a, b in zip(times, theirs_, strict=True))
     bar["reached"] = all(b.loss <= a.loss for a, b in zip(theirs_, ours_, strict=True))
-    lines = []
-    for schedule, eta in (("cosine", rate), ("constant", peer.more["rate"])):
+    return bar
+
+
+def by_threads(rows: Rows, data: Datasets, rates: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what becomes of the loss and of the time with more threads."""
+    lines: list[dict[str, Any]] = []
+    epochs, nonzeros = rates["epochs"], rows.X.data.size
+    for schedule, eta in (("cosine", rates["ours"]), ("constant", rates["theirs"])):
         serial = None
         for threads in (1, 2, 3, 4):
             fit = ours(rows, data, threads, eta, epochs, schedule)
@@ -223,13 +239,29 @@ def measured(rows: Rows, kind: str, pairs: int) -> dict[str, Any]:
                     "lost_share": fit.more["lost_share"],
                 }
             )
-    return {"columns": kind, "pairs": pairs, "bar": bar, "threads": lines}
+    return lines
+
+
+def measured(rows: Rows, found: dict[str, Any], parts: list[str], pairs: int) -> dict[str, Any]:
+    """Return the figures of one problem: those found before, and the parts asked for."""
+    data = Datasets(from_arrays(rows.X, rows.y), None)
+    ours(rows, data, 2, 1.0, 0.5)  # compiles, or loads what was compiled
+    if "rates" in parts:
+        found = {"rates": best_rates(rows, data)}
+    if "rates" not in found:
+        sys.exit("the part 'rates' has to be measured first")
+    if "bar" in parts:
+        found["bar"] = pairs_of(rows, data, found["rates"], pairs)
+    if "threads" in parts:
+        found["threads"] = by_threads(rows, data, found["rates"])
+    return found
 
 
 def main() -> int:
     """Print the tables; write the figures where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--columns", choices=("text", "uniform"), help="both where left out")
+    parser.add_argument("--parts", default=",".join(PARTS), help="of rates, bar, threads; all where left out")
     parser.add_argument("--rows", type=int, default=500_000)
     parser.add_argument("--features", type=int, default=50_000)
     parser.add_argument("--nonzeros", type=int, default=75)
@@ -237,14 +269,18 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks/data"))
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks/hogwild.json"))
     options = parser.parse_args()
-    found = []
+    parts = options.parts.split(",")
+    if not set(parts) <= set(PARTS):
+        parser.error(f"--parts {options.parts}: {', '.join(PARTS)}")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     for kind in (options.columns,) if options.columns else ("text", "uniform"):
         rows = generated(options.rows, options.features, options.nonzeros, kind, options.work)
-        found.append(measured(rows, kind, options.pairs))
-        print(table(rows, found[-1]), flush=True)
+        found = json.loads(options.out.read_text()) if options.out.exists() else {}
+        problem = f"{kind} {options.rows}x{options.features}-{options.nonzeros}"
+        found[problem] = measured(rows, found.get(problem, {}), parts, options.pairs)
+        options.out.write_text(json.dumps(found, indent=2) + "\n")
+        print(table(rows, kind, found[problem]), flush=True)
         print()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
     return 0
 
 

@@ -48,7 +48,8 @@ Write = Literal["overwrite", "atomic_add"]
 PIECE: Final = 4096
 """Rows that a thread takes at a time, at most."""
 HELD: Final = 64
-"""Rows a rate: the schedule is asked once for so many steps of one row."""
+"""Rows a rate, at least: the schedule is asked once for so many steps of one row, and about `ASKED` times a turn."""
+ASKED: Final = 128
 _WATCHED: Final = 16
 """One of so many pieces of each thread is watched for lost updates."""
 
@@ -144,7 +145,7 @@ class HogwildSteps:
     @property
     def rows_a_rate(self) -> int:
         """Steps that have one rate in common."""
-        return HELD if self.looped else 1
+        return max(HELD, self.turn // ASKED) if self.looped else 1
 
     @property
     def counts_touched(self) -> bool:
@@ -203,7 +204,8 @@ class HogwildSteps:
                     loop, data = self._loop(block), _arrays(block)
                     loop(
                         *(*data, chosen, shared, rates, decay, scratch, counters, part.delays, part.sums),
-                        *(threshold, scale, d, q, int(model.intercept), first - begin + before, HELD, me, int(watched)),
+                        *(threshold, scale, d, q, int(model.intercept), first - begin + before),
+                        *(self.rows_a_rate, me, int(watched)),
                     )
                 part.rows += len(chosen)
                 part.watched += len(chosen) * watched
