@@ -35,10 +35,8 @@ STRATEGIES = {
     "ssp": ["strategy.bound=3"],
     "downpour": ["strategy.replicas=3", "strategy.n_push=2", "strategy.n_fetch=2"],
 }
-DEATHS = {10: "python", 18: "executor", 26: "machine"}
-"""What dies with an order of which ticket, or of a later one."""
-JOINS = {6: 3, 20: 4}
-"""When a machine joins: step, and how many workers there are then."""
+EVENTS = {6: "join", 10: "python", 18: "executor", 26: "join", 34: "machine"}
+"""From which step on what happens: Python worker, executor or machine of the next order dies, or a machine joins."""
 SECONDS = 90.0
 
 
@@ -56,10 +54,10 @@ def ancestor(pid: int, part: str) -> psutil.Process:
 class Disturbed:
     """A session that kills what an order goes to, which is stopped first so that it cannot answer."""
 
-    def __init__(self, session: Session, deaths: dict[int, str]) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
-        self._deaths = dict(deaths)
         self._pids: dict[int, int] = {}
+        self.doomed: str | None = None
         self.dead: list[str] = []
         self.lost = 0
 
@@ -75,15 +73,14 @@ class Disturbed:
 
     def submit(self, order: Order) -> None:
         pid = self._pids.get(order.slot)
-        due = [ticket for ticket in self._deaths if ticket <= order.ticket]
-        if not due or pid not in self._session.pids:  # type: ignore[attr-defined]
+        if self.doomed is None or pid not in self._session.pids:  # type: ignore[attr-defined]
             self._session.submit(order)
             return
-        what = self._deaths.pop(due[0])
         os.kill(pid, signal.SIGSTOP)
         self._session.submit(order)
-        self._kill(pid, what)
-        self.dead.append(what)
+        self._kill(pid, self.doomed)
+        self.dead.append(self.doomed)
+        self.doomed = None
 
     def _kill(self, pid: int, what: str) -> None:
         victims = [psutil.Process(pid)]
@@ -112,26 +109,33 @@ def test_machines_join_and_die(name, tmp_path, cluster, monkeypatch):
     data = files(tmp_path, KIND, "zarr")
     expected = run_on(data, tmp_path / "local", *conf, "backend.workers=2")
     made: list[Disturbed] = []
-    joins, real = dict(JOINS), sessions.open_session
+    events, real = dict(EVENTS), sessions.open_session
 
     def opened(*args: Any) -> Disturbed:
-        made.append(Disturbed(real(*args), DEATHS))
+        made.append(Disturbed(real(*args)))
         return made[-1]
 
+    def join(machines: int) -> None:
+        wait(lambda: len(made[-1].pids) == machines, f"{machines} residents")
+        cluster.join()
+        wait(lambda: len(made[-1].pids) == machines + 1, f"{machines + 1} residents")
+
     def on_step(step: int, epochs: float, params: Any) -> None:
-        for at in [at for at in joins if at <= step]:
-            workers = joins.pop(at)
-            wait(lambda: len(made[-1].pids) == workers - 1, f"{workers - 1} residents")  # noqa: B023
-            cluster.join()
-            wait(lambda: len(made[-1].pids) == workers, f"{workers} residents")  # noqa: B023
+        if made[-1].doomed is not None or not events or step < min(events):
+            return
+        what = events.pop(min(events))
+        if what == "join":
+            join(2 if len(made[-1].dead) == 0 else 3)
+        else:
+            made[-1].doomed = what
 
     monkeypatch.setattr(sessions, "open_session", opened)
     where = ["backend.name=spark", f"backend.address={cluster.address}"]
     result = train(load_conf([], [f"data.uri={data}", f"run.dir={tmp_path / 'runs'}", *conf, *where]), on_step=on_step)
     monkeypatch.undo()
-    assert made[-1].dead == list(DEATHS.values())
+    assert made[-1].dead == ["python", "executor", "machine"]
     assert made[-1].lost >= 2
-    assert not joins
+    assert not events
     assert (result["steps"], result["epochs"]) == (expected["steps"], expected["epochs"])
     run = Path(result["run"])
     found = json.loads((run / "result.json").read_text())
