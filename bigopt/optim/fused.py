@@ -263,8 +263,8 @@ class Fused:
         parts: tuple[Vector, ...] = ()
         if isinstance(given, Unadded):
             narrow = given.left.dtype.name
-            cast = None if given.casts is None else given.casts.lend(grad.size, narrow)
-            parts = given.left, given.right, grad[:0].astype(narrow) if cast is None else cast
+            cast = np.empty(grad.size, narrow) if given.casts is None else given.casts.lend(grad.size, narrow)
+            parts = given.left, given.right, cast
         kernels: dict[str, compiled.Kernel] = {}
         jobs: list[tuple[compiled.Kernel, slice]] = []
         for rule, s in _spans(update, grad.size):

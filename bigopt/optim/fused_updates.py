@@ -23,9 +23,6 @@ Body = Callable[..., tuple[Any, Any, Any, Any]]
 SCALARS: Final = 8
 """k0 ... k7."""
 
-RUN: Final = 512
-"""Entries that are added, updated and narrowed while they are in the first cache."""
-
 RULES: Final[Mapping[str, int]] = MappingProxyType(
     {
         "sgd": 0,
@@ -152,6 +149,22 @@ def make_bodies() -> Mapping[str, Body]:
     }
 
 
+def make_mean(how: str) -> Any:
+    """Return ``mean(g, s)``: g as it is, times s or over s; see `make_update`."""
+    from numba import njit
+
+    def given(g: Any, _s: Any) -> Any:
+        return g
+
+    def multiplied(g: Any, s: Any) -> Any:
+        return g * s
+
+    def divided(g: Any, s: Any) -> Any:
+        return g / s
+
+    return njit({"mean": given, "times": multiplied, "over": divided}[how], error_model="numpy")
+
+
 def signature(rule: str, dtype: str) -> tuple[str, ...]:
     """Return the types of grad, params, scalars, (factor, scale) and the vectors of state."""
     return (f"{dtype}[::1]",) * (4 + RULES[rule])
@@ -173,18 +186,7 @@ def make_update(rule: str, dtype: str, how: str = "mean") -> tuple[Callable[...,
     from numba import njit
 
     zero = np.dtype(dtype).type(0.0)
-    body = njit(make_bodies()[rule])
-
-    def given(g: Any, _s: Any) -> Any:
-        return g
-
-    def multiplied(g: Any, s: Any) -> Any:
-        return g * s
-
-    def divided(g: Any, s: Any) -> Any:
-        return g / s
-
-    mean = njit({"mean": given, "times": multiplied, "over": divided}[how], error_model="numpy")
+    body, mean = njit(make_bodies()[rule]), make_mean(how)
 
     def none(g: Any, w: Any, k: Any, f: Any) -> None:
         q, r, k0, k1, k2, k3, k4, k5, k6, k7 = f[0], f[1], k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7]
@@ -225,10 +227,9 @@ def joined_signature(rule: str, dtype: str, narrow: str) -> tuple[str, ...]:
 
 
 def make_joined_update(rule: str, dtype: str, narrow: str, how: str) -> tuple[Callable[..., None], frozenset[str]]:
-    """Return the kernel ``(left, right, new, grad, params, ...)``: `make_update` of left + right, run by run.
+    """Return the kernel ``(left, right, new, grad, params, ...)``: `make_update` of left + right.
 
-    What it writes over the gradient's room it also writes to `new`, which is as narrow as left and right; an empty one
-    is none. A run stays in the first cache between its three loops.
+    What it writes over the gradient's room it also writes to `new`, which is as narrow as left and right.
 
     Parameters
     ----------
@@ -239,49 +240,49 @@ def make_joined_update(rule: str, dtype: str, narrow: str, how: str) -> tuple[Ca
     """
     from numba import njit
 
-    function, flags = make_update(rule, dtype, how)
-    wide, thin, own = np.dtype(dtype).type, np.dtype(narrow).type, njit(function, error_model="numpy")
+    wide, thin = np.dtype(dtype).type, np.dtype(narrow).type
+    zero, body, mean = wide(0.0), njit(make_bodies()[rule]), make_mean(how)
 
-    def both(a: Any, b: Any, t: Any) -> None:
-        for i in range(t.shape[0]):
-            t[i] = wide(a[i]) + wide(b[i])
+    def none(u: Any, v: Any, n: Any, g: Any, w: Any, k: Any, f: Any) -> None:
+        q, r, k0, k1, k2, k3, k4, k5, k6, k7 = f[0], f[1], k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7]
+        for i in range(g.shape[0]):
+            both = mean(wide(u[i]) + wide(v[i]), r) * q
+            d, _, _, _ = body(both, zero, zero, zero, w[i], k0, k1, k2, k3, k4, k5, k6, k7)
+            new = w[i] + d
+            g[i] = new
+            n[i] = thin(new)
 
-    def narrowed(t: Any, n: Any) -> None:
-        for i in range(t.shape[0]):
-            n[i] = thin(t[i])
+    def one(u: Any, v: Any, n: Any, g: Any, w: Any, k: Any, f: Any, a: Any) -> None:
+        q, r, k0, k1, k2, k3, k4, k5, k6, k7 = f[0], f[1], k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7]
+        for i in range(g.shape[0]):
+            both = mean(wide(u[i]) + wide(v[i]), r) * q
+            d, x, _, _ = body(both, a[i], zero, zero, w[i], k0, k1, k2, k3, k4, k5, k6, k7)
+            a[i] = x
+            new = w[i] + d
+            g[i] = new
+            n[i] = thin(new)
 
-    add, cast, count = njit(both, error_model="numpy"), njit(narrowed, error_model="numpy"), RULES[rule]
+    def two(u: Any, v: Any, n: Any, g: Any, w: Any, k: Any, f: Any, a: Any, b: Any) -> None:
+        q, r, k0, k1, k2, k3, k4, k5, k6, k7 = f[0], f[1], k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7]
+        for i in range(g.shape[0]):
+            both = mean(wide(u[i]) + wide(v[i]), r) * q
+            d, x, y, _ = body(both, a[i], b[i], zero, w[i], k0, k1, k2, k3, k4, k5, k6, k7)
+            a[i] = x
+            b[i] = y
+            new = w[i] + d
+            g[i] = new
+            n[i] = thin(new)
 
-    def none(left: Any, right: Any, new: Any, g: Any, w: Any, k: Any, f: Any) -> None:
-        for a in range(0, g.shape[0], RUN):
-            z = min(a + RUN, g.shape[0])
-            add(left[a:z], right[a:z], g[a:z])
-            own(g[a:z], w[a:z], k, f)
-            if new.shape[0] > 0:
-                cast(g[a:z], new[a:z])
+    def three(u: Any, v: Any, n: Any, g: Any, w: Any, k: Any, f: Any, a: Any, b: Any, c: Any) -> None:
+        q, r, k0, k1, k2, k3, k4, k5, k6, k7 = f[0], f[1], k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7]
+        for i in range(g.shape[0]):
+            both = mean(wide(u[i]) + wide(v[i]), r) * q
+            d, x, y, z = body(both, a[i], b[i], c[i], w[i], k0, k1, k2, k3, k4, k5, k6, k7)
+            a[i] = x
+            b[i] = y
+            c[i] = z
+            new = w[i] + d
+            g[i] = new
+            n[i] = thin(new)
 
-    def one(left: Any, right: Any, new: Any, g: Any, w: Any, k: Any, f: Any, x: Any) -> None:
-        for a in range(0, g.shape[0], RUN):
-            z = min(a + RUN, g.shape[0])
-            add(left[a:z], right[a:z], g[a:z])
-            own(g[a:z], w[a:z], k, f, x[a:z])
-            if new.shape[0] > 0:
-                cast(g[a:z], new[a:z])
-
-    def two(left: Any, right: Any, new: Any, g: Any, w: Any, k: Any, f: Any, x: Any, y: Any) -> None:
-        for a in range(0, g.shape[0], RUN):
-            z = min(a + RUN, g.shape[0])
-            add(left[a:z], right[a:z], g[a:z])
-            own(g[a:z], w[a:z], k, f, x[a:z], y[a:z])
-            if new.shape[0] > 0:
-                cast(g[a:z], new[a:z])
-
-    def three(left: Any, right: Any, new: Any, g: Any, w: Any, k: Any, f: Any, x: Any, y: Any, v: Any) -> None:
-        for a in range(0, g.shape[0], RUN):
-            z = min(a + RUN, g.shape[0])
-            add(left[a:z], right[a:z], g[a:z])
-            own(g[a:z], w[a:z], k, f, x[a:z], y[a:z], v[a:z])
-            if new.shape[0] > 0:
-                cast(g[a:z], new[a:z])
-
-    return (none, one, two, three)[count], flags
+    return (none, one, two, three)[RULES[rule]], frozenset()

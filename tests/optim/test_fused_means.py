@@ -15,7 +15,6 @@ from bigopt.core.vectors import Narrow, Unadded
 from bigopt.optim.build import build_method, build_transform
 from bigopt.optim.fused import CACHED, Fused, fused
 from bigopt.optim.fused_means import pairs
-from bigopt.optim.fused_updates import RUN
 from bigopt.optim.method import Step
 from bigopt.optim.transform import TILE, norm
 
@@ -66,7 +65,7 @@ class Kept(Casts):
 def test_two_narrow_gradients_are_added_on_the_way(
     name: str, keys: dict[str, float], divisor: float, kernels: str
 ) -> None:
-    for size in (5, RUN, TILE + 300):
+    for size in (5, 1000, TILE + 300):
         layout = Layout((Block("a", (size - 1,), True), Block("b", (1,), False)))
         method = build_method(name, layout, keys=keys, kernels=kernels)
         ends = []
