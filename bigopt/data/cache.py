@@ -5,11 +5,12 @@ recently used" would evict exactly what is needed next; so the most recently use
 lane is still walking through (*open*), which go last. Losing an entry is never an error: caches are not state.
 
 Decoding overlaps with computing: while somebody computes on a block, the one that its order needs next is decoded by a
-thread of its own (`prefetch`), one at a time in a process, where that fits the budget without taking away what is in
-use; the chunks of a block are decoded side by side, in memory that is used again (`bigopt.data.loading`).
+helper (`prefetch`), one at a time in a process, where that fits the budget without taking away what is in use; the
+chunks of a block are decoded side by side, in memory that is used again (`bigopt.data.loading`).
 
 Where a pass wants every row of a partition once, in order, and there is no room to keep it, it is not kept at all:
-`stream` gives its chunks as they are decoded. Of such partitions the labels stay (`bigopt.data.labels`).
+`stream` gives its chunks as they are decoded. Where not all partitions can stay, the labels of all do, as far as there
+is room (`bigopt.data.labels`).
 
 With ``data.scratch`` a block that is decoded is written to a file of the node and mapped (`bigopt.data.scratch`): then
 it counts for next to nothing here, and other workers need not decode it.
@@ -23,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,7 +39,7 @@ from bigopt.data.notes import Note, Notes
 from bigopt.data.plan import Ints
 from bigopt.data.scratch import NodeScratch, is_mapped
 from bigopt.data.slots import Slots
-from bigopt.data.streaming import labels_of, stream, stream_bytes
+from bigopt.data.streaming import stream, stream_bytes
 from bigopt.data.view import NO_FEATURES, Block, DataView
 
 Key = tuple[str, int]
@@ -147,7 +149,7 @@ class BlockCache(Slots):
             kept = self._labels.get(view, index)
         if kept is not None:
             return kept
-        found = labels_of(view, index)
+        found = view.labels(index)
         with self._changed:
             if self._labels.takes(view, found):
                 self._give_back(self._labels.make_room(view, found))
@@ -249,7 +251,7 @@ class BlockCache(Slots):
     def _load(self, key: Key, view: DataView, index: int, room: int, raw: Entry | None, entry: Entry) -> Entry:
         """Fill an entry whose room is taken and whose key is being loaded, and put it among the others."""
         try:
-            block = view.prepare(raw.block) if raw is not None else view.load(index, self.loader)
+            block = view.prepare(raw.block) if raw is not None else self._decoded(view, index)
             bytes_read = 0 if raw is not None else block.bytes_read
             node = self._node(view)
             if node is not None:
@@ -267,6 +269,12 @@ class BlockCache(Slots):
             self._entries[key] = entry
             self._changed.notify_all()
         return entry
+
+    def _decoded(self, view: DataView, index: int) -> Block:
+        """Load a partition; where not all can stay, its labels do."""
+        if view.targets is None or view.all_bytes <= self.budget or not view.fills(index, self.loader):
+            return view.load(index, self.loader)
+        return view.load(index, self.loader, self._labels_of(view, index))
 
     def _node(self, view: DataView) -> NodeScratch | None:
         """Return the node's folder for a view's blocks; raw ones have none, for they are prepared in place."""
@@ -291,12 +299,12 @@ class BlockCache(Slots):
     def prefetch(self, view: DataView, index: int) -> bool:
         """Decode a partition in the background, where there is room beside what is in use; False where it is there."""
         key, node = (view.key, index), self._node(view)
-        room = view.held_bytes(index) + view.loading_bytes(index, self.loader)
         if node is not None and node.has(*key):
             return False
         with self._changed:
             if key in self._entries or key in self._loading or (view.raw.key, index) in self._entries:
                 return False
+            room = view.held_bytes(index) + view.loading_bytes(index, self.loader)
             free = sum(e.charge for e in self._entries.values() if not (e.pins or e.awaited or e.open))
             if self._decoding_ahead or self.held - free + room > self.budget:
                 return True
@@ -306,9 +314,7 @@ class BlockCache(Slots):
             self._loading.add(key)
             self._decoding_ahead = True
             entry = Entry(_NOTHING, 0, awaited=True, last_use=self._clock)
-        threading.Thread(
-            target=self._load_ahead, args=(key, view, index, room, entry), name="bigopt-prefetch", daemon=False
-        ).start()
+        self.loader.later(partial(self._load_ahead, key, view, index, room, entry))
         return True
 
     def _load_ahead(self, key: Key, view: DataView, index: int, room: int, entry: Entry) -> None:

@@ -226,14 +226,21 @@ class Loader:
     def _submit(self, todo: _Todo, waits: bool) -> Future[None]:
         return self._start(partial(self._help, todo, waits))
 
+    def later(self, job: Job) -> None:
+        """Let a helper do a job that nobody waits for, and that says itself what it does about errors."""
+        self._helpers().submit(job)
+
     def _start(self, job: Callable[[], T]) -> Future[T]:
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(max(self.threads, REQUESTS) - 1, "bigopt-chunks")
         self._count(1)
-        helper = self._pool.submit(job)
+        helper = self._helpers().submit(job)
         helper.add_done_callback(lambda _: self._count(-1))
         return helper
+
+    def _helpers(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(max(self.threads, REQUESTS), "bigopt-chunks")
+            return self._pool
 
     def _help(self, todo: _Todo, waits: bool) -> None:
         while todo.run_one():

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from bigopt.data.loading import Loader
 from bigopt.data.preparation import Whitening
 from bigopt.data.rooms import DenseRoom
-from bigopt.data.view import NO_FEATURES, Block, DataView
+from bigopt.data.view import Block, DataView
 
 Array = npt.NDArray[Any]
 
@@ -62,23 +62,8 @@ def stream_bytes(view: DataView, index: int, step: int, loader: Loader) -> int |
     return 24 * partition.rows + min(WINDOW, -(-partition.rows // height)) * (beside + block)
 
 
-def labels_of(view: DataView, index: int) -> Block:
-    """Return a partition's prepared labels and weights: a block without features.
-
-    Raises
-    ------
-    DataError
-        As `DataView.load_raw`.
-    """
-    partition, source = view.partition(index), view.filler
-    assert source is not None, "asked for before"
-    reading = source.reading(partition)
-    y, weight = view.read_labels(partition, reading, np.ones(partition.rows, dtype=np.bool_))
-    return view.prepare(Block(NO_FEATURES, y, weight, 0, reading.bytes_read), features=False)
-
-
 def stream(
-    view: DataView, index: int, step: int, loader: Loader, labels: Block | None = None, *, checked: bool = True
+    view: DataView, index: int, step: int, loader: Loader, labels: Block, *, checked: bool = True
 ) -> Generator[Block, None, None]:
     """Yield a partition's prepared rows in consecutive blocks.
 
@@ -93,8 +78,8 @@ def stream(
     step : int
         What the rows of a block are a multiple of.
     loader : Loader
-    labels : Block or None
-        What `labels_of` returned; None: they are read now.
+    labels : Block
+        What `DataView.labels` returned.
     checked : bool
         Whether features that are not finite are refused.
 
@@ -105,7 +90,6 @@ def stream(
     """
     partition, source, alone = view.partition(index), view.filler, loader.alone
     assert source is not None, "asked for before"
-    labels = labels_of(view, index) if labels is None else labels
     reading = source.reading(partition, labels=False)
     waits: list[int] = []
 

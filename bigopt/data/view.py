@@ -189,9 +189,31 @@ class DataView:
         beside = self.filling(range(partition.start, partition.stop), loader)
         return size if beside is None else min(size, beside)
 
-    def load(self, index: int, loader: Loader | None = None) -> Block:
-        """Read, check, convert and prepare one partition."""
-        return self.prepare(self.load_raw(index, loader))
+    def load(self, index: int, loader: Loader | None = None, labels: Block | None = None) -> Block:
+        """Read, check, convert and prepare one partition; what `labels` returned of it is not read again."""
+        if labels is None:
+            return self.prepare(self.load_raw(index, loader))
+        assert self.filler is not None, "asked for before"
+        partition = self.partition(index)
+        reading = self.filler.reading(partition, labels=False)
+        X = self._features(partition, self._mask(partition), reading, Loader() if loader is None else loader)
+        if self.scaling is not None:
+            self.scaling.apply(X)
+        return labels._replace(X=X, bytes_read=labels.bytes_read + reading.bytes_read)
+
+    def labels(self, index: int) -> Block:
+        """Read prepared labels and weights of a partition that the source fills: a block without features.
+
+        Raises
+        ------
+        DataError
+            As `load_raw`.
+        """
+        assert self.filler is not None, "asked for before"
+        partition = self.partition(index)
+        reading = self.filler.reading(partition)
+        y, weight = self._labels(partition, reading, self._mask(partition))
+        return self.prepare(Block(NO_FEATURES, y, weight, 0, reading.bytes_read), features=False)
 
     def prepare(self, raw: Block, *, features: bool = True) -> Block:
         """Scale and encode a raw block; its features are scaled in place (or not at all), lent ones in a copy."""
@@ -224,7 +246,7 @@ class DataView:
             Damaged or missing chunks, and non-finite features, labels or weights, with file, row and column.
         """
         partition = self.partition(index)
-        mask = None if self.split is None else self.split.mask(partition)
+        mask = self._mask(partition)
         loader = Loader() if loader is None else loader
         if self.filling(range(partition.start, partition.stop), loader) is not None:
             return self._filled(partition, mask, loader)
@@ -267,33 +289,45 @@ class DataView:
             return None
         return self.filler.beside(rows, loader, dtype=self.dtype, all_rows=self.split is None)
 
+    def fills(self, index: int, loader: Loader) -> bool:
+        """Return whether the source decodes a partition's rows to their place."""
+        partition = self.partition(index)
+        return self.filling(range(partition.start, partition.stop), loader) is not None
+
+    def _mask(self, partition: Partition) -> Mask | None:
+        return None if self.split is None else self.split.mask(partition)
+
     def _filled(self, partition: Partition, mask: Mask | None, loader: Loader) -> Block:
         """Load rows that the source decodes to their place; none are left out."""
         assert self.filler is not None, "asked for before"
-        keep = np.ones(partition.rows, dtype=np.bool_) if mask is None else mask
-        room = DenseRoom(int(keep.sum()), len(self.source.columns), self.dtype, loader.memory)
         reading = self.filler.reading(partition)
-        y, weight = self.read_labels(partition, reading, keep)
-        if not reading.fill(range(partition.start, partition.stop), mask, room.whole, loader):
-            wrong = first_wrong(room.whole)
-            if wrong is not None:
-                raise self._refused(partition, 0, keep, wrong)
-        return Block(room.whole, y, weight, 0, reading.bytes_read)
+        y, weight = self._labels(partition, reading, mask)
+        X = self._features(partition, mask, reading, loader)
+        return Block(X, y, weight, 0, reading.bytes_read)
 
-    def read_labels(self, partition: Partition, reading: Reading, keep: Mask) -> tuple[Array | None, Array | None]:
-        """Return checked labels and weights of the kept rows."""
-        self._good(partition, 0, Rows(NO_FEATURES, reading.y, reading.weight), keep)
+    def _features(self, partition: Partition, mask: Mask | None, reading: Reading, loader: Loader) -> Array:
+        """Return checked features of the wanted rows."""
+        rows = partition.rows if mask is None else int(mask.sum())
+        X = DenseRoom(rows, len(self.source.columns), self.dtype, loader.memory).whole
+        if not reading.fill(range(partition.start, partition.stop), mask, X, loader):
+            self.check_finite(partition, 0, X, mask)
+        return X
+
+    def _labels(self, partition: Partition, reading: Reading, mask: Mask | None) -> tuple[Array | None, Array | None]:
+        """Return checked labels and weights of the wanted rows."""
+        keep = np.ones(partition.rows, dtype=np.bool_) if mask is None else mask
         y, weight = reading.y, reading.weight
+        self._good(partition, 0, Rows(NO_FEATURES, y, weight), keep)
         return (
-            None if y is None else np.ascontiguousarray(y if keep.all() else y[keep]),
+            None if y is None else np.ascontiguousarray(y if mask is None else y[mask]),
             None if weight is None else np.asarray(weight, dtype=np.float64)[keep],
         )
 
-    def check_finite(self, partition: Partition, row: int, X: Array) -> None:
-        """Refuse rows, from a row of the partition on, that are not finite."""
+    def check_finite(self, partition: Partition, row: int, X: Array, mask: Mask | None = None) -> None:
+        """Refuse rows, the wanted ones from a row of the partition on, that are not finite."""
         wrong = first_wrong(X)
         if wrong is not None:
-            raise self._refused(partition, row, np.ones(len(X), dtype=np.bool_), wrong)
+            raise self._refused(partition, row, np.ones(len(X), dtype=np.bool_) if mask is None else mask, wrong)
 
     def _refused(self, partition: Partition, row: int, keep: Mask, wrong: Wrong) -> DataError:
         return DataError(

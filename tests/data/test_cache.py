@@ -39,6 +39,7 @@ class Rows:
     raw: Any = field(init=False)
     source: Any = None
     scratch: Any = None
+    targets: Any = None
     lent: bool = False
 
     def __post_init__(self) -> None:
@@ -85,8 +86,8 @@ def run(blocks: BlockCache, work: Adding, count: int = 8) -> Any:
     return execute(blocks, work, (), count, 0, units)
 
 
-def idle() -> bool:
-    return not any(thread.name == "bigopt-prefetch" for thread in threading.enumerate())
+def idle(blocks: BlockCache) -> bool:
+    return not blocks._decoding_ahead
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:
@@ -108,7 +109,7 @@ def test_the_next_partition_is_decoded_while_the_work_computes():
     nodes, stats = run(blocks, Adding(rows, each))
     assert following == [True] * 7
     assert rows.loads == list(range(8))
-    assert rows.threads[1:] == ["bigopt-prefetch"] * 7
+    assert all(name.startswith("bigopt-chunks") for name in rows.threads[1:])
     assert stats.bytes_read == sum(100 + k for k in range(8))
     assert nodes[3, 0].grad.tolist() == [280.0] * 10
     assert run(blocks, Adding(rows))[1].bytes_read == 0
@@ -131,13 +132,14 @@ def test_the_budget_holds_and_the_bits_are_the_same(budget, slots):
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert wait_until(idle)
+    assert wait_until(lambda: idle(blocks))
     assert len(results) == 5 * slots
     assert {nodes[4, 0].grad.tobytes() for nodes, _ in results} == {np.full(10, 360.0).tobytes()}
     assert rows.most <= budget * SIZE
     assert blocks.held == sum(entry.charge for entry in blocks._entries.values()) <= budget * SIZE
     if slots == 1 and budget == 2:
-        assert "bigopt-prefetch" not in rows.threads  # there is room for nothing beside the block in use
+        # there is room for nothing beside the block in use
+        assert not any(name.startswith("bigopt-chunks") for name in rows.threads)
 
 
 def test_a_cyclic_pass_keeps_what_fits():
@@ -145,7 +147,7 @@ def test_a_cyclic_pass_keeps_what_fits():
     rows, blocks = Rows(), BlockCache(12 * SIZE)
     for _ in range(3):
         run(blocks, Adding(rows), 16)
-        assert wait_until(idle)
+        assert wait_until(lambda: idle(blocks))
     assert rows.loads[:16] == list(range(16))
     assert len(rows.loads) <= 16 + 2 * 10
 
@@ -156,7 +158,7 @@ def test_what_is_wrong_with_a_block_is_said_where_it_is_used():
     with pytest.raises(DataError, match="a broken chunk"):
         run(blocks, Adding(rows, used.append))
     assert used == [0, 1, 2]
-    assert wait_until(idle)
+    assert wait_until(lambda: idle(blocks))
     assert blocks.held == sum(entry.charge for entry in blocks._entries.values())
 
 
@@ -199,7 +201,7 @@ def test_what_later_orders_need_is_decoded_during_the_last_unit():
     units = whole(np.arange(3), np.full(9, 10))
     for expected in ([0, 1, 2, 7], [0, 1, 2, 7, 8], [0, 1, 2, 7, 8]):
         execute(blocks, Adding(rows), (), 3, 0, units, ahead=(7, 8))
-        assert wait_until(idle)
+        assert wait_until(lambda: idle(blocks))
         assert rows.loads == expected
 
 

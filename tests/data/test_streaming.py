@@ -70,7 +70,7 @@ def test_the_rows_are_those_of_the_block(stores: dict[str, Path], name: str, dty
     for index, step, loader in ((0, 64, Loader(1)), (view.partitions - 1, 7, Loader(3)), (1, 1, Loader(2))):
         expected = view.load(index)
         parts = []
-        for block in stream(view, index, step, loader):
+        for block in stream(view, index, step, loader, view.labels(index)):
             parts.append([a.copy() for a in block[:3]] + [block.bytes_read])
             assert block.X.flags.c_contiguous
             del block
@@ -260,3 +260,22 @@ def view_of_columns(folder: Path) -> DataView:
         group.create_array(name, shape=values.shape, chunks=chunks, dtype=values.dtype)[...] = values
     source = open_dataset(str(folder / "fine")).source
     return DataView(source, np.array([0, ROWS]), "float32", targets=Targets("binary", (0, 1)))
+
+
+@pytest.mark.parametrize("split", [None, Split(3, 0.3, validation=False)])
+def test_blocks_that_come_and_go_read_their_labels_once(stores: dict[str, Path], split: Split | None) -> None:
+    view = view_of(stores["foreign100"], split=split)
+    expected = [view.load(index) for index in range(view.partitions)]
+    blocks = BlockCache(view.all_bytes - 1)
+    blocks._labels.most = blocks.budget
+    for first in (True, False):
+        for index, whole_of_it in enumerate(expected):
+            with blocks._changed:
+                while blocks._evict_block():
+                    pass
+            with blocks.block(view, index) as (entry, bytes_read):
+                for got, wanted in zip(entry.block[:3], whole_of_it[:3], strict=True):
+                    assert got.tobytes() == wanted.tobytes()
+            assert (bytes_read == whole_of_it.bytes_read) is first
+            assert bytes_read <= whole_of_it.bytes_read
+            assert blocks.held <= blocks.budget
