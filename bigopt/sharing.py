@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigopt import sessions
 from bigopt.backends.base import Session
+from bigopt.core.buffers import Casts
 from bigopt.core.errors import BigoptError
 from bigopt.facts import Datasets, Facts, open_data
 from bigopt.work import Arrival, Order
@@ -46,6 +47,11 @@ class Lent:
     def slots(self) -> int:
         """Number of orders that can run at a time."""
         return self._session.slots
+
+    @property
+    def casts(self) -> Casts | None:
+        """Where the session takes params in the dtype of the blocks, if it does."""
+        return getattr(self._session, "casts", None)
 
     def submit(self, order: Order) -> None:
         """Send an order."""

@@ -28,8 +28,9 @@ from bigopt.backends.resident import Address, serve, untravelled
 from bigopt.backends.segments import Pool
 from bigopt.backends.wire import Wire
 from bigopt.core import codec
+from bigopt.core.buffers import Casts
 from bigopt.core.errors import ERRORS, ClusterError, ConfError
-from bigopt.work import Arrival, Order, Work
+from bigopt.work import Arrival, GradientSum, Order, Work
 
 __all__ = ["Address", "Hub", "Link", "Unreachable", "check_slots", "serve"]
 
@@ -60,6 +61,9 @@ class Hub:
         About workers with other fingerprints.
     met : bool
         Whether any worker was ever connected.
+    casts : Casts
+        Params in the dtype of the blocks, where every worker of this machine sees them: who makes new ones may leave
+        them there.
     """
 
     def __init__(self, slots: int, *, timeout: float, host: str | None = None, bits: str = "strict") -> None:
@@ -75,6 +79,7 @@ class Hub:
         if host:
             self._listeners.append(Listener((host, 0), backlog=64))
         self._pool = Pool()
+        self.casts = Casts(self._pool)
         self._lock = threading.RLock()
         self._links: dict[int, Link] = {}
         self._homeless: list[Order] = []
@@ -268,8 +273,8 @@ class Hub:
                     link.wire.send(Install(number, order.work, order.work.view.source.identity()))
                     link.installed.add(number)
                 where = order.ticket, link.slot, order.leaves, order.start, order.units, order.ahead
-                task = Task(serial, number, *where, order.inputs)
-                sent = link.wire.send(task, order.inputs)
+                inputs = self._cast(order)
+                sent = link.wire.send(Task(serial, number, *where, inputs), order.inputs)
                 with self._lock:
                     if serial in link.orders:
                         link.orders[serial] = (order, sent)
@@ -277,6 +282,14 @@ class Hub:
             raise untravelled(error) from None
         except OSError as error:
             self._drop(link, f"worker pid {link.hello.pid} on {link.hello.host} is gone ({type(error).__name__})")
+
+    def _cast(self, order: Order) -> tuple[Any, ...]:
+        """Return inputs that are cast already, where all that a work does with them is to cast them."""
+        work, inputs = order.work, order.inputs
+        if type(work) is not GradientSum or work.view.source.sparse:
+            return inputs
+        found = self.casts.found(inputs[0], work.view.dtype)
+        return inputs if found is None else (found,)
 
     def wait_for_workers(self, count: int = 1, patience: float | None = None) -> int:
         """Wait until `count` workers are connected; return how many are.

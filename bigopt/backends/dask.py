@@ -26,6 +26,7 @@ from bigopt.backends.base import one_blas_thread
 from bigopt.backends.channel import Address, Hub, Unreachable, check_slots, serve
 from bigopt.backends.dask_actors import ActorWire, ResidentActor
 from bigopt.backends.dask_cluster import given_cluster, own_cluster
+from bigopt.core.buffers import Casts
 from bigopt.core.errors import BigoptError, ClusterError, ConfError
 from bigopt.work import Arrival, Order
 
@@ -158,6 +159,11 @@ class DaskSession:
     def slots(self) -> int:
         """Workers in use; grows where workers join a given cluster."""
         return self._hub.slots
+
+    @property
+    def casts(self) -> Casts:
+        """Where params in the dtype of the blocks may be left (`Hub`)."""
+        return self._hub.casts
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from bigopt.backends.wire import Wire
 from bigopt.core.buffers import Ahead
 from bigopt.core.errors import BigoptError, ConfError, DataError
 from bigopt.data.cache import BlockCache
-from bigopt.work import Work, execute, on_card
+from bigopt.work import GradientSum, Work, execute, on_card
 
 Address = str | tuple[str, int]
 _PATIENCE: Final = 10.0
@@ -54,7 +54,7 @@ def serve(addresses: Sequence[Address], key: bytes, memory: int, name: str = "",
         one_blas_thread(),
     ):
         wire.send(Hello(os.getpid(), socket.gethostname(), name, fingerprint()))
-        resident = Resident(BlockCache(memory))
+        resident = Resident(BlockCache(memory), pool if wire.shares else None)
         resident.blocks.kept.secret = key
         if not isinstance(addresses[-1], str):
             resident.blocks.kept.towards = addresses[-1][0]
@@ -77,9 +77,13 @@ def _connect(addresses: Sequence[Address], key: bytes) -> Connection:
 
 @dataclass
 class Resident:
-    """A resident's state: caches and the works it was sent."""
+    """A resident's state: caches and the works it was sent.
+
+    `pool` is where gradient sums are made that the driver is to see; None where they cross as bytes.
+    """
 
     blocks: BlockCache
+    pool: Pool | None = None
     works: dict[int, Work | BigoptError] = field(default_factory=dict)
     watched: Watched = field(default_factory=Watched)
     keeper: Keeper = field(default_factory=Keeper)
@@ -114,7 +118,9 @@ class Resident:
         if isinstance(message, Install):
             self.works[message.number] = checked(message)
             return None
-        reply = answer(self.blocks, self.works[message.work], message, self.watched, self.keeper)
+        work = self.works[message.work]
+        self.blocks.buffers.shared = self.pool if type(work) is GradientSum else None  # nothing else of it is kept here
+        reply = answer(self.blocks, work, message, self.watched, self.keeper)
         if len(message.units) > 1:
             self.ahead.forget()
         return reply

@@ -6,6 +6,7 @@ frees the pages when the last process that maps them is gone.
 
 Only the process that made a segment writes to it, and only while nobody looks at it. Who receives an array gets a view
 of the segment; when the last view has died the segment is *given back* with the next message, and may be written again.
+Who makes a vector that is to be sent may have a segment *lent* and make it there: sending it then copies nothing.
 There are no torn reads by construction: a work or an optimizer that keeps an array keeps its segment.
 """
 
@@ -14,16 +15,21 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import sys
 import threading
 from collections import Counter
 from collections.abc import Hashable
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
 
+SMALL: Final = 4096
+"""Arrays of at most so many bytes are not worth a segment."""
+_HERE: Final = 2
+"""References to a segment's data of which no view exists: the segment's and the question's."""
 _IDLE: Final = 8
 """Segments that a pool keeps for later; the one that was used least recently goes first."""
 
@@ -50,8 +56,14 @@ class Segment:
         except BaseException:
             os.close(self.fd)
             raise
+        self.at = _address(self.data)
         self.holders: Counter[Hashable] = Counter()
         self.source: tuple[object, Bytes] | None = None
+
+    @property
+    def free(self) -> bool:
+        """Whether nobody looks at it, in this process or in another."""
+        return not self.holders and sys.getrefcount(self.data) <= _HERE
 
     def close(self) -> None:
         """Forget the memory; who has mapped it keeps it."""
@@ -64,6 +76,7 @@ class Pool:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._segments: dict[int, Segment] = {}
+        self._places: dict[int, Segment] = {}
         self._count = 0
         self._closed = not hasattr(os, "memfd_create")
 
@@ -76,8 +89,24 @@ class Pool:
         with self._lock:
             return sum(segment.size for segment in self._segments.values())
 
+    def lend(self, size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any] | None:
+        """Return an uninitialised vector to be sent later, the caller's for as long as he or a holder looks at it.
+
+        It must not be written to once it is sent. None where it is too short for a segment, or there is none to give.
+        """
+        kind = np.dtype(dtype)
+        need = size * kind.itemsize
+        if need <= SMALL:
+            return None
+        with self._lock:
+            try:
+                segment = None if self._closed else self._free(need)
+            except OSError:
+                return None
+            return None if segment is None else segment.data[:need].view(kind)
+
     def place(self, data: Bytes, holder: Hashable, origin: object = None) -> Segment | None:
-        """Write an array for somebody to look at.
+        """Write an array for somebody to look at, unless it lies at the beginning of a segment already.
 
         Parameters
         ----------
@@ -98,7 +127,7 @@ class Pool:
             if self._closed:
                 return None
             source = None if origin is None else (origin, data)
-            segment = self._same(origin, data) if source else None
+            segment = self._places.get(_address(data)) or (self._same(origin, data) if source else None)
             if segment is None:
                 try:
                     segment = self._free(data.nbytes)
@@ -117,17 +146,18 @@ class Pool:
 
     def _free(self, need: int) -> Segment:
         """Take the smallest segment that is free and not much too large, the least recently used one's place else."""
-        free = [s for s in self._segments.values() if not s.holders]
+        free = [s for s in self._segments.values() if s.free]
         fitting = [s for s in free if need <= s.size <= 2 * need + mmap.PAGESIZE]
         if fitting:
             found = min(fitting, key=lambda s: (s.size, -s.number))
             self._segments[found.number] = self._segments.pop(found.number)  # the most recently used is the last
             return found
         for old in free[: max(0, len(free) + 1 - _IDLE)]:
+            del self._places[old.at]
             self._segments.pop(old.number).close()
         self._count += 1
         segment = Segment(self._count, -(-need // mmap.PAGESIZE) * mmap.PAGESIZE)
-        self._segments[segment.number] = segment
+        self._segments[segment.number] = self._places[segment.at] = segment
         return segment
 
     def give_back(self, number: int, holder: Hashable) -> None:
@@ -156,6 +186,7 @@ class Pool:
         """Give up all segments."""
         with self._lock:
             self._closed = True
+            self._places.clear()
             while self._segments:
                 self._segments.popitem()[1].close()
 
@@ -170,4 +201,8 @@ def attach(fd: int, *, writable: bool) -> mmap.mmap:
 
 
 def _same_bytes(a: Bytes, b: Bytes) -> bool:
-    return a.nbytes == b.nbytes and bool(a.__array_interface__["data"][0] == b.__array_interface__["data"][0])
+    return a.nbytes == b.nbytes and _address(a) == _address(b)
+
+
+def _address(data: Bytes) -> int:
+    return int(data.__array_interface__["data"][0])

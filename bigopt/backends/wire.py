@@ -27,11 +27,9 @@ from typing import Any, Final
 import numpy as np
 
 from bigopt.backends.messages import is_short, lengthened, shortened
-from bigopt.backends.segments import Bytes, Pool, Segment, attach
+from bigopt.backends.segments import SMALL, Bytes, Pool, Segment, attach
 from bigopt.core import codec
 
-_SMALL: Final = 4096
-"""Arrays of at most so many bytes lie in the message itself."""
 _WITHIN: Final = -1
 _FOLLOWS: Final = -2
 _HEAD: Final = struct.Struct("<5q")
@@ -104,7 +102,7 @@ class Wire:
         within: list[Bytes] = []
         following: list[Bytes] = []
         for array in arrays:
-            place = _WITHIN if array.nbytes <= _SMALL else _FOLLOWS
+            place = _WITHIN if array.nbytes <= SMALL else _FOLLOWS
             if place == _FOLLOWS and self.shares:
                 segment = self._pool.place(array, self, origin)
                 if segment is not None:

@@ -14,7 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -78,15 +78,29 @@ class Ahead:
             self._next = self._filled = None
 
 
+class Shared(Protocol):
+    """Memory that other processes can look at."""
+
+    def lend(self, size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any] | None:
+        """Return a vector as `Buffers.lend` does, which other processes are done with too; None: take your own."""
+        ...
+
+
 class Casts:
     """The last vector in another dtype, made once for all threads of a round.
 
     It is known by its identity: what is cast is a snapshot that nobody changes.
+
+    Parameters
+    ----------
+    shared : Shared or None
+        Where it is to lie; None: in this process's own memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Shared | None = None) -> None:
         self._lock = threading.Lock()
         self._memory = Buffers()
+        self._memory.shared = shared
         self._of: Callable[[], object] = _nothing
         self._made: npt.NDArray[Any] = np.empty(0)
 
@@ -99,6 +113,11 @@ class Casts:
         """Take what has been made of `vector` in room that was lent: it need not be cast."""
         with self._lock:
             self._of, self._made = weakref.ref(vector), made
+
+    def found(self, vector: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any] | None:
+        """Return what `cast` would, where it is made already."""
+        with self._lock:
+            return self._made if self._of() is vector and self._made.dtype == dtype else None
 
     def cast(self, vector: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Return `vector`, shape (p,), in `dtype`: not to be written to."""
@@ -124,10 +143,13 @@ class Buffers:
     casts : Casts or None
         Where the params of a round lie in the dtype of the blocks; None in a thread that shares them with nobody. Of
         buffers that lend sums to the driver: where it may leave what it makes of them.
+    shared : Shared or None
+        Where what is lent lies if it is to leave this process and is large enough; None where nothing leaves it.
     """
 
     ahead: Ahead | None = None
     casts: Casts | None = None
+    shared: Shared | None = None
 
     def __init__(self) -> None:
         self._kept: dict[str, npt.NDArray[Any]] = {}
@@ -139,6 +161,8 @@ class Buffers:
         As many are kept as were ever held at a time, of one size: a vector of another size replaces those that are
         free.
         """
+        if self.shared is not None and (shared := self.shared.lend(size, dtype)) is not None:
+            return shared
         key = size, np.dtype(dtype)
         if key not in self._lent:
             self._lent = {k: held for k, kept in self._lent.items() if (held := _held(kept))}

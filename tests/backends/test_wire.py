@@ -228,3 +228,46 @@ def test_segments_have_no_name_and_cannot_be_cut_short(pair):
         os.ftruncate(segment.fd, 0)
     assert not any("bigopt" in name for name in os.listdir("/dev/shm"))
     assert (got == 1.0).all()
+
+
+def address(array: Any) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def test_a_vector_made_where_it_is_shared_is_sent_without_a_copy_and_its_memory_waits_for_both_sides(pair):
+    driver, worker = pair
+    pool = worker._pool
+    vector = pool.lend(10_000, "f8")
+    vector[:] = 1.0
+    got, _ = cross(worker, driver, (vector, 3))
+    vector[7] = 5.0  # which nobody does: it shows that there is one memory
+    assert got[0][7] == 5.0
+    assert pool.size == 81_920
+    at = address(vector)
+    others = [pool.lend(10_000, "f8")]
+    assert address(others[-1]) != at  # looked at on both sides
+    del got
+    cross(driver, worker, "given back")
+    part = vector[100:200]
+    del vector
+    others.append(pool.lend(10_000, "f8"))
+    assert address(others[-1]) != at  # a part of it is looked at here
+    del part
+    assert address(pool.lend(10_000, "f8")) == at
+
+
+def test_short_vectors_and_a_closed_pool_lend_nothing():
+    pool = Pool()
+    assert pool.lend(1024, "f4") is None
+    assert pool.lend(1025, "f4").shape == (1025,)
+    pool.close()
+    assert pool.lend(1025, "f4") is None
+
+
+def test_a_part_of_a_vector_that_lies_in_a_segment_crosses_too(pair):
+    driver, worker = pair
+    vector = worker._pool.lend(10_000, "f8")
+    vector[:] = np.arange(10_000)
+    for part in (slice(0, 5_000), slice(5_000, 10_000)):
+        got, _ = cross(worker, driver, vector[part])
+        np.testing.assert_array_equal(got, vector[part])

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from bigopt.backends.channel import Address, Hub, Unreachable, serve
 from bigopt.backends.spark.context import Started, at_once, capacity, first_line, start
 from bigopt.backends.spark.jobs import SparkJobSession
+from bigopt.core.buffers import Casts
 from bigopt.core.errors import ClusterError
 from bigopt.work import Arrival, Order
 
@@ -169,6 +170,11 @@ class ResidentSparkSession:
         if found < self.slots:
             self.notes += (f"{found} of {self.slots} workers are there; the others may join later",)
         self.notes += tuple(self._hub.warnings)
+
+    @property
+    def casts(self) -> Casts:
+        """Where params in the dtype of the blocks may be left (`Hub`)."""
+        return self._hub.casts
 
     def submit(self, order: Order) -> None:
         """Send an order to its slot's resident, or to another where that is gone."""
