@@ -89,7 +89,7 @@ def _block_sum(model: Model, rows: Rows, device: arrays.Device, kernels: str) ->
     """Return what computes the sums of a block: `Model.grad_sum`, or kernels of the set that give the same."""
     if kernels == compiled.NUMPY or device != "cpu" or rows[1].ndim != 1 or not isinstance(rows[0], np.ndarray):
         return model.grad_sum
-    if has_layers(model, rows[0].dtype.name):
+    if has_layers(model, compiled.name_of(rows[0].dtype)):
         return partial(layered_sum, model)
     return model.grad_sum
 

@@ -6,6 +6,7 @@ is accepted already, and orders lost units again under a new attempt number unti
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -121,6 +122,7 @@ class Round:
         self._retries = retries
         self._ledger = ledger
         self._accepted = np.zeros(len(units), dtype=np.bool_)
+        self._missed = len(units)  # how many are not accepted yet
         self._merge = merge
         self._fold: tree.Fold[Any] = tree.Fold(len(units), merge)
         self._cut = None if slicer is None else slicer.cut(work)
@@ -129,7 +131,7 @@ class Round:
     @property
     def done(self) -> bool:
         """Whether every unit is accepted, in all slices."""
-        return bool(self._accepted.all()) and (self._cut is None or self._cut.last)
+        return self._missed == 0 and (self._cut is None or self._cut.last)
 
     def wants(self, order: Order) -> bool:
         """Return whether some units of an order are not accepted yet."""
@@ -144,10 +146,12 @@ class Round:
 
     def orders(self) -> list[Order]:
         """Return one order for each slot that has units."""
-        cuts = np.flatnonzero(np.diff(self._homes)) + 1
-        starts = [0, *cuts.tolist()]
-        stops = [*cuts.tolist(), len(self.units)]
-        return [self._order(a, b, 0, int(self._homes[a])) for a, b in zip(starts, stops, strict=True)]
+        homes, start, stop = self._homes.tolist(), 0, 0
+        orders = []
+        for slot, run in itertools.groupby(homes):
+            start, stop = stop, stop + len(list(run))
+            orders.append(self._order(start, stop, 0, slot))
+        return orders
 
     def _order(self, start: int, stop: int, attempt: int, slot: int) -> Order:
         work, inputs = self.work, self._inputs
@@ -190,10 +194,11 @@ class Round:
         expected = tree.cover(order.start, order.stop, len(self.units))
         if arrival.nodes is None or tuple(arrival.nodes) != expected:
             return self._again(order, "a result that is not what was ordered")
-        if self._accepted[order.start : order.stop].any():
+        if self._missed < len(self.units) and self._accepted[order.start : order.stop].any():
             ledger.duplicates += size
             return self._missing(order)
         self._accepted[order.start : order.stop] = True
+        self._missed -= size
         if once:
             ledger.accepted += size
             ledger.rows += arrival.stats.rows
@@ -203,10 +208,10 @@ class Round:
             self._fold.add(node, value)
         if self.done:
             ledger.rounds += 1
-        elif self._cut is not None and self._accepted.all():
+        elif self._cut is not None and self._missed == 0:
             self._cut.next(self._fold.root)
             self._fold = tree.Fold(len(self.units), self._merge)
-            self._accepted[:] = False
+            self._accepted[:], self._missed = False, len(self.units)
             return self.orders()
         return []
 

@@ -122,6 +122,7 @@ class Plan:
     _grown: dict[int, Plan] = field(default_factory=dict, init=False, repr=False, compare=False)
     _homes: dict[int, Ints] = field(default_factory=dict, init=False, repr=False, compare=False)
     _firsts: dict[int, tuple[int, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _foreseen: dict[tuple[int, int], Ints] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
@@ -266,6 +267,13 @@ class Plan:
             self._walks[epoch, lane] = members, np.concatenate([[0], np.cumsum(self.counts[members])])
         return self._walks[epoch, lane]
 
+    def foresee(self, epoch: int, step: int) -> None:
+        """Find the units of a step now, while there is nothing else to do."""
+        if step < self.steps_per_epoch and (epoch, step) not in self._foreseen:
+            found = self._units(epoch, step)
+            self._foreseen.clear()
+            self._foreseen[epoch, step] = found
+
     def units(self, epoch: int, step: int) -> Ints:
         """Return the units of one step.
 
@@ -279,6 +287,10 @@ class Plan:
         ndarray, shape (k, 4), int64
             Rows ``(partition, epoch, start, stop)``: the range of the partition's permutation of this epoch.
         """
+        found = self._foreseen.pop((epoch, step), None)
+        return self._units(epoch, step) if found is None else found
+
+    def _units(self, epoch: int, step: int) -> Ints:
         if self.size is None or self.full:
             return whole(np.arange(len(self.counts)), self.counts)
         if self.redrawn:
@@ -359,6 +371,8 @@ class Plan:
 
 def rows_of(units: Ints) -> int:
     """Return the number of rows that some units stand for."""
+    if len(units) <= _FEW:
+        return sum(stop - (start if epoch >= ALL else 0) for _, epoch, start, stop in units.tolist())
     return int((units[:, 3] - np.where(units[:, 1] >= ALL, units[:, 2], 0)).sum())
 
 

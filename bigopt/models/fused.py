@@ -8,6 +8,7 @@ between them. Models, losses or rows that have no kernel are summed by NumPy in 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Final, TypeGuard
 
 import numpy as np
@@ -62,11 +63,12 @@ def fused_sum(model: Model, params: Any, X: Any, y: Any, weight: Any | None) -> 
     """
     if not isinstance(X, np.ndarray):
         return None
-    if has_classes(model, X.dtype.name) and y.ndim == 1:
+    dtype = compiled.name_of(X.dtype)
+    if has_classes(model, dtype) and y.ndim == 1:
         return _softmax_sum(model, params, X, y, weight)
-    if not has_kernel(model, X.dtype.name):
+    if not has_kernel(model, dtype):
         return None
-    return fused_fold(model, params, iter([(X, y, weight)]), X.dtype.name)[:3]
+    return fused_fold(model, params, iter([(X, y, weight)]), dtype)[:3]
 
 
 def fused_fold(model: Model, params: Any, parts: Iterator[Any], dtype: str) -> tuple[Any, float, float, int]:
@@ -102,7 +104,7 @@ def fused_fold(model: Model, params: Any, parts: Iterator[Any], dtype: str) -> t
 
 def _softmax_sum(model: LinearModel, params: Any, X: Any, y: Any, weight: Any | None) -> tuple[Any, float, float]:
     kernels.same_dtype(params, X)
-    d, q, dtype = model.features, model.outputs, X.dtype.name
+    d, q, dtype = model.features, model.outputs, compiled.name_of(X.dtype)
     fold = compiled.kernel(fused_softmax.make_softmax, (dtype, q), fused_softmax.signature(dtype))
     table = np.zeros((d + 1, fused_softmax.padded(q, dtype)), dtype=dtype)
     table[: len(params) // q, :q] = params.reshape(-1, q)
@@ -148,10 +150,8 @@ def layered_sum(
         As in `MLP.grad_sum`; y holds class numbers.
     """
     kernels.same_dtype(params, X)
-    dtype, rows = X.dtype.name, X.shape[0]
-    relu = compiled.kernel(fused_layers.make_relu, (dtype,), fused_layers.relu_signature(dtype))
-    gate = compiled.kernel(fused_layers.make_gate, (dtype,), fused_layers.gate_signature(dtype))
-    top = compiled.kernel(fused_layers.make_cross_entropy, (dtype,), fused_layers.cross_entropy_signature(dtype))
+    rows = X.shape[0]
+    relu, gate, top = _between(compiled.name_of(X.dtype))
     grad = np.empty(params.shape, dtype=X.dtype) if buffers is None else buffers.lend(params.shape[0], X.dtype)
     (W, b), (of_W, of_b) = _layers(model, params), _layers(model, grad)
     inputs = [X]
@@ -160,7 +160,7 @@ def layered_sum(
         relu(z, b[k])
         inputs.append(z)
     delta = np.matmul(inputs[-1], W[-1], **room(buffers, "scores", (rows, model.outputs), X))
-    sums, ones = np.zeros(2), np.ones(rows, dtype=dtype)
+    sums, ones = np.zeros(2), np.ones(rows, dtype=X.dtype)
     s = _NO_WEIGHT if weight is None else np.ascontiguousarray(weight, dtype=np.float64)
     top(delta, b[-1], np.ascontiguousarray(y, dtype=np.int64), s, sums)
     for k in reversed(range(len(W))):
@@ -171,6 +171,16 @@ def layered_sum(
             delta = np.matmul(delta, W[k].T, **room(buffers, f"delta{k}", inputs[k].shape, X))
             gate(delta, inputs[k])
     return grad, float(sums[0]), float(sums[1])
+
+
+@cache
+def _between(dtype: str) -> tuple[compiled.Kernel, compiled.Kernel, compiled.Kernel]:
+    """Return the kernels between the products: relu, gate, cross_entropy."""
+    return (
+        compiled.kernel(fused_layers.make_relu, (dtype,), fused_layers.relu_signature(dtype)),
+        compiled.kernel(fused_layers.make_gate, (dtype,), fused_layers.gate_signature(dtype)),
+        compiled.kernel(fused_layers.make_cross_entropy, (dtype,), fused_layers.cross_entropy_signature(dtype)),
+    )
 
 
 def _layers(model: MLP | LinearModel, flat: Any) -> tuple[list[Any], list[Any]]:

@@ -262,14 +262,14 @@ class Fused:
         factors = np.array([factor, scale], dtype=grad.dtype)
         parts: tuple[Vector, ...] = ()
         if isinstance(given, Unadded):
-            narrow = given.left.dtype.name
+            narrow = compiled.name_of(given.left.dtype)
             cast = np.empty(grad.size, narrow) if given.casts is None else given.casts.lend(grad.size, narrow)
             parts = given.left, given.right, cast
         kernels: dict[str, compiled.Kernel] = {}
         jobs: list[tuple[compiled.Kernel, slice]] = []
         for rule, s in _spans(update, grad.size):
             if rule not in kernels:
-                kernels[rule] = _update(rule, grad.dtype.name, narrow, how)
+                kernels[rule] = _update(rule, compiled.name_of(grad.dtype), narrow, how)
             jobs.append((kernels[rule], s))
         vectors = grad, params
 
@@ -301,9 +301,9 @@ def _into(given: Vector | Unadded) -> Vector:
 
 def _squares(given: Vector | Unadded, how: str) -> tuple[compiled.Kernel, tuple[Vector, ...]]:
     """Return the kernel of a gradient's norm and the vectors that it reads."""
-    dtype = _into(given).dtype.name
+    dtype = compiled.name_of(_into(given).dtype)
     if isinstance(given, Unadded):
-        narrow = given.left.dtype.name
+        narrow = compiled.name_of(given.left.dtype)
         signature = fused_means.joined_signature(dtype, narrow)
         return compiled.kernel(make_joined_squares, (dtype, narrow, how), signature), given[:2]
     return compiled.kernel(make_squares, (dtype, how), fused_means.signature(dtype)), (given,)

@@ -77,8 +77,9 @@ class Sync(GradientSteps):
         self._renewing: tuple[Array, int] | None = None  # params so far, and rounds left
 
     def more(self, slots: int) -> list[Order]:
-        """Order the next batch."""
+        """Order the next batch; while one is under way, find its rows."""
         if self._round.open:
+            self._plan.foresee(self._state.epoch, self._state.position + 1)
             return []
         if self._setting.renewal is not None and self._state.renewed != self._state.epoch:
             return self._renew(self._setting.renewal, slots)

@@ -40,6 +40,20 @@ def test_every_row_once_an_epoch_in_batches_of_exactly_size(counts, size, lanes,
         assert len(sizes) == -(-n // size)
 
 
+@pytest.mark.parametrize("sampling", ["permuted", "block", "subset", "bernoulli", "replacement"])
+def test_a_step_that_was_foreseen_has_the_units_it_has_anyway(sampling):
+    counts = np.array([40, 0, 25, 60, 31])
+    lazy, eager = (Plan(counts, 16, 2, 3, sampling) for _ in range(2))
+    for epoch in range(2):
+        for step in range(lazy.steps_per_epoch):
+            units = lazy.units(epoch, step)
+            assert eager.units(epoch, step).tolist() == units.tolist()
+            assert rows_of_units(units) == sum(rows_of_units(unit[None]) for unit in units)
+            eager.foresee(epoch, step + 1)
+            if step % 3 == 0:
+                eager.foresee(epoch, step + 2)  # another one than will be asked for next
+
+
 @given(counts_lists, st.integers(1, 50))
 def test_without_lanes_shares_are_proportional_within_two_rows(counts, size):
     plan = Plan(np.array(counts), size, 0, seed=0)
