@@ -22,6 +22,8 @@ Array = npt.NDArray[Any]
 DELAYS: Final = loops.BINS + 5
 """Numbers of a turn's delays: histogram, samples, sum, maximum; watched rows, and updates of those that arrived."""
 LARGEST: Final = loops.BINS + 2
+_APART: Final = 128
+"""Bytes between what two threads write: two cache lines, for they are fetched in pairs."""
 
 
 def joined_delays(left: Array, right: Array) -> Array:
@@ -52,12 +54,20 @@ def summary(delays: Array) -> dict[str, Any]:
     }
 
 
+def own_lines(shape: tuple[int, ...], dtype: str) -> Array:
+    """Return zeros in cache lines of their own: two threads that write to one line wait for each other."""
+    item, size = np.dtype(dtype).itemsize, int(np.prod(shape))
+    memory = np.zeros(size * item + 2 * _APART, dtype=np.uint8)
+    start = -int(memory.ctypes.data) % _APART
+    return memory[start : start + size * item].view(dtype).reshape(shape)
+
+
 class Part:
     """What one thread has done in a turn."""
 
     def __init__(self) -> None:
-        self.sums = np.zeros(3)
-        self.delays = np.zeros(loops.BINS + 3, dtype=np.int64)
+        self.sums = own_lines((3,), "float64")
+        self.delays = own_lines((loops.BINS + 3,), "int64")
         self.rows = self.watched = self.bytes_read = 0
 
     def note(self, counters: Array, me: int, begun: int, number: int) -> None:

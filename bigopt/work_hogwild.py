@@ -6,7 +6,9 @@ from the entries one by one. There is no lock and no copy: a gradient may be com
 writing to (an inconsistent read), and in ``write: overwrite`` an update may be lost.
 
 - Batches of one row, linear models: compiled loops (`bigopt.models.fused_hogwild`) over pieces of up to `PIECE` rows.
-  Which rows, and in which order, is in `bigopt.data.turns`.
+  Which rows, and in which order, is in `bigopt.data.turns`. The L2 penalty acts where a row is not zero; or, where the
+  vector is short beside the rows of a piece and the penalty weak, on the whole vector after each piece, so that the
+  loop has no second array to read at random (`HogwildSteps.shrinks`).
 - Everything else: threads take the plan's mini-batches in turn; NumPy computes and subtracts.
 
 How late gradients were is counted as they go (`bigopt.work_delays`). With one thread a turn is serial SGD, with the
@@ -39,7 +41,7 @@ from bigopt.models.fused_points import POINTS
 from bigopt.models.linear import LinearModel
 from bigopt.models.losses import HuberLoss
 from bigopt.models.penalties import Penalty
-from bigopt.work_delays import DELAYS, Part, joined_delays
+from bigopt.work_delays import DELAYS, Part, joined_delays, own_lines
 from bigopt.work_rows import cast, sum_rows, unit_rows
 
 Array = npt.NDArray[Any]
@@ -50,6 +52,8 @@ PIECE: Final = 4096
 HELD: Final = 64
 """Rows a rate, at least: the schedule is asked once for so many steps of one row, and about `ASKED` times a turn."""
 ASKED: Final = 128
+SHRINK: Final = 1.0 / 64
+"""By how much of itself the vector may shrink at once."""
 _WATCHED: Final = 16
 """One of so many pieces of each thread is watched for lost updates."""
 
@@ -104,6 +108,8 @@ def has_loop(model: Model) -> bool:
 class HogwildSteps:
     """The steps of one replica; inputs are params, shape (p,), the rates of the turn, and rows that touch each column.
 
+    The third one is empty where it is not needed: rows are dense, there is no penalty, or the vector `shrinks`.
+
     Parameters
     ----------
     model : Model
@@ -148,9 +154,31 @@ class HogwildSteps:
         return max(HELD, self.turn // ASKED) if self.looped else 1
 
     @property
-    def counts_touched(self) -> bool:
-        """Whether the third input is needed: a lazy penalty on sparse rows."""
+    def penalises_rows(self) -> bool:
+        """Whether the rows of a compiled loop are sparse and there is a penalty, lazy or not."""
         return self.looped and self.view.source.sparse and self.penalty.l2 > 0.0
+
+    def piece(self, rows: int) -> int:
+        """Return the most rows that a thread takes at a time, of so many in a replica's turn."""
+        return max(BLOCK, min(PIECE, rows // (8 * self.threads)))
+
+    def shrinks(self, rows: int, rate: float) -> bool:
+        """Return whether the penalty acts on the whole vector after each piece, and not on the entries of each row.
+
+        It does where the vector has at most half as many bytes as the rows of a piece, and shrinks by `SHRINK` of
+        itself at most. `atomic_add` loses no update, and is therefore left to the entries.
+
+        Parameters
+        ----------
+        rows : int
+            Of a replica's turn.
+        rate : float
+            The largest of the turn.
+        """
+        if not self.penalises_rows or self.write == "atomic_add":
+            return False
+        piece, vector = self.piece(rows), len(self.view.source.columns) * np.dtype(self.dtype).itemsize
+        return 2.0 * vector <= piece * self.view.row_bytes and 2.0 * self.penalty.l2 * rate * piece <= SHRINK
 
     def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
         """Check the kernels of this process."""
@@ -160,8 +188,9 @@ class HogwildSteps:
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> HogwildTurn:
         """Return the turn ``unit = (replica, first step of the turn, first, last + 1 of the replica)``."""
         _, begin, first, last = (int(v) for v in unit)
-        shared = np.array(inputs[0], dtype=self.dtype)
-        counters = np.zeros((self.threads + 1, loops.LINE), dtype=np.int64)
+        shared = own_lines(inputs[0].shape, self.dtype)
+        shared[:] = inputs[0]
+        counters = own_lines((self.threads + 1, loops.LINE), "int64")
         run = self._rows if self.looped else self._batches
         parts = run(shared, counters, inputs, meter, begin, first, last)
         loss, weight, square = (float(v) for v in np.sum([part.sums for part in parts], axis=0))
@@ -183,38 +212,43 @@ class HogwildSteps:
         model = self.model
         assert isinstance(model, LinearModel)
         rates = np.ascontiguousarray(inputs[1], dtype=np.float64)
-        most = max(BLOCK, min(PIECE, (last - first) // (8 * self.threads)))
-        pieces = turn_pieces(self.shares, self.turn, first, last, most)
-        d, q = model.features, model.outputs
-        decay = np.full(d if self.penalty.l2 > 0.0 else 0, 2.0 * self.penalty.l2)
-        if self.counts_touched:
+        pieces = turn_pieces(self.shares, self.turn, first, last, self.piece(last - first))
+        d, q, held = model.features, model.outputs, self.rows_a_rate
+        whole = self.penalises_rows and len(inputs[2]) == 0
+        lazy = self.penalty.l2 > 0.0 and not whole
+        decay = np.full(d if lazy else 0, 2.0 * self.penalty.l2)
+        if lazy and self.penalises_rows:
             decay *= self.shares.counts.sum() / np.maximum(1, inputs[2])
         decay = decay.astype(self.dtype)
+        shrunk = np.concatenate([[0.0], np.cumsum(held * np.log1p(-2.0 * self.penalty.l2 * rates))]) if whole else None
         threshold = model.loss.threshold if isinstance(model.loss, HuberLoss) else 0.0
         scale = float(self.shares.counts.sum()) / self.total_weight
 
         def work(me: int, part: Part, take: Callable[[], int]) -> None:
-            scratch = np.empty((4, q), dtype=self.dtype)
+            scratch = own_lines((4, q), self.dtype)
             while (number := take()) < len(pieces):
                 partition, chosen, before = pieces[number]
+                before += first - begin
                 watched = number % (_WATCHED * self.threads) < self.threads
                 with meter.blocks.block(self.view, partition) as (entry, bytes_read):
                     part.bytes_read += bytes_read
                     block = entry.block
-                    loop, data = self._loop(block), _arrays(block)
+                    loop, data = self._loop(block, lazy), _arrays(block)
                     loop(
                         *(*data, chosen, shared, rates, decay, scratch, counters, part.delays, part.sums),
-                        *(threshold, scale, d, q, int(model.intercept), first - begin + before),
-                        *(self.rows_a_rate, me, int(watched)),
+                        *(threshold, scale, d, q, int(model.intercept), before, held, me, int(watched)),
                     )
+                if shrunk is not None:
+                    ends = np.array([before, before + len(chosen)]) / held
+                    entries = shared[: d * q]
+                    entries *= entries.dtype.type(np.exp(np.diff(np.interp(ends, np.arange(len(shrunk)), shrunk))[0]))
                 part.rows += len(chosen)
                 part.watched += len(chosen) * watched
 
         return self._run(work)
 
-    def _loop(self, block: Block) -> compiled.Kernel:
+    def _loop(self, block: Block, lazy: bool) -> compiled.Kernel:
         X, index = block.X, block.X.indices.dtype.name if isinstance(block.X, CSR) else "int32"
-        lazy = self.penalty.l2 > 0.0
         key = (self.model.loss.name, X.dtype.name, self.dtype, isinstance(X, CSR), self.write == "atomic_add", lazy)
         return compiled.kernel(loops.make_rows, key, loops.signature(X.dtype.name, self.dtype, index))
 

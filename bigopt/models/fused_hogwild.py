@@ -5,9 +5,10 @@ derivative delta, and write each touched entry::
 
     w[j] -= eta (delta x[j] + decay[j] w[j])        decay[j] = 2 l2 n / n_j  for n_j of n rows that touch column j
 
-so that the penalty costs nothing where a row is zero and is right on average. An entry is read and written as one
-aligned word, which is never torn; between the two another thread may write, whose update is then lost (`write:
-overwrite`), or the processor is asked to add (`atomic_add`).
+so that the penalty costs nothing where a row is zero and is right on average; eta decay[j] is 1 at most, with which a
+rare column forgets all but its step. An entry is read and written as one aligned word, which is never torn; between
+the two another thread may write, whose update is then lost (`write: overwrite`), or the processor is asked to add
+(`atomic_add`).
 
 Each thread counts the gradients that it has finished reading for and those it has finished writing, in a cache line of
 its own. One row of `SAMPLED` looks at the counters of all threads. Its gradient is number k, the count of finished

@@ -80,7 +80,7 @@ def make_write(T: Any, sparse: bool, lazy: bool, subtract: Any) -> Callable[...,
     """Return ``write(data, columns, w, delta, decay, eta, start, stop, q)`` for one output: the step of a row."""
     from numba import njit
 
-    one = _U(1)
+    one, all_of_it = _U(1), T(1.0)
 
     def write(
         data: Any, columns: Any, w: Any, delta: Any, decay: Any, eta: Any, start: int, stop: int, _q: int
@@ -89,7 +89,7 @@ def make_write(T: Any, sparse: bool, lazy: bool, subtract: Any) -> Callable[...,
         while k < end:
             j = _U(columns[k]) if sparse else k - first
             if lazy:
-                subtract(w, j, step * T(data[k]) + (eta * decay[j]) * w[j])
+                subtract(w, j, step * T(data[k]) + min(eta * decay[j], all_of_it) * w[j])
             else:
                 subtract(w, j, step * T(data[k]))
             k += one
@@ -124,11 +124,13 @@ def make_write_many(T: Any, sparse: bool, lazy: bool, subtract: Any) -> Callable
     """Return what `make_write` does, for q outputs."""
     from numba import njit
 
+    all_of_it = T(1.0)
+
     def write(data: Any, columns: Any, w: Any, delta: Any, decay: Any, eta: Any, start: int, stop: int, q: int) -> None:
         for k in range(start, stop):
             j, x = columns[k] if sparse else k - start, T(data[k])
             if lazy:
-                shrink = eta * decay[j]
+                shrink = min(eta * decay[j], all_of_it)
                 for c in range(q):
                     subtract(w, j * q + c, delta[c] * x + shrink * w[j * q + c])
             else:

@@ -69,7 +69,7 @@ def machine(setting: Setting, state: HogwildState) -> Averaging[HogwildState]:
 
 
 class Hogwild:
-    """Turns of lock-free SGD; before the first one, what their work has to know of the columns.
+    """Turns of lock-free SGD; before the first one with a lazy penalty, what it has to know of the columns.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class Hogwild:
         self._plan = setting.plan
         self._rates = rates
         self._limit = setting.steps
-        self._touched: Array | None = None if work.counts_touched else np.empty(0, dtype=np.int64)
+        self._touched: Array | None = None
 
     def turn(self, state: HogwildState) -> Turn | None:
         """Return the next turn, which ends with its epoch; its steps are dealt to the replicas in equal runs."""
@@ -96,9 +96,6 @@ class Hogwild:
             end = min(end, self._limit)
         if end <= begin:
             return None
-        if self._touched is None:
-            units = whole(np.arange(len(self._plan.counts)), self._plan.counts)
-            return Turn(CountTouched(self._work.view), (), units, "rows of each column", learn=self._learn)
         p, held = state.replicas, self._work.rows_a_rate
         bounds = begin + (end - begin) * np.arange(p + 1) // p
         units = np.stack([np.arange(p), np.full(p, begin), bounds[:-1], bounds[1:]], axis=1).astype(np.int64)
@@ -107,7 +104,11 @@ class Hogwild:
             if held == 1
             else np.concatenate([self._rates(step, step + 1) for step in range(begin, end, held)])
         )
-        inputs = (state.params, rates, self._touched)
+        lazy = self._work.penalises_rows and not self._work.shrinks(turn // p, float(rates.max()))
+        if lazy and self._touched is None:
+            units = whole(np.arange(len(self._plan.counts)), self._plan.counts)
+            return Turn(CountTouched(self._work.view), (), units, "rows of each column", learn=self._learn)
+        inputs = (state.params, rates, self._touched if lazy else np.empty(0, dtype=np.int64))
         return Turn(self._work, inputs, units, f"steps {begin + 1}..{end}", float(rates[-1]))
 
     def _learn(self, touched: Touched) -> None:

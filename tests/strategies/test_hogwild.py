@@ -97,7 +97,8 @@ def test_one_thread_is_serial_sgd(tmp_path: Path, form: str, weighted: bool) -> 
         "data.dtype=float64",
         "backend.workers=1",
     ]
-    result = run(tmp_path, "", *keys, *ROWS, "schedule.name=inverse_time", data=data)
+    keys += ["schedule.name=inverse_time", "schedule.decay=0.002"]
+    result = run(tmp_path, "", *keys, *ROWS, data=data)
 
     touched = (dense != 0).sum(axis=0) if form == "sparse" else np.full(X.columns, len(y))
     decay = 2 * l2 * len(y) / touched
@@ -106,7 +107,7 @@ def test_one_thread_is_serial_sgd(tmp_path: Path, form: str, weighted: bool) -> 
     for epoch in range(3):
         for number, row in enumerate(order_of(np.full(4, 100), 0, epoch)):
             if number % 40 == 0:  # a rate holds for 64 rows of a turn of 40
-                eta = 0.05 / (1 + 1.0 * step)
+                eta = 0.05 / (1 + 0.002 * step)
             x = dense[row]
             g = s[row] * (1 / (1 + np.exp(-(x @ w + b))) - y[row])
             at = x != 0 if form == "sparse" else slice(None)
@@ -117,6 +118,45 @@ def test_one_thread_is_serial_sgd(tmp_path: Path, form: str, weighted: bool) -> 
     assert np.abs(params_of(result) - [*w, b]).max() < 1e-12 * np.abs(w).max()
     assert told(result)["tau"]["max"] <= 1
     assert told(result)["lost_share"] == 0.0
+
+
+def test_a_weak_penalty_shrinks_the_whole_vector_after_each_piece(tmp_path: Path) -> None:
+    """Pieces are what a turn takes of a partition here; no entry shrinks within them."""
+    pytest.importorskip("numba")
+    X, y = sparse_problem(400)
+    dense, l2 = X.dense(), 0.002
+    keys = ["model.name=logistic", f"model.l2={l2}", "model.standardize=false", "data.dtype=float64"]
+    keys += [*ROWS, "backend.workers=1", "schedule.name=inverse_time"]
+    result = run(tmp_path, "", *keys, data=in_memory(X, y, rows=100))
+    plan = Plan(np.full(4, 100), 40, 0, 0)
+    w, b = np.zeros(X.columns), 0.0
+    for turn in range(30):
+        eta = 0.05 / (1 + 40 * turn)
+        for unit in plan.units(*divmod(turn, 10)):
+            rows = row_order(0, unit, 100)
+            for row in 100 * unit[0] + rows:
+                g = 1 / (1 + np.exp(-(dense[row] @ w + b))) - y[row]
+                w -= eta * g * dense[row]
+                b -= eta * g
+            w *= (1 - 2 * l2 * eta) ** len(rows)
+    assert np.abs(params_of(result) - [*w, b]).max() < 1e-12 * np.abs(w).max()
+
+
+def test_a_rare_column_under_a_strong_penalty_does_not_swing(tmp_path: Path) -> None:
+    """Of 400 rows one touches the last column: it would be multiplied by 1 - 0.05 x 2 x 0.5 x 400 = -19 there."""
+    pytest.importorskip("numba")
+    X, y = sparse_problem(400)
+    data, indices, starts = (np.array(part) for part in (X.data, X.indices, X.indptr))
+    data[starts[1] - 1] = 1.0
+    indices[(indices == X.columns - 1)] = X.columns - 2
+    indices[starts[1] - 1] = X.columns - 1
+    keep = np.concatenate([[True], (np.diff(indices) != 0) | np.isin(np.arange(1, len(indices)), starts)])
+    starts = np.concatenate([[0], np.cumsum(keep)])[starts]
+    rare = CSR(data[keep], indices[keep], starts, X.columns)
+    assert np.count_nonzero(rare.indices == X.columns - 1) == 1
+    keys = ["model.name=logistic", "model.l2=0.5", "model.standardize=false", "data.dtype=float64", *ROWS]
+    result = run(tmp_path, "", *keys, "backend.workers=1", data=in_memory(rare, y, rows=100))
+    assert 0.0 < abs(params_of(result)[X.columns - 1]) <= 0.05
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
