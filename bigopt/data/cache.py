@@ -165,18 +165,22 @@ class BlockCache(Slots):
         whole = view.decoded_bytes(index)
         if room is None or room >= whole:
             return None
-        whole += view.loading_bytes(index, self.loader)
+        key, raw = (view.key, index), (view.raw.key, index)
         with self._changed:
-            key, raw = (view.key, index), (view.raw.key, index)
-            beside = 0  # what streams of all slots, and the labels that they leave, will take
-            if view.all_bytes > self.budget:
-                beside = self.loader.threads * room + self._labels.expected(view)
-            if self.held + whole + beside <= self.budget or room > self.budget:
+            left = self.budget - self.held - whole
+            if room > self.budget or (left >= 0 and left >= self._beside(view, index, room)):
                 return None
             if key in self._entries or key in self._loading or raw in self._entries:
                 return None
             self._take(room)
         return room
+
+    def _beside(self, view: DataView, index: int, room: int) -> int:
+        """Return what is needed beside a whole partition: to load it, for streams of all slots and for their labels."""
+        loading = view.loading_bytes(index, self.loader)
+        if view.all_bytes <= self.budget:
+            return loading
+        return loading + self.loader.threads * room + self._labels.expected(view)
 
     def recall(self, view: DataView, unit: Ints, digest: bytes) -> list[Any] | None:
         """Return the parts of a unit's note, or None where there is none of this digest."""
@@ -304,9 +308,11 @@ class BlockCache(Slots):
         with self._changed:
             if key in self._entries or key in self._loading or (view.raw.key, index) in self._entries:
                 return False
+            if self._decoding_ahead:
+                return True
             room = view.held_bytes(index) + view.loading_bytes(index, self.loader)
             free = sum(e.charge for e in self._entries.values() if not (e.pins or e.awaited or e.open))
-            if self._decoding_ahead or self.held - free + room > self.budget:
+            if self.held - free + room > self.budget:
                 return True
             while self.held + room > self.budget:
                 self._evict_block()

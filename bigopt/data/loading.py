@@ -63,7 +63,13 @@ class Memory:
 
     def take(self, size: int) -> Bytes:
         """Return `size` bytes, uninitialised; they are given back when the last array in them has died."""
+        rounded = -(-size // _PAGE) * _PAGE
         with self._lock:
+            last = self._spare.pop() if self._spare else None
+            if last is not None and last.nbytes == rounded:  # what the search below would find
+                return np.asarray(_Loan(last, self._spare))[:size]
+            if last is not None:
+                self._spare.append(last)
             waiting = sorted(self._drained(), key=lambda piece: piece.nbytes)
             fits = [k for k, piece in enumerate(waiting) if size <= piece.nbytes <= 2 * max(size, _PAGE)]
             # of the smallest the one that came back last: most of it is in a cache of this core yet
@@ -71,7 +77,7 @@ class Memory:
             if fit is not None:
                 memory = waiting.pop(fit)
             else:
-                memory, freed = _aligned(-(-size // _PAGE) * _PAGE), 0
+                memory, freed = _aligned(rounded), 0
                 while waiting and freed < memory.nbytes:
                     freed += waiting.pop(0).nbytes
             self._spare.extend(waiting)

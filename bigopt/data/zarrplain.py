@@ -129,6 +129,10 @@ class PlainArray:
         DataError
             Naming the first chunk that cannot be decoded.
         """
+        shares = self._shares(rows, 0, self.info.width)
+        if keep is None and len(shares) == 1:
+            self._bring(store, shares[0], X, loader.memory.take)
+            return not checked or all_finite(X)
         ends = None if keep is None else np.concatenate([[0], np.cumsum(keep)])
         fine: list[bool] = []
 
@@ -138,16 +142,11 @@ class PlainArray:
                 wanted, target = None, X[share.place]
             else:
                 wanted, target = np.flatnonzero(keep[first:last]), X[ends[first] : ends[last], share.place[1]]
-            with np.errstate(over="ignore", invalid="ignore"):
-                self._bring(store, share, target, loader.memory.take, wanted)
-                if checked:
-                    fine.append(all_finite(target))
+            self._bring(store, share, target, loader.memory.take, wanted)
+            if checked:
+                fine.append(all_finite(target))
 
-        shares = self._shares(rows, 0, self.info.width)
-        if len(shares) == 1:
-            job(shares[0])
-        else:
-            loader.each([partial(job, share) for share in shares], waits=store.files.remote)
+        loader.each([partial(job, share) for share in shares], waits=store.files.remote)
         return all(fine)
 
     def beside(self, rows: range, stored: int, flight: int, *, direct: bool) -> int:
@@ -164,7 +163,8 @@ class PlainArray:
             Whether all rows are wanted, as they are stored.
         """
         chunks = self.info.chunks
-        flight = min(flight, len(self._shares(rows, 0, self.info.width)))
+        high = -(-rows.stop // chunks[0]) - rows.start // chunks[0]
+        flight = min(flight, high * -(-self.info.width // chunks[1]))
         if not direct or chunks[1] != self.info.width:
             return flight * (stored + self.chunk_bytes)
         read = stored if self.compressor or self.crc else 0
@@ -173,11 +173,11 @@ class PlainArray:
     def _shares(self, rows: range, low: int, high: int) -> list[_Share]:
         """Return what each chunk holds of rows by columns [low, high); of a vector the columns are all there is."""
         info, found = self.info, []
-        height = info.chunks[0]
+        height, vector = info.chunks[0], len(info.shape) == 1
         for i in range(rows.start // height, -(-rows.stop // height)):
             top, end = max(rows.start, i * height), min(rows.stop, (i + 1) * height)
             inside, place = slice(top - i * height, end - i * height), slice(top - rows.start, end - rows.start)
-            if len(info.grid) == 1:
+            if vector:
                 found.append(_Share(info.key((i,)), (inside,), (place,)))
                 continue
             width = info.chunks[1]
@@ -207,12 +207,11 @@ class PlainArray:
             chunk = take(self.chunk_bytes)
             self._decode(found, chunk)
             values = chunk.view(self.info.dtype).reshape(self.info.chunks)[share.inside]
-            if wanted is None:
-                target[...] = values
-            elif values.dtype == target.dtype and target.flags.c_contiguous:
+            if wanted is not None and values.dtype == target.dtype and target.flags.c_contiguous:
                 np.take(values, wanted, axis=0, out=target, mode="clip")  # all in range; to raise it would buffer
-            else:
-                target[...] = values[wanted]
+                return
+            with np.errstate(over="ignore", invalid="ignore"):  # who asked looks at the values
+                target[...] = values if wanted is None else values[wanted]
         except BigoptError:
             raise
         except (ValueError, RuntimeError, struct.error, IndexError) as error:
