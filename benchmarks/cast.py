@@ -20,6 +20,8 @@ from benchmarks.statistics import agree, pairs_for
 
 _SHORT_SECONDS: Final = 5.0
 """A candidate whose run takes less is warmed up twice, and judged by the second run."""
+_BEHIND: Final = 4.0
+_LONGEST_SECONDS: Final = 900.0
 _PATIENCE_SECONDS: Final = 20.0
 
 
@@ -55,8 +57,8 @@ class Cast:
             self.players.pop(name).close(0.0)
             return None
 
-    def run(self, name: str, method: str = "run") -> Sample | None:
-        """Run a side once."""
+    def run(self, name: str, method: str = "run", patience: float = _LONGEST_SECONDS) -> Sample | None:
+        """Run a side once; one that takes longer than `patience` seconds leaves."""
         side = self.sides[name]
         if name in self.fixed:
             return self.fixed[name]
@@ -71,7 +73,7 @@ class Cast:
         pid = self.players[name].pid
         cpu, begin = cpu_seconds(tree(pid)), time.perf_counter()
         with self._alone(name), Peak(pid) if side.peak else nullcontext() as peak:
-            sample: Sample | None = self.guard(name, lambda player: player.call(method))
+            sample: Sample | None = self.guard(name, lambda player: player.call(method, timeout=patience))
         if sample is not None:
             wall, cpu = time.perf_counter() - begin, cpu_seconds(tree(pid)) - cpu
             self.took[name] = max(wall, self.took.get(name, 0.0))
@@ -127,7 +129,7 @@ class Cast:
         for name in names:
             if name not in self.players:
                 continue
-            sample = self.run(name, self.sides[name].warm)
+            sample = self.run(name, self.sides[name].warm, self._patience(name, timed))
             if sample is None:
                 continue
             if (checked := self.guard(name, lambda player: player.call("check"))) is not None and "loss" in checked:
@@ -136,6 +138,12 @@ class Cast:
                 sample = self.run(name) or sample
             timed[name] = sample
         return timed, losses
+
+    def _patience(self, name: str, timed: Mapping[str, Sample]) -> float:
+        """Return how many seconds a candidate is waited for where others of its group have run."""
+        group = self.sides[name].group
+        took = [self.took[other] for other in timed if group and self.sides[other].group == group]
+        return max(_SHORT_SECONDS, _BEHIND * min(took)) if took else _LONGEST_SECONDS
 
     def compare(self, names: Sequence[str], tolerance: float, losses: Mapping[str, float]) -> None:
         """Check that sides reach the same loss; a side that does not is no peer and leaves the row."""

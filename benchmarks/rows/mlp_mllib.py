@@ -50,7 +50,7 @@ def sides(scale: Scale) -> Mapping[str, Side]:
     }
     mllib = {"path": store, "folder": folder, "heap": "4g", "widths": WIDTHS, "iterations": iterations}
     return {
-        "mllib": Side(f"{SIDES}.spark_cpu:Perceptron", mllib, slow=True),
+        "mllib": Side(f"{SIDES}.spark_cpu:Perceptron", mllib, slow=True, warm="short"),
         "bigopt": Side(f"{SIDES}.racing:Race", ours, follows="mllib"),
     }
 

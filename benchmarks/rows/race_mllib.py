@@ -24,7 +24,9 @@ def sides(scale: Scale) -> Mapping[str, Side]:
         "spark": True,
     }
     return {
-        "mllib": Side(f"{SIDES}.spark_cpu:FromParquet", {"path": store, "folder": folder, "heap": heap}, slow=True),
+        "mllib": Side(
+            f"{SIDES}.spark_cpu:FromParquet", {"path": store, "folder": folder, "heap": heap}, slow=True, warm="short"
+        ),
         "bigopt": Side(f"{SIDES}.racing:Race", ours, follows="mllib"),
     }
 
