@@ -54,7 +54,7 @@ def serve(addresses: Sequence[Address], key: bytes, memory: int, name: str = "",
         one_blas_thread(),
     ):
         wire.send(Hello(os.getpid(), socket.gethostname(), name, fingerprint()))
-        resident = Resident(BlockCache(memory), pool if wire.shares else None)
+        resident = Resident(BlockCache(memory), pool=pool if wire.shares else None)
         resident.blocks.kept.secret = key
         if not isinstance(addresses[-1], str):
             resident.blocks.kept.towards = addresses[-1][0]
@@ -83,11 +83,11 @@ class Resident:
     """
 
     blocks: BlockCache
-    pool: Pool | None = None
     works: dict[int, Work | BigoptError] = field(default_factory=dict)
     watched: Watched = field(default_factory=Watched)
     keeper: Keeper = field(default_factory=Keeper)
     ahead: Ahead = field(default_factory=Ahead)
+    pool: Pool | None = None
 
     def turn(self, wire: Wire) -> bool:
         """Answer one message; return whether another may come.
