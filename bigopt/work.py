@@ -212,7 +212,7 @@ class GradientSum:
     def exact(self, value: Sums) -> Sums:
         """Return sums that stand for ``run.dtype``, whatever their gradient is in."""
         grad = value.grad
-        if not isinstance(grad, np.ndarray) or grad.dtype == self.dtype:
+        if not isinstance(grad, np.ndarray) or compiled.name_of(grad.dtype) == self.dtype:
             return value
         return value._replace(grad=Narrow(grad, self.dtype))
 

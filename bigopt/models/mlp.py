@@ -128,14 +128,14 @@ class MLP:
                     hint="the number of groups divides both",
                 )
 
-    @property
+    @cached_property
     def layers(self) -> tuple[tuple[int, int, int], ...]:
         """(inputs, outputs, groups) of each layer."""
         widths = (self.features, *self.hidden, self.outputs)
         groups = self.groups or (1,) * (len(widths) - 1)
         return tuple(zip(widths[:-1], widths[1:], groups, strict=True))
 
-    @property
+    @cached_property
     def shortcuts(self) -> tuple[bool, ...]:
         """Which hidden layers add their input to their output."""
         return tuple(self.shortcut and n == m for n, m, _ in self.layers[:-1])
