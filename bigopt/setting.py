@@ -119,10 +119,11 @@ def strategy_setting(
                 "strategy.write", "atomic_add is the compiled loop's, over batches of one row", "overwrite"
             )
         backend, _ = choose_backend(conf, under_spark=sessions.under_spark())
+        replicas = 1 if backend == "local" else slots
         work = HogwildSteps(
             problem.model,
             problem.view,
-            shares,
+            shares if (problem.plan.size or problem.plan.rows) < replicas else Shares.of(problem.plan, replicas),
             problem.total_weight,
             problem.penalty,
             conf.run.dtype,
@@ -132,7 +133,7 @@ def strategy_setting(
             write=options.write or "overwrite",
             kernels=problem.kernels,
         )
-        return work, _rates(problem, conf, length, rate), 1 if backend == "local" else slots
+        return work, _rates(problem, conf, length, rate), replicas
 
     def compressed(replicas: int) -> CompressedSum:
         spec = options.compression

@@ -71,7 +71,7 @@ class HogwildTurn(NamedTuple):
     square : float
         Sum of the squared norms of the mean gradients (of batches of one row: without penalty).
     rows, steps : int
-        Rows of all gradients, and gradients.
+        Rows of all gradients, and steps of each replica, added up.
     delays : ndarray, shape (DELAYS,), int64
     """
 
@@ -115,7 +115,8 @@ class HogwildSteps:
     model : Model
     view : DataView
     shares : Shares
-        Of one replica: a step is a whole batch of the plan, taken by one thread of one replica.
+        Of all replicas, each of which takes its share of every batch; or of one where batches have fewer rows than
+        there are replicas: then a step is a whole batch, taken by one of them.
     total_weight : float
         W of all used rows.
     penalty : Penalty
@@ -187,12 +188,16 @@ class HogwildSteps:
 
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> HogwildTurn:
         """Return the turn ``unit = (replica, first step of the turn, first, last + 1 of the replica)``."""
-        _, begin, first, last = (int(v) for v in unit)
+        replica, begin, first, last = (int(v) for v in unit)
         shared = own_lines(inputs[0].shape, self.dtype)
         shared[:] = inputs[0]
         counters = own_lines((self.threads + 1, loops.LINE), "int64")
-        run = self._rows if self.looped else self._batches
-        parts = run(shared, counters, inputs, meter, begin, first, last)
+        if self.looped:
+            parts = self._rows(shared, counters, inputs, meter, begin, first, last)
+        else:
+            owner = replica if self.shares.replicas > 1 else 0
+            batches = [(step - begin, *self.shares.units(owner, step)) for step in range(first, last)]
+            parts = self._batches(shared, counters, inputs, meter, [batch for batch in batches if batch[2]])
         loss, weight, square = (float(v) for v in np.sum([part.sums for part in parts], axis=0))
         rows, watched = sum(part.rows for part in parts), sum(part.watched for part in parts)
         delays = np.zeros(DELAYS, dtype=np.int64)
@@ -253,10 +258,14 @@ class HogwildSteps:
         return compiled.kernel(loops.make_rows, key, loops.signature(X.dtype.name, self.dtype, index))
 
     def _batches(
-        self, shared: Array, counters: Array, inputs: tuple[Any, ...], meter: Meter, begin: int, first: int, last: int
+        self,
+        shared: Array,
+        counters: Array,
+        inputs: tuple[Any, ...],
+        meter: Meter,
+        batches: list[tuple[int, Ints, int]],
     ) -> list[Part]:
-        """Take mini-batches by NumPy."""
-        batches = [self.shares.units(0, step) for step in range(first, last)]
+        """Take mini-batches (number in the turn, units, rows) by NumPy."""
         rates, layout = inputs[1], self.model.layout
         scale = self.total_weight / float(self.shares.counts.sum())
         sparse = self.view.source.sparse
@@ -265,7 +274,7 @@ class HogwildSteps:
         def work(me: int, part: Part, take: Callable[[], int]) -> None:
             mine = counters[me]
             while (number := take()) < len(batches):
-                units, size = batches[number]
+                step, units, size = batches[number]
                 begun, mine[loops.BUSY] = int(counters[:-1, loops.READ].sum()), 1
                 sums = self._sums(shared, units, meter, part)
                 grad = np.asarray(sums.grad)
@@ -275,7 +284,7 @@ class HogwildSteps:
                 k = next(numbers)
                 part.sums += (sums.loss, sums.weight, float(np.dot(grad, grad)))
                 part.rows += sums.rows
-                grad *= rates[first - begin + number]
+                grad *= rates[step]
                 if sparse and self.penalty.l2 == 0.0:
                     at = np.flatnonzero(grad)
                     shared[at] -= grad[at]

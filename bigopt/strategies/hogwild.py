@@ -2,8 +2,9 @@
 
 What happens within a turn is in `bigopt.work_hogwild`; here turns follow each other, about `TURNS` an epoch, so that
 progress, checkpoints and limits have a moment between two of them. On one machine there is one replica. Elsewhere each
-worker has one: the steps of a turn are dealt to the replicas in equal runs, and afterwards these are averaged, weighted
-by their rows. A step is one gradient of ``batch.size`` rows, whoever computes it.
+worker has one, and after a turn they are averaged, weighted by their rows. Of every batch of ``batch.size`` rows each
+replica takes its share, so that all make as many steps as there are batches. Batches with fewer rows than there are
+replicas (of one row, above all) cannot be shared: they are dealt to the replicas in equal runs.
 
 With several threads nothing repeats to the bit, neither a run nor a turn that was lost and done again.
 
@@ -85,10 +86,11 @@ class Hogwild:
         self._plan = setting.plan
         self._rates = rates
         self._limit = setting.steps
+        self._shared = work.shares.replicas > 1
         self._touched: Array | None = None
 
     def turn(self, state: HogwildState) -> Turn | None:
-        """Return the next turn, which ends with its epoch; its steps are dealt to the replicas in equal runs."""
+        """Return the next turn, which ends with its epoch; its batches are shared, or dealt in equal runs."""
         begin, turn, per_epoch = state.steps, self._work.turn, self._plan.steps_per_epoch
         position = begin % per_epoch
         end = begin + min(turn - position % turn, per_epoch - position)
@@ -98,7 +100,8 @@ class Hogwild:
             return None
         p, held = state.replicas, self._work.rows_a_rate
         bounds = begin + (end - begin) * np.arange(p + 1) // p
-        units = np.stack([np.arange(p), np.full(p, begin), bounds[:-1], bounds[1:]], axis=1).astype(np.int64)
+        firsts, lasts = (np.full(p, begin), np.full(p, end)) if self._shared else (bounds[:-1], bounds[1:])
+        units = np.stack([np.arange(p), np.full(p, begin), firsts, lasts], axis=1).astype(np.int64)
         rates = (
             self._rates(begin, end)
             if held == 1
@@ -118,4 +121,5 @@ class Hogwild:
         """Return the state with the average, and the largest delay of the turn."""
         assert isinstance(sums, HogwildTurn)
         delays, largest = joined_delays(state.taus, sums.delays), summary(sums.delays)["tau"]["max"]
-        return HogwildState(average, state.steps + sums.steps, state.replicas, delays), max(0, largest - 1)
+        steps = sums.steps // state.replicas if self._shared else sums.steps
+        return HogwildState(average, state.steps + steps, state.replicas, delays), max(0, largest - 1)

@@ -18,7 +18,7 @@ from problems import MODELS, SIZES, datasets, files, run, run_on
 from bigopt.core.csr import CSR
 from bigopt.core.errors import ConfError
 from bigopt.data.memory import from_arrays
-from bigopt.data.plan import Plan
+from bigopt.data.plan import Plan, draw
 from bigopt.data.shares import Shares
 from bigopt.data.turns import row_order
 from bigopt.facts import Datasets
@@ -213,11 +213,11 @@ def test_the_loop_has_no_lock() -> None:
     assert not names & {"Lock", "RLock", "Semaphore", "Condition", "Barrier", "acquire", "wait", "threading", "lock"}
 
 
-def case_steps(case: Case, threads: int, **more: Any) -> HogwildSteps:
+def case_steps(case: Case, threads: int, shares: int = 1, **more: Any) -> HogwildSteps:
     return HogwildSteps(
         case.model,
         case.view,
-        Shares.of(case.plan, 1),
+        Shares.of(case.plan, shares),
         case.weight,
         case.penalty,
         "float64",
@@ -229,11 +229,11 @@ def case_steps(case: Case, threads: int, **more: Any) -> HogwildSteps:
 
 
 def drive_case(
-    case: Case, replicas: int, threads: int = 1, slots: int = 2
+    case: Case, replicas: int, threads: int = 1, shares: int = 1
 ) -> tuple[Averaging[HogwildState], list[Any]]:
     setting = case.setting()
     state = HogwildState(case.start(), 0, replicas, np.zeros(DELAYS, dtype=np.int64))
-    machine = Averaging(setting, state, Hogwild(setting, case_steps(case, threads), case.rates))
+    machine = Averaging(setting, state, Hogwild(setting, case_steps(case, threads, shares), case.rates))
     return machine, drive(machine, Arena(2, picker(0)), setting.rounds)
 
 
@@ -261,14 +261,34 @@ def test_batches_with_one_thread_are_sync_and_turns_are_averaged() -> None:
             grad, rows = np.zeros_like(w), 0
             for unit in case.plan.units(0, step):
                 block = case.view.load(int(unit[0]))
-                from bigopt.data.plan import draw
-
                 at = draw(case.plan.seed, unit, len(block.X))[unit[2] : unit[3]]
                 grad += case.model.grad_sum(w, block.X[at], block.y[at], None)[0]
                 rows += len(at)
             w = w - case.rate * case.penalty.add_gradient(grad / rows, w, case.model.layout)
         halves.append(w)
     assert np.abs(found.params - np.mean(halves, axis=0)).max() < 1e-12
+
+
+def test_replicas_take_their_shares_of_every_batch() -> None:
+    case = Case(steps=4)
+    found, _ = drive_case(case, 2, shares=2)
+    parts, weights = [], []
+    for replica in (0, 1):
+        w, taken = case.start(), 0
+        for step in range(4):
+            grad, rows = np.zeros_like(w), 0
+            for unit in Shares.of(case.plan, 2).units(replica, step)[0]:
+                block = case.view.load(int(unit[0]))
+                at = draw(case.plan.seed, unit, len(block.X))[unit[2] : unit[3]]
+                grad += case.model.grad_sum(w, block.X[at], block.y[at], None)[0]
+                rows += len(at)
+            w = w - case.rate * case.penalty.add_gradient(grad / rows, w, case.model.layout)
+            taken += rows
+        parts.append(w)
+        weights.append(taken)
+    assert sum(weights) == sum(case.plan.batch_rows(step) for step in range(4))
+    assert np.abs(found.params - np.average(parts, axis=0, weights=weights)).max() < 1e-12
+    assert found.steps == 4
 
 
 def test_two_threads_read_without_each_other() -> None:
