@@ -9,7 +9,7 @@ Three parts, of a minute or two each; what is asked for is measured anew, the ot
 - **bar**: that loss by two threads. Both fit in turn, `pairs` times: seconds and CPU seconds of scikit-learn's ``fit``
   on rows in memory; of our whole ``train``; from the same rows in memory to the last step, as the bar has it (conf,
   run directory and the first pass over the rows included, final metrics and the picture of the run not); of the steps
-  alone (with decoding the rows); and of the turns (decoded rows).
+  alone (with decoding the rows); and of the turns (scaled up from all but the first one).
 - **threads**: 1 to 4, the same epochs: seconds of an epoch and nanoseconds of a nonzero in the turns, delays, share of
   lost updates, final loss over that of one thread; also at a constant rate.
 
