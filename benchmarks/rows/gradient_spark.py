@@ -9,7 +9,8 @@ from benchmarks.rows.common import LEARNING_RATE, SIDES, descent, extra_ms, line
 from benchmarks.spec import Figure, Row, Scale, Side
 from benchmarks.statistics import Bar
 
-STEPS = 10
+STEPS = 40
+"""Two seconds or more: what a run does now and then, such as its post to Spark's pages, is due after each pause."""
 
 
 def sides(scale: Scale) -> Mapping[str, Side]:

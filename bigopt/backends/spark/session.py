@@ -33,7 +33,8 @@ FAILURES: Final = 5
 """Ends of one slot's job, in a row and without an answer from any slot, after which the cluster is lost."""
 _PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 2.0
-_REPORT_SECONDS: Final = 5.0
+_REPORT_SECONDS: Final = 5.0, 60.0
+"""Between two posts to Spark's pages, at first and at most: each takes about 0.1 s of the JVM's CPU time."""
 _LOOK_SECONDS: Final = 1.0
 _CLOSE_SECONDS: Final = 2.0
 _SHOWN_SLOTS: Final = 8
@@ -266,6 +267,7 @@ class ResidentSparkSession:
 
     def _post_reports(self) -> None:
         posted = ""
+        seconds, most = _REPORT_SECONDS
         with contextlib.suppress(Exception):  # a JVM that is gone: the keepers tell
             nothing = self._sc.emptyRDD()._jrdd
             while not self._closing.is_set():
@@ -274,7 +276,8 @@ class ResidentSparkSession:
                 if self._text != posted:
                     posted = self._text
                     self._post(nothing, posted)
-                self._closing.wait(_REPORT_SECONDS)
+                self._closing.wait(seconds)
+                seconds = min(most, 1.5 * seconds)
             if self._text != posted:
                 self._post(nothing, self._text)
 
