@@ -118,6 +118,8 @@ class LocalSteps:
         layout, scale = self.model.layout, self.total_weight / float(self.shares.counts.sum())
         for step in range(first, last):
             units, size = self.shares.units(replica, step)
+            if not size:  # the last batch of an epoch may have fewer rows than there are replicas
+                continue
             sums = self._sums(params, units, meter)
             grad = np.asarray(sums.grad)
             grad /= size * scale

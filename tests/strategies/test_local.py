@@ -104,7 +104,7 @@ def test_shards_are_whole_partitions_and_too_few_are_refused() -> None:
         Shares.of(plan, 50)
 
 
-@pytest.mark.parametrize("size", [32, None])
+@pytest.mark.parametrize("size", [32, None, sum(SIZES) - 1])  # the last: every other batch is a row
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("p", [1, 2, 3])
 def test_one_local_step_is_sync(size: int | None, weighted: bool, p: int) -> None:
