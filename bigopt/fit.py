@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigopt import finishing, keeping, kernelset, sessions
-from bigopt.backends.base import Session, check_fingerprint, fingerprint
+from bigopt.backends.base import Casting, Session, check_fingerprint, fingerprint
 from bigopt.backends.ledger import Ledger, Rounds
 from bigopt.backends.peers_round import peers
 from bigopt.backends.slices import SLICE_BYTES, Slicer
@@ -166,7 +166,7 @@ class _Run:
                 stack.callback(session.close)
                 self.rounds.slicer = None if backend == "local" else Slicer(SLICE_BYTES)
                 self.rounds.peers = peers(conf, backend, self.say)
-                self.rounds.buffers.casts = getattr(session, "casts", None)
+                self.rounds.buffers.casts = session.casts if isinstance(session, Casting) else None
                 for line in session.notes:
                     self.say(line)
                 facts = self._facts(session, resume)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bigopt import sessions
-from bigopt.backends.base import Session
+from bigopt.backends.base import Casting, Session
 from bigopt.core.buffers import Casts
 from bigopt.core.errors import BigoptError
 from bigopt.facts import Datasets, Facts, open_data
@@ -51,7 +51,7 @@ class Lent:
     @property
     def casts(self) -> Casts | None:
         """Where the session takes params in the dtype of the blocks, if it does."""
-        return getattr(self._session, "casts", None)
+        return self._session.casts if isinstance(self._session, Casting) else None
 
     def submit(self, order: Order) -> None:
         """Send an order."""

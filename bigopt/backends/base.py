@@ -11,12 +11,13 @@ import contextlib
 import platform
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from bigopt import __version__
 from bigopt.core import compiled
+from bigopt.core.buffers import Casts
 from bigopt.core.errors import ClusterError
 from bigopt.work import Arrival, Order
 
@@ -54,6 +55,16 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Stop the workers and release what the session holds."""
+        ...
+
+
+@runtime_checkable
+class Casting(Protocol):
+    """A session whose workers take params in the dtype of their blocks, where the update has left them so."""
+
+    @property
+    def casts(self) -> Casts | None:
+        """Where it may leave them; None for nowhere."""
         ...
 
 
