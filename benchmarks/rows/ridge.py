@@ -16,7 +16,7 @@ L2 = 1e-4
 
 def sides(scale: Scale) -> Mapping[str, Side]:
     """scikit-learn's Ridge in memory, MLlib's LinearRegression from Parquet, and Newton's step for each."""
-    table = Table("linear", scale.pick(500_000, 100_000, 20_000), 100)
+    table = Table("linear", scale.pick(250_000, 100_000, 20_000), 100)
     folder = str(data.arrays(table, scale.work))
     store = str(data.stored(table, scale.work, "parquet"))
     keys = {
@@ -55,5 +55,5 @@ ROW = Row(
         Figure("ours in memory", lambda r: r["bigopt"]["seconds"], None, "s"),
         Figure("ours on spark", lambda r: r["bigopt spark"]["seconds"], None, "s"),
     ),
-    seconds=80,
+    seconds=60,
 )

@@ -128,7 +128,8 @@ class Load(_MLlib):
 
     def run(self) -> dict[str, float]:
         """Return the seconds."""
-        return {"seconds": self._load()}
+        seconds = self._load()
+        return {"seconds": seconds, "load": seconds}
 
 
 class Logistic(_MLlib):
