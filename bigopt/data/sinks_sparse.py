@@ -17,7 +17,8 @@ from bigopt.core.csr import CSR
 from bigopt.data.columns import Names
 from bigopt.data.manifest import Chunk
 from bigopt.data.rooms import index_dtype
-from bigopt.data.sinks import FILE_BYTES, chunks_of_folder, chunks_of_parquet, label_array
+from bigopt.data.sinks import chunks_of_folder
+from bigopt.data.sinks_parquet import ParquetFiles
 from bigopt.data.source import Array
 
 VALUES: Final = (1 << 10, 1 << 17)
@@ -171,57 +172,27 @@ class SparseParquetSink:
     ) -> None:
         import pyarrow as pa
 
-        self._pa, self._folder, self._target = pa, folder, list(target)
         self._index = index_dtype(len(columns))
         kinds = (pa.from_numpy_dtype(self._index), pa.from_numpy_dtype(np.dtype(dtype)))
-        fields = [
-            pa.field(name, pa.list_(pa.field("element", kind, nullable=False)), nullable=False)
-            for name, kind in zip(LISTS, kinds, strict=True)
-        ]
-        label = pa.string() if target_dtype == "text" else target_dtype and pa.from_numpy_dtype(np.dtype(target_dtype))
-        fields += [pa.field(name, label, nullable=False) for name in target]
-        if weight is not None:
-            fields.append(pa.field(weight, pa.float64(), nullable=False))
+        self._lists = [pa.list_(pa.field("element", kind, nullable=False)) for kind in kinds]
+        fields = [pa.field(name, kind, nullable=False) for name, kind in zip(LISTS, self._lists, strict=True)]
         notes = {"features": str(len(columns)), "target": json.dumps(list(target))}
         if not isinstance(columns, Names):
             notes["columns"] = json.dumps(list(columns))
-        self._schema = pa.schema(fields, metadata=notes)
-        self._coded = [f.name for f in fields[2:] if not pa.types.is_floating(f.type)]
-        self._writer: Any = None
-        self._files, self._bytes = 0, 0
+        self._files = ParquetFiles(folder, fields, target, target_dtype, weight, notes)
 
     def write(self, X: CSR, y: Array | None, weight: Array | None) -> None:
         """Append a row group."""
-        pa = self._pa
-        import pyarrow.parquet as pq
+        import pyarrow as pa
 
-        if self._writer is None or self._bytes > FILE_BYTES:
-            self._close()
-            path = self._folder / f"part-{self._files:05d}.parquet"
-            self._writer = pq.ParquetWriter(
-                str(path), self._schema, compression="zstd", compression_level=1, write_page_checksum=True,
-                use_dictionary=self._coded or False,
-            )  # fmt: skip
-            self._files, self._bytes = self._files + 1, 0
         offsets = pa.array(X.indptr.astype(np.int32))
         vectors = (X.indices.astype(self._index, copy=False), X.data)
-        data = [
-            pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values)), type=self._schema.field(k).type)
-            for k, values in enumerate(vectors)
+        features = [
+            pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values)), type=kind)
+            for kind, values in zip(self._lists, vectors, strict=True)
         ]
-        for k, _ in enumerate(self._target):
-            assert y is not None
-            data.append(label_array(y if y.ndim == 1 else y[:, k]))
-        if weight is not None:
-            data.append(pa.array(weight))
-        self._writer.write_table(pa.Table.from_arrays(data, schema=self._schema), row_group_size=max(1, len(X)))
-        self._bytes += X.nbytes
-
-    def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        self._files.write(features, y, weight, len(X), X.nbytes)
 
     def finish(self) -> list[Chunk]:
         """List every row group, and what follows the last one of each file."""
-        self._close()
-        return chunks_of_parquet(self._folder)
+        return self._files.finish()
