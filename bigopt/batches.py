@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bigopt.data.growth import Growth
-from bigopt.data.plan import Plan, choose_lanes, lanes_within
+from bigopt.data.lanes import choose_lanes, lanes_within
+from bigopt.data.plan import Plan
 from bigopt.data.view import DataView
 from bigopt.facts import Facts
 from bigopt.optim.schedules import batch_factor

@@ -5,11 +5,9 @@ of its reduction tree. The driver only ever handles counts (one integer a partit
 names a range of the partition's seeded permutation of this epoch, and the worker that holds the partition draws the
 permutation itself.
 
-An epoch is cut into **lanes**. Without ``batch.lanes`` every partition is a lane of its own and each batch takes its
-share from every partition. With L lanes the partitions are dealt to L lanes; a lane walks its partitions in the epoch's
-seeded order, so that a batch needs only L partitions at a time. A lane's share of the first T rows of an epoch is the
-number of its rows with ``(j + o) / rows < theta`` (o a fixed offset of the lane), theta such that the shares add up to
-T exactly: every batch has exactly `size` rows, and every share is proportional within a row or two.
+An epoch is cut into **lanes** (`bigopt.data.lanes`). Without ``batch.lanes`` every partition is a lane of its own and
+each batch takes its share from every partition. With L lanes the partitions are dealt to L lanes, which walk through
+them, so that a batch needs only L partitions at a time.
 
 The samplings ``subset``, ``bernoulli`` and ``replacement`` draw every batch anew: first how many rows each partition
 gives (hypergeometric, binomial, multinomial), then, where the partition is, which ones; so a batch is a simple random
@@ -21,8 +19,6 @@ size; `Plan.stages` counts across epochs.
 
 from __future__ import annotations
 
-import bisect
-import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final, Literal
@@ -33,6 +29,7 @@ import numpy.typing as npt
 from bigopt.core import rng
 from bigopt.core.errors import ConfError
 from bigopt.data.growth import Growth, Stages
+from bigopt.data.lanes import FEW, Lanes, choose_lanes, lanes_within
 
 Ints = npt.NDArray[np.int64]
 Sampling = Literal["permuted", "block", "subset", "bernoulli", "replacement"]
@@ -43,10 +40,6 @@ DISTINCT: Final = -2
 """Epoch number of a unit ``(partition, DISTINCT, step, count)``: `count` distinct rows drawn anew for this step."""
 REPEATED: Final = -3
 """The same with replacement."""
-
-_GOLDEN: Final = 0.6180339887498949
-_PIECE_ROWS: Final = 256
-_FEW: Final = 16
 
 
 def whole(partitions: npt.ArrayLike, counts: Ints) -> Ints:
@@ -69,21 +62,6 @@ def whole(partitions: npt.ArrayLike, counts: Ints) -> Ints:
     units = np.zeros((len(index), 4), dtype=np.int64)
     units[:, 0], units[:, 1], units[:, 3] = index, ALL, counts[index]
     return units
-
-
-def choose_lanes(size: int, partitions: int) -> int:
-    """Return the default number of lanes for a batch: pieces of at least 256 rows, at least two lanes.
-
-    A piece of a batch costs one gradient vector; below a few hundred rows that shows. 0 means that every partition
-    gives its share to every batch.
-    """
-    lanes = max(2, size // _PIECE_ROWS)
-    return 0 if lanes >= partitions else lanes
-
-
-def lanes_within(lanes: int, counts: Ints, most: int | None) -> int:
-    """Return the number of lanes, at most `most` (None for any); all partitions where `lanes` is 0."""
-    return lanes if most is None else max(1, min(lanes or int(np.count_nonzero(counts)), most))
 
 
 @dataclass(frozen=True)
@@ -115,13 +93,8 @@ class Plan:
     sampling: Sampling = "permuted"
     growth: Growth | None = None
     offset: int = 0
-    _walks: dict[tuple[int, int], tuple[Ints, Ints]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-    _shares: dict[int, Ints] = field(default_factory=dict, init=False, repr=False, compare=False)
     _grown: dict[int, Plan] = field(default_factory=dict, init=False, repr=False, compare=False)
     _homes: dict[int, Ints] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _firsts: dict[int, tuple[int, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _foreseen: dict[tuple[int, int], Ints] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -195,77 +168,9 @@ class Plan:
         return self._grown[stage]
 
     @cached_property
-    def lane_of(self) -> Ints:
-        """Lane of each partition, shape (P,): the longest first, each to the lane with the fewest rows."""
-        used = np.flatnonzero(self.counts)
-        lane = np.full(len(self.counts), -1, dtype=np.int64)
-        if self.lanes == 0 or self.lanes >= len(used):
-            lane[used] = np.arange(len(used))
-            return lane
-        load = np.zeros(self.lanes, dtype=np.int64)
-        for index in used[np.argsort(-self.counts[used], kind="stable")]:
-            lane[index] = np.argmin(load)
-            load[lane[index]] += self.counts[index]
-        return lane
-
-    @cached_property
-    def _offsets(self) -> npt.NDArray[np.float64]:
-        return np.asarray((np.arange(1, len(self.lane_rows) + 1) * _GOLDEN) % 1.0, dtype=np.float64)
-
-    @cached_property
-    def lane_rows(self) -> Ints:
-        """Rows of each lane, shape (L,)."""
-        used = self.lane_of >= 0
-        return np.bincount(self.lane_of[used], weights=self.counts[used]).astype(np.int64)
-
-    def shares(self, drawn: int) -> Ints:
-        """Return how many of the first `drawn` rows of an epoch each lane gives, shape (L,); they add up to `drawn`."""
-        if drawn not in self._shares:
-            for old in list(self._shares)[:-1]:  # the end of a batch is the start of the next
-                del self._shares[old]
-            self._shares[drawn] = self._share(drawn)
-        return self._shares[drawn]
-
-    def _share(self, drawn: int) -> Ints:
-        rows = self.lane_rows
-        if drawn >= self.rows:
-            return rows
-        offset = self._offsets
-
-        if len(rows) <= _FEW:  # a dozen calls of NumPy cost more than a hundred microseconds
-            pairs = list(zip(rows.tolist(), offset.tolist(), strict=True))
-
-            def below(theta: float) -> Ints:
-                return np.array([min(max(math.ceil(n * theta - o), 0), n) for n, o in pairs], dtype=np.int64)
-        else:
-
-            def below(theta: float) -> Ints:
-                return np.clip(np.ceil(rows * theta - offset), 0, rows).astype(np.int64)
-
-        low, high = (drawn - len(rows) - 1) / self.rows, (drawn + len(rows) + 1) / self.rows
-        while True:
-            middle = 0.5 * (low + high)
-            if middle in (low, high):
-                break
-            total = int(below(middle).sum())
-            if total == drawn:
-                return below(middle)
-            low, high = (middle, high) if total < drawn else (low, middle)
-        taken, more = below(low), below(high)  # lanes that tie at theta: the first ones give their row
-        ties = np.flatnonzero(more > taken)[: drawn - int(taken.sum())]
-        taken[ties] += 1
-        return taken
-
-    def _walk(self, epoch: int, lane: int) -> tuple[Ints, Ints]:
-        """Partitions of a lane in this epoch's order, and where each starts within the lane, with the end."""
-        if (epoch, lane) not in self._walks:
-            members = np.flatnonzero(self.lane_of == lane)
-            order = rng.permutation(rng.stream(self.seed, "order", epoch=epoch, partition=lane), len(members))
-            members = members[order]
-            for old in [key for key in self._walks if key[0] != epoch]:
-                del self._walks[old]
-            self._walks[epoch, lane] = members, np.concatenate([[0], np.cumsum(self.counts[members])])
-        return self._walks[epoch, lane]
+    def walks(self) -> Lanes:
+        """The lanes of an epoch."""
+        return Lanes(self.counts, self.lanes, self.seed)
 
     def foresee(self, epoch: int, step: int) -> None:
         """Find the units of a step now, while there is nothing else to do."""
@@ -295,22 +200,8 @@ class Plan:
             return whole(np.arange(len(self.counts)), self.counts)
         if self.redrawn:
             return self._drawn(self.offset + epoch * self.steps_per_epoch + step, self.size)
-        first, last = self.shares(step * self.size), self.shares(step * self.size + self.batch_rows(step))
-        if len(self.lane_rows) == np.count_nonzero(self.counts):
-            used = np.flatnonzero(self.counts)
-            table = np.stack([used, np.full_like(used, epoch), first, last], axis=1)
-            return table[last > first]
-        pieces: list[tuple[int, int, int, int]] = []
-        for lane, (start, stop) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
-            if start == stop:
-                continue
-            members, starts = (array.tolist() for array in self._walk(epoch, lane))
-            for k in range(bisect.bisect_right(starts, start) - 1, len(members)):
-                a, b = max(start, starts[k]), min(stop, starts[k + 1])
-                if a >= b:
-                    break
-                pieces.append((members[k], epoch, a - starts[k], b - starts[k]))
-        return np.array(pieces, dtype=np.int64).reshape(-1, 4)
+        drawn = step * self.size
+        return self.walks.pieces(epoch, drawn, drawn + self.batch_rows(step))
 
     def coming(self, units: Ints) -> Ints:
         """Return the partition that each unit's lane goes to next, and the rows left until then, shape (k, 2).
@@ -318,24 +209,9 @@ class Plan:
         It is what can be decoded ahead where the lanes do not fit the memory (``block``); elsewhere nothing, shape
         (0, 2).
         """
-        if self.sampling != "block" or self.full or len(self.lane_rows) == np.count_nonzero(self.counts):
+        if self.sampling != "block" or self.full or self.walks.single:
             return np.empty((0, 2), dtype=np.int64)
-        found: list[tuple[int, int]] = []
-        for partition, epoch, _, stop in units.tolist():
-            lane = int(self.lane_of[partition])
-            members = self._walk(epoch, lane)[0]
-            at = int(np.flatnonzero(members == partition)[0]) + 1
-            after = int(members[at]) if at < len(members) else self._first(epoch + 1, lane)
-            found.append((after, int(self.counts[partition]) - stop))
-        return np.array(found, dtype=np.int64)
-
-    def _first(self, epoch: int, lane: int) -> int:
-        """Return the partition that a lane begins an epoch with."""
-        if self._firsts.get(lane, (-1, -1))[0] != epoch:
-            members = np.flatnonzero(self.lane_of == lane)
-            order = rng.permutation(rng.stream(self.seed, "order", epoch=epoch, partition=lane), len(members))
-            self._firsts[lane] = epoch, int(members[order[0]])
-        return self._firsts[lane][1]
+        return self.walks.coming(units)
 
     def _drawn(self, step: int, size: int) -> Ints:
         """Units of a batch that is drawn anew: how many rows each partition gives, by the exact law of the counts.
@@ -365,13 +241,13 @@ class Plan:
         if self.full or self.redrawn:
             return homes(self.counts, slots)[units[:, 0]]
         if slots not in self._homes:
-            self._homes[slots] = homes(self.lane_rows, slots)[self.lane_of]
+            self._homes[slots] = homes(self.walks.rows, slots)[self.walks.of]
         return self._homes[slots][units[:, 0]]
 
 
 def rows_of(units: Ints) -> int:
     """Return the number of rows that some units stand for."""
-    if len(units) <= _FEW:
+    if len(units) <= FEW:
         return sum(stop - (start if epoch >= ALL else 0) for _, epoch, start, stop in units.tolist())
     return int((units[:, 3] - np.where(units[:, 1] >= ALL, units[:, 2], 0)).sum())
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from bigopt.data.plan import Plan, choose_lanes
+from bigopt.data.lanes import choose_lanes
+from bigopt.data.plan import Plan
 
 if TYPE_CHECKING:
     from bigopt.diagnose.measure import Measure

@@ -214,13 +214,13 @@ def test_the_plan_announces_every_partition_before_a_lane_enters_it():
             units = plan.units(epoch, step)
             for partition, when, *_ in units.tolist():
                 if (when, partition) not in entered and steps:
-                    assert partition in announced[int(plan.lane_of[partition])]
+                    assert partition in announced[int(plan.walks.of[partition])]
                 entered.add((when, partition))
             coming = plan.coming(units)
             assert coming.shape == (len(units), 2)
             for (partition, _, _, stop), (after, left) in zip(units.tolist(), coming.tolist(), strict=True):
-                lane = int(plan.lane_of[partition])
-                assert plan.lane_of[after] == lane
+                lane = int(plan.walks.of[partition])
+                assert plan.walks.of[after] == lane
                 assert left == counts[partition] - stop
                 announced.setdefault(lane, set()).add(after)
             steps += 1

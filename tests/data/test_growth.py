@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigopt.data.growth import Growth, Stages
-from bigopt.data.plan import Plan, choose_lanes, draw
+from bigopt.data.lanes import choose_lanes
+from bigopt.data.plan import Plan, draw
 
 stages_of = st.builds(
     Stages,

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigopt.core.errors import ConfError
-from bigopt.data.plan import ALL, Plan, choose_lanes, draw, homes, redraw, whole
+from bigopt.data.lanes import choose_lanes
+from bigopt.data.plan import ALL, Plan, draw, homes, redraw, whole
 from bigopt.data.plan import rows_of as rows_of_units
 
 counts_lists = st.lists(st.integers(0, 60), min_size=1, max_size=12).filter(lambda c: sum(c) > 0)
@@ -57,9 +58,9 @@ def test_a_step_that_was_foreseen_has_the_units_it_has_anyway(sampling):
 @given(counts_lists, st.integers(1, 50))
 def test_without_lanes_shares_are_proportional_within_two_rows(counts, size):
     plan = Plan(np.array(counts), size, 0, seed=0)
-    rows = plan.lane_rows
+    rows = plan.walks.rows
     for drawn in range(0, sum(counts) + 1, size):
-        shares = plan.shares(drawn)
+        shares = plan.walks.shares(drawn)
         assert shares.sum() == drawn
         assert np.abs(shares - rows * drawn / sum(counts)).max() <= 2.0
 
@@ -73,7 +74,7 @@ def test_a_lane_has_at_most_one_open_partition_after_a_batch(counts, size, lanes
             if not plan.full:
                 assert progress[partition] == start
             progress[partition] = stop
-        open_lanes = [plan.lane_of[m] for m, done in progress.items() if 0 < done < counts[m]]
+        open_lanes = [plan.walks.of[m] for m, done in progress.items() if 0 < done < counts[m]]
         assert len(open_lanes) == len(set(open_lanes))
 
 
