@@ -2,25 +2,28 @@
 
 `fused_sum` takes the place of a loop over blocks with `Model.grad_sum`: one call for all rows of a unit, sums in
 float64. `layered_sum` takes the place of `Model.grad_sum` itself, block by block: NumPy's matrix products with kernels
-between them. Models, losses or rows that have no kernel are summed by NumPy in either kernel set.
+between them, in one compiled call where NumPy's BLAS is known. Models, losses or rows that have no kernel are summed by
+NumPy in either kernel set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from bigopt.core import compiled
+from bigopt.core import blas, compiled
 from bigopt.core.buffers import Buffers, room
-from bigopt.models import fused_layers, fused_linear, fused_softmax, kernels
+from bigopt.core.extents import Stored
+from bigopt.models import fused_dense, fused_layers, fused_linear, fused_softmax, kernels
 from bigopt.models.base import Model
+from bigopt.models.folding import Fold
 from bigopt.models.fused_points import POINTS
 from bigopt.models.linear import LinearModel
-from bigopt.models.losses import CategoricalCrossEntropy, HuberLoss
+from bigopt.models.losses import CategoricalCrossEntropy
 from bigopt.models.mlp import MLP
 
 _DTYPES = ("float32", "float64")
@@ -85,21 +88,28 @@ def fused_fold(model: Model, params: Any, parts: Iterator[Any], dtype: str) -> t
         Of X.
     """
     assert isinstance(model, LinearModel)
-    d, loss = model.features, model.loss
-    fold = compiled.kernel(fused_linear.make_fold, (loss.name, dtype), fused_linear.signature(dtype))
-    grad, sums, rows = np.zeros(params.shape[0]), np.zeros(3), 0
-    threshold = loss.threshold if isinstance(loss, HuberLoss) else 0.0
-    scalars = np.array([params[d] if model.intercept else 0.0, threshold], dtype=dtype)
-    w, scratch = np.ascontiguousarray(params[:d]), fused_linear.scratch(d, dtype)
+    fold = Fold(model, params, dtype)
     for X, y, weight in parts:
-        kernels.same_dtype(params, X)
-        s = _NO_WEIGHT if weight is None else np.ascontiguousarray(weight, dtype=np.float64)
-        fold(np.ascontiguousarray(X), _column(y, dtype), s, w, scalars, grad[:d], sums, *scratch)
-        rows += len(X)
-        del X, y, weight, s
-    if model.intercept:
-        grad[d] = sums[2]
-    return grad, float(sums[0]), float(sums[1]), rows
+        fold.add(X, y, weight)
+        del X, y, weight
+    return fold.found()
+
+
+def fused_stored(model: Model, params: Any, stored: Stored) -> tuple[tuple[Any, float, float, int], int] | None:
+    """Return what `fused_fold` does for rows that are read from files in one call, and the bytes that were read.
+
+    None where they cannot be read so, or not all is as expected.
+
+    Parameters
+    ----------
+    model, params
+        As in `fused_fold`.
+    stored : Stored
+    """
+    assert isinstance(model, LinearModel)
+    fold = Fold(model, params, stored.dtype)
+    read = fold.add_stored(stored, STEP)
+    return None if read is None else (fold.found(), read)
 
 
 def _softmax_sum(model: LinearModel, params: Any, X: Any, y: Any, weight: Any | None) -> tuple[Any, float, float]:
@@ -113,11 +123,6 @@ def _softmax_sum(model: LinearModel, params: Any, X: Any, y: Any, weight: Any | 
     labels, scratch = np.ascontiguousarray(y, dtype=np.int64), fused_softmax.scratch(d, table.shape[1], dtype)
     fold(np.ascontiguousarray(X), labels, s, table[:d], table[d], grad, sums, *scratch)
     return grad[: len(params) // q, :q].reshape(-1), float(sums[0]), float(sums[1])
-
-
-def _column(y: Any, dtype: str) -> npt.NDArray[Any]:
-    """Return targets of one output as a vector of the block's dtype."""
-    return np.ascontiguousarray(np.asarray(y).reshape(-1), dtype=dtype)
 
 
 def has_layers(model: Model, dtype: str) -> TypeGuard[MLP | LinearModel]:
@@ -151,6 +156,9 @@ def layered_sum(
     """
     kernels.same_dtype(params, X)
     rows = X.shape[0]
+    network = _network(model, compiled.name_of(X.dtype)) if rows > 1 and X.flags.c_contiguous else None
+    if network is not None:
+        return _one_call(network, params, X, y, weight, buffers)
     relu, gate, top = _between(compiled.name_of(X.dtype))
     grad = np.empty(params.shape, dtype=X.dtype) if buffers is None else buffers.lend(params.shape[0], X.dtype)
     (W, b), (of_W, of_b) = _layers(model, params), _layers(model, grad)
@@ -170,6 +178,43 @@ def layered_sum(
         if k:
             delta = np.matmul(delta, W[k].T, **room(buffers, f"delta{k}", inputs[k].shape, X))
             gate(delta, inputs[k])
+    return grad, float(sums[0]), float(sums[1])
+
+
+class _Network(NamedTuple):
+    """A network's kernel (`bigopt.models.fused_dense`), what it takes of the network, and addresses of BLAS."""
+
+    kernel: compiled.Kernel
+    widths: npt.NDArray[np.int64]
+    gemm: int
+    gemv: int
+
+    def work(self, rows: int) -> int:
+        """Return the entries of working memory for a block."""
+        return fused_dense.room(rows, tuple(self.widths[1:].tolist()))
+
+
+@cache
+def _network(model: MLP | LinearModel, dtype: str) -> _Network | None:
+    """Return the kernel of a whole network; None where NumPy's BLAS is not known, or NumPy would not ask it."""
+    hidden = model.hidden if isinstance(model, MLP) else ()
+    widths, routines = (model.features, *hidden, model.outputs), blas.routines(dtype)
+    if routines is None or min(widths) < 2:
+        return None
+    kernel = compiled.kernel(fused_dense.make_network, (dtype, routines.integer), fused_dense.signature(dtype))
+    return _Network(kernel, np.array([int(model.intercept), *widths]), routines.gemm, routines.gemv)
+
+
+def _one_call(
+    network: _Network, params: Any, X: Any, y: Any, weight: Any | None, buffers: Buffers | None
+) -> tuple[Any, float, float]:
+    rows, sums = X.shape[0], np.zeros(2)
+    grad = np.empty(params.shape, dtype=X.dtype) if buffers is None else buffers.lend(params.shape[0], X.dtype)
+    size = network.work(rows)
+    work = np.empty(size, dtype=X.dtype) if buffers is None else buffers.take("network", (size,), X.dtype)
+    s = _NO_WEIGHT if weight is None else np.ascontiguousarray(weight, dtype=np.float64)
+    labels = np.ascontiguousarray(y, dtype=np.int64)
+    network.kernel(X, labels, s, params, grad, sums, network.widths, work, network.gemm, network.gemv)
     return grad, float(sums[0]), float(sums[1])
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from bigopt.core import compiled
+from bigopt.core import blas, compiled
 from bigopt.core.buffers import Buffers
-from bigopt.models import MLP, LinearModel
+from bigopt.models import MLP, LinearModel, fused
 from bigopt.models.fused import has_layers, layered_sum
 from bigopt.models.fused_layers import cross_entropy_signature, make_cross_entropy
 from bigopt.models.losses import CategoricalCrossEntropy, SquaredLoss
@@ -46,6 +46,27 @@ def test_the_gradient_is_numpys(name: str, dtype: str) -> None:
             assert mass == pytest.approx(expected[2], rel=1e-15)
             again = layered_sum(model, params, X.copy(), y.astype(np.int32), weight, buffers)
             assert (again[0].tobytes(), *again[1:]) == (grad.tobytes(), loss, mass)
+
+
+@pytest.mark.skipif(blas.routines("float32") is None, reason="NumPy's BLAS is not known")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", MODELS)
+def test_one_call_has_the_bits_of_numpys_products(monkeypatch: Any, name: str, dtype: str) -> None:
+    model, rng, buffers = MODELS[name], np.random.default_rng(3), Buffers()
+    assert fused._network(model, dtype) is not None
+    params = (model.init("he_normal", 1) + 0.1 * rng.normal(size=model.layout.size)).astype(dtype)
+    for rows in (2, 40, 257):
+        X, y, weight = rng.normal(size=(rows, 12)).astype(dtype), rng.integers(0, model.outputs, rows), rng.random(rows)
+        found = layered_sum(model, params, X, y, weight, buffers)
+        with monkeypatch.context() as patch:
+            patch.setattr(fused, "_network", lambda *_: None)
+            apart = layered_sum(model, params, X, y, weight, buffers)
+        assert (found[0].tobytes(), *found[1:]) == (apart[0].tobytes(), *apart[1:])
+
+
+def test_products_that_numpy_makes_otherwise_have_no_call_of_their_own() -> None:
+    assert fused._network(MLP(4, (1,), 3, CE), "float32") is None
+    assert fused._network(MLP(1, (4,), 3, CE), "float32") is None
 
 
 @pytest.mark.parametrize(("dtype", "tight"), [("float32", 4e-7), ("float64", 6e-16)])
