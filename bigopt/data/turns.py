@@ -2,6 +2,10 @@
 
 A turn's rows are a batch of the plan that is as large as the turn. Within a partition an epoch's order is one of
 *blocks of `BLOCK` rows*, which stay together and in order: memory is fast in order only.
+
+Epochs come in pairs: the second one takes the rows of the first *backwards*. What one order adds to the error, because
+the last rows count more than the first, the other takes away again, so that fewer epochs come to the same loss (FlipFlop:
+Rajput, Lee, Papailiopoulos 2022).
 """
 
 from __future__ import annotations
@@ -35,17 +39,29 @@ def turn_pieces(shares: Shares, turn: int, first: int, last: int, most: int) -> 
     most : int
         Rows of a piece, at most.
     """
-    epoch, position = divmod(first, int(shares.counts.sum()))
-    number, start = divmod(position, turn)
-    stop, at = start + last - first, 0
+    total = int(shares.counts.sum())
+    epoch, start = divmod(first, total)
+    stop = start + last - first
+    plan = Plan(shares.counts, turn, shares.lanes, shares.seed, shares.sampling)
+    if plan.redrawn or epoch % 2 == 0:
+        return _pieces(plan, epoch, start, stop, most)
+    forward = _pieces(plan, epoch - 1, total - stop, total - start, most)
+    return [(partition, rows[::-1].copy(), last - first - at - len(rows)) for partition, rows, at in reversed(forward)]
+
+
+def _pieces(plan: Plan, epoch: int, start: int, stop: int, most: int) -> list[Piece]:
+    """Return the rows at places start, ..., stop - 1 of an epoch's order."""
+    assert plan.size is not None
     found: list[Piece] = []
-    for unit in Plan(shares.counts, turn, shares.lanes, shares.seed, shares.sampling).units(epoch, number):
-        partition, rows = int(unit[0]), rows_of(unit[None])
-        if at + rows > start and at < stop:
-            order = row_order(shares.seed, unit, int(shares.counts[partition]))
-            lows = range(max(0, start - at), min(rows, stop - at), most)
-            found += [(partition, order[lo : min(lo + most, lows.stop)], at + lo - start) for lo in lows]
-        at += rows
+    for number in range(start // plan.size, -(-stop // plan.size)):
+        at = number * plan.size
+        for unit in plan.units(epoch, number):
+            partition, rows = int(unit[0]), rows_of(unit[None])
+            if at + rows > start and at < stop:
+                order = row_order(plan.seed, unit, int(plan.counts[partition]))
+                lows = range(max(0, start - at), min(rows, stop - at), most)
+                found += [(partition, order[lo : min(lo + most, lows.stop)], at + lo - start) for lo in lows]
+            at += rows
     return found
 
 

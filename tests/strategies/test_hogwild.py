@@ -20,7 +20,7 @@ from bigopt.core.errors import ConfError
 from bigopt.data.memory import from_arrays
 from bigopt.data.plan import Plan, draw
 from bigopt.data.shares import Shares
-from bigopt.data.turns import row_order
+from bigopt.data.turns import row_order, turn_pieces
 from bigopt.facts import Datasets
 from bigopt.fit import resume
 from bigopt.models import fused_hogwild
@@ -59,16 +59,17 @@ def told(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def order_of(counts: np.ndarray, seed: int, epoch: int, lanes: int = 0) -> list[int]:
-    """Global rows of an epoch of batches of one row, in the order of the turns."""
-    n = int(counts.sum())
+    """Global rows of an epoch of batches of one row, in the order of the turns; odd epochs go backwards."""
+    n, odd = int(counts.sum()), epoch % 2
     plan = Plan(counts, -(-n // 10), lanes, seed)
     starts = np.cumsum(counts) - counts
-    return [
+    rows = [
         int(starts[unit[0]] + row)
         for step in range(plan.steps_per_epoch)
-        for unit in plan.units(epoch, step)
+        for unit in plan.units(epoch - odd, step)
         for row in row_order(seed, unit, int(counts[unit[0]]))
     ]
+    return rows[::-1] if odd else rows
 
 
 def test_an_epoch_takes_every_row_once_in_blocks() -> None:
@@ -76,9 +77,32 @@ def test_an_epoch_takes_every_row_once_in_blocks() -> None:
     rows = order_of(counts, 3, 0)
     assert sorted(rows) == list(range(counts.sum()))
     assert np.mean(np.diff(rows) == 1) > 0.85
-    assert rows != order_of(counts, 3, 1)
+    assert rows != order_of(counts, 3, 2)
     with_lanes = order_of(counts, 3, 1, lanes=2)
     assert sorted(with_lanes) == list(range(counts.sum()))
+
+
+@pytest.mark.parametrize("lanes", [0, 2])
+def test_turns_cut_anywhere_make_up_the_epochs(lanes: int) -> None:
+    """Turns of 48 rows, the last of each epoch of 46, dealt to three replicas: every second epoch is the one before backwards."""
+    counts = np.array([100, 257, 0, 64, 1])
+    n, turn = int(counts.sum()), 48
+    shares, starts = Shares.of(Plan(counts, 1, lanes, 3), 1), np.cumsum(counts) - counts
+    epochs: list[list[int]] = []
+    for epoch in range(4):
+        epochs.append([])
+        for begin in range(epoch * n, (epoch + 1) * n, turn):
+            end = min(begin + turn, (epoch + 1) * n)
+            bounds = begin + (end - begin) * np.arange(4) // 3
+            for first, last in itertools.pairwise(bounds.tolist()):
+                pieces = turn_pieces(shares, turn, first, last, 10)
+                assert [at for *_, at in pieces] == [0, *np.cumsum([len(rows) for _, rows, _ in pieces])[:-1]]
+                assert all(0 < len(rows) <= 10 for _, rows, _ in pieces)
+                epochs[-1] += [int(starts[p] + row) for p, rows, _ in pieces for row in rows]
+                assert len(epochs[-1]) == last - epoch * n
+    for epoch, rows in enumerate(epochs):
+        assert sorted(rows) == list(range(n))
+        assert (rows == epochs[epoch - 1][::-1]) == (epoch % 2 == 1)
 
 
 @pytest.mark.parametrize("form", ["sparse", "dense"])
@@ -132,9 +156,11 @@ def test_a_weak_penalty_shrinks_the_whole_vector_after_each_piece(tmp_path: Path
     w, b = np.zeros(X.columns), 0.0
     for turn in range(30):
         eta = 0.05 / (1 + 40 * turn)
-        for unit in plan.units(*divmod(turn, 10)):
+        epoch, number = divmod(turn, 10)
+        units = plan.units(epoch, number) if epoch % 2 == 0 else plan.units(epoch - 1, 9 - number)[::-1]
+        for unit in units:
             rows = row_order(0, unit, 100)
-            for row in 100 * unit[0] + rows:
+            for row in 100 * unit[0] + (rows[::-1] if epoch % 2 else rows):
                 g = 1 / (1 + np.exp(-(dense[row] @ w + b))) - y[row]
                 w -= eta * g * dense[row]
                 b -= eta * g
