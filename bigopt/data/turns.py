@@ -4,8 +4,8 @@ A turn's rows are a batch of the plan that is as large as the turn. Within a par
 *blocks of `BLOCK` rows*, which stay together and in order: memory is fast in order only.
 
 Epochs come in pairs: the second one takes the rows of the first *backwards*. What one order adds to the error, because
-the last rows count more than the first, the other takes away again, so that fewer epochs come to the same loss (FlipFlop:
-Rajput, Lee, Papailiopoulos 2022).
+the last rows count more than the first, the other takes away again, so that fewer epochs come to the same loss
+(FlipFlop: Rajput, Lee, Papailiopoulos 2022).
 """
 
 from __future__ import annotations

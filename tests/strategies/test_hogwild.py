@@ -84,7 +84,7 @@ def test_an_epoch_takes_every_row_once_in_blocks() -> None:
 
 @pytest.mark.parametrize("lanes", [0, 2])
 def test_turns_cut_anywhere_make_up_the_epochs(lanes: int) -> None:
-    """Turns of 48 rows, the last of each epoch of 46, dealt to three replicas: every second epoch is the one before backwards."""
+    """Turns of 48 rows, the last of an epoch of 38, dealt to three replicas; odd epochs are those before, backwards."""
     counts = np.array([100, 257, 0, 64, 1])
     n, turn = int(counts.sum()), 48
     shares, starts = Shares.of(Plan(counts, 1, lanes, 3), 1), np.cumsum(counts) - counts
