@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -23,11 +24,11 @@ from bigopt.core.staging import Stage
 from bigopt.core.sums import Mergeable, Sums, merge, merging, packed
 from bigopt.core.vectors import Narrow
 from bigopt.data.cache import BlockCache
-from bigopt.data.meter import Meter
+from bigopt.data.meter import Found, Meter, Parts
 from bigopt.data.plan import ALL, Ints
 from bigopt.data.view import DataView
 from bigopt.models.base import Model
-from bigopt.models.fused import STEP, fused_fold, has_kernel
+from bigopt.models.fused import STEP, fused_fold, fused_stored, has_kernel
 from bigopt.models.metrics import MetricSums, evaluate_block
 from bigopt.work_rows import Rows, cast, sum_rows, unit_rows
 
@@ -209,6 +210,11 @@ class GradientSum:
         """Whether a unit's rows may come in parts."""
         return self.kernels != compiled.NUMPY and self.device == "cpu" and has_kernel(self.model, self.view.dtype)
 
+    def _folded(self, params: Any, parts: Parts) -> Found:
+        """Add rows that cannot stay: from files in one call, or as they are decoded."""
+        found = parts.read(partial(fused_stored, self.model, params))
+        return fused_fold(self.model, params, parts, self.view.dtype) if found is None else found
+
     def exact(self, value: Sums) -> Sums:
         """Return sums that stand for ``run.dtype``, whatever their gradient is in."""
         grad = value.grad
@@ -227,7 +233,7 @@ class GradientSum:
         """Return the unit's `Sums`; rows that cannot stay in memory are added as they are decoded."""
         if unit[1] == ALL and self._in_parts():
             with meter.stream(self.view, unit, STEP, checked=False) as parts:
-                found = None if parts is None else fused_fold(self.model, inputs[0], parts, self.view.dtype)
+                found = None if parts is None else self._folded(inputs[0], parts)
             if found is not None:
                 grad, loss, total, rows = found
                 if not np.isfinite(grad).all():  # a run that diverges, or features that are not finite

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from bigopt.core.errors import ClusterError
 
@@ -157,6 +158,13 @@ class Kernel:
         Of the function in it.
     signature : tuple of str
         Types of the arguments in numba's words: ``float32[:,::1]``, ``intp``, ``float64``.
+
+    Attributes
+    ----------
+    address : int
+        Of the machine code.
+    words : int
+        Arguments that it takes, an array's being several.
     """
 
     def __init__(self, engine: Any, name: str, signature: tuple[str, ...]) -> None:
@@ -169,7 +177,9 @@ class Kernel:
                 kinds += [ctypes.c_ssize_t] * (2 * rank)
             else:
                 kinds.append({"intp": ctypes.c_ssize_t, "float64": ctypes.c_double, "float32": ctypes.c_float}[kind])
-        self._function = ctypes.CFUNCTYPE(ctypes.c_int, *kinds)(engine.get_function_address(name))
+        self.words = len(kinds)
+        self.address = engine.get_function_address(name)
+        self._function = ctypes.CFUNCTYPE(ctypes.c_int, *kinds)(self.address)
         self._types = tuple(np.dtype(kind.partition("[")[0]) if "[" in kind else None for kind in signature)
         self._ranks = tuple(max(0, kind.count(":") - 1) for kind in signature)
 
@@ -182,7 +192,27 @@ class Kernel:
             For an array of another dtype, rank or order than the signature has.
         """
         out, raised = ctypes.c_void_p(), ctypes.c_void_p()
-        flat: list[Any] = [ctypes.addressof(out), ctypes.addressof(raised)]
+        if self._function(ctypes.addressof(out), ctypes.addressof(raised), *self._flat(values)):
+            raise RuntimeError("a compiled kernel failed")
+
+    def bound(self, *values: Any) -> npt.NDArray[np.int64]:
+        """Return all that the machine code at `address` is called with for some arrays, as numbers of 8 bytes.
+
+        The arrays must outlive its use; whoever calls may exchange where they lie and how long they are. First come
+        the addresses of two words that the code may write to, which lie behind the arguments.
+
+        Raises
+        ------
+        TypeError
+            As a call.
+        """
+        found = np.array([0, 0, *(0 if n is None else n for n in self._flat(values)), 0, 0], dtype=np.int64)
+        end = found.__array_interface__["data"][0] + found.nbytes
+        found[:2] = end - 16, end - 8
+        return found
+
+    def _flat(self, values: tuple[Any, ...]) -> list[Any]:
+        flat: list[Any] = []
         for value, dtype, rank in zip(values, self._types, self._ranks, strict=True):
             if dtype is None:
                 flat.append(value)
@@ -199,8 +229,7 @@ class Kernel:
                 *value.shape,
                 *value.strides,
             ]
-        if self._function(*flat):
-            raise RuntimeError("a compiled kernel failed")
+        return flat
 
 
 @cache

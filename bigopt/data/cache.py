@@ -39,7 +39,7 @@ from bigopt.data.notes import Note, Notes
 from bigopt.data.plan import Ints
 from bigopt.data.scratch import NodeScratch, is_mapped
 from bigopt.data.slots import Slots
-from bigopt.data.streaming import stream, stream_bytes
+from bigopt.data.streaming import Stream, stream, stream_bytes
 from bigopt.data.view import NO_FEATURES, Block, DataView
 
 Key = tuple[str, int]
@@ -111,9 +111,7 @@ class BlockCache(Slots):
                 self._changed.notify_all()
 
     @contextlib.contextmanager
-    def stream(
-        self, view: DataView, index: int, step: int, *, checked: bool = True
-    ) -> Iterator[Iterator[Block] | None]:
+    def stream(self, view: DataView, index: int, step: int, *, checked: bool = True) -> Iterator[Stream | None]:
         """Go through a partition that cannot stay here in blocks of rows, for the length of a with statement.
 
         Parameters
@@ -128,7 +126,7 @@ class BlockCache(Slots):
 
         Yields
         ------
-        iterator of Block or None
+        Stream or None
             See `bigopt.data.streaming`; None where the partition is here, can stay, or cannot be gone through so.
         """
         room = self._streamed(view, index, step)

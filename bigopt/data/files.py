@@ -56,6 +56,10 @@ class Files(Protocol):
         """Say that a file will be read soon."""
         ...
 
+    def local(self, key: str) -> str | None:
+        """Return the path of a file on this machine; None where it is elsewhere."""
+        ...
+
     def size(self, key: str) -> int:
         """Return the bytes of a file."""
         ...
@@ -117,6 +121,9 @@ class LocalFiles:
             return data if at == len(data) else data[:at]
         finally:
             os.close(handle)
+
+    def local(self, key: str) -> str | None:
+        return f"{self.root}/{key}" if key else str(self.root)
 
     def soon(self, key: str) -> None:
         with contextlib.suppress(OSError, AttributeError):  # not every system has it; who reads says what is wrong
@@ -180,6 +187,9 @@ class RemoteFiles:
 
     def soon(self, key: str) -> None:
         pass
+
+    def local(self, key: str) -> str | None:
+        return None
 
     def size(self, key: str) -> int:
         return int(self.fs.size(self._path(key)))

@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from bigopt.core.extents import Extents
 from bigopt.data.source import Partition
 
 Array = npt.NDArray[Any]
@@ -137,10 +138,16 @@ class Loader:
     ----------
     threads : int
         Threads that decode at a time, callers and helpers.
+
+    Attributes
+    ----------
+    waits : bool
+        Whether the last files that were read without the interpreter had to be waited for.
     """
 
     def __init__(self, threads: int = 1) -> None:
         self.memory = Memory()
+        self.waits = False
         self.threads = threads
         self._decoding = 0
         self._lock = threading.Lock()
@@ -332,4 +339,8 @@ class Filling(Protocol):
 
     def soon(self, rows: range) -> None:
         """Let the system fetch what some rows are decoded from."""
+        ...
+
+    def extents(self, partition: Partition, dtype: str) -> Extents | None:
+        """Return where a partition's features lie in local files as they are used; None where they are decoded."""
         ...

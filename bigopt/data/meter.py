@@ -3,20 +3,57 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from bigopt.core import arrays
 from bigopt.core.buffers import Buffers
+from bigopt.core.extents import Stored
 from bigopt.core.staging import Stage
 from bigopt.data.cache import BlockCache
 from bigopt.data.entry import Entry
 from bigopt.data.plan import Ints
-from bigopt.data.streaming import stream_bytes
-from bigopt.data.view import Block, DataView
+from bigopt.data.streaming import Stream, stream_bytes
+from bigopt.data.view import DataView
 
 Part = tuple[Any, Any, Any]
+Found = tuple[Any, float, float, int]
+"""Gradient, loss and weight of some rows, and how many they are."""
+
+
+class Parts:
+    """A unit's rows in parts, X, y and weight, as they are decoded, and counted.
+
+    Parameters
+    ----------
+    meter : Meter
+        Counts.
+    blocks : Stream
+        The parts.
+    """
+
+    def __init__(self, meter: Meter, blocks: Stream) -> None:
+        self._meter, self._blocks = meter, blocks
+
+    def __iter__(self) -> Parts:
+        return self
+
+    def __next__(self) -> Part:
+        block = next(self._blocks)
+        self._meter.bytes_read += block.bytes_read
+        self._meter.rows += len(block.X)
+        return block[:3]
+
+    def read(self, add: Callable[[Stored], tuple[Found, int] | None]) -> Found | None:
+        """Let `add` read all rows where they lie, as `Stream.read`; it returns what it found and the bytes it read."""
+        got = self._blocks.read(add)
+        if got is None:
+            return None
+        found, size = got
+        self._meter.bytes_read += size + self._blocks.labels.bytes_read
+        self._meter.rows += found[3]
+        return found
 
 
 @dataclass
@@ -53,7 +90,7 @@ class Meter:
         return self.blocks.stage
 
     @contextlib.contextmanager
-    def stream(self, view: DataView, unit: Ints, step: int, *, checked: bool = True) -> Iterator[Iterator[Part] | None]:
+    def stream(self, view: DataView, unit: Ints, step: int, *, checked: bool = True) -> Iterator[Parts | None]:
         """Go through a unit's rows, X, y and weight, as `BlockCache.stream`, and count them.
 
         None also where the unit is a part of a partition. Whoever takes features unchecked asks for `check` where
@@ -66,7 +103,7 @@ class Meter:
         loader, budget = self.blocks.loader, self.blocks.budget
         self._streams = view.all_bytes > budget and stream_bytes(view, index, step, loader) is not None
         with self.blocks.stream(view, index, step, checked=checked) as blocks:
-            yield None if blocks is None else self._counted(blocks)
+            yield None if blocks is None else Parts(self, blocks)
 
     def check(self, view: DataView, unit: Ints, step: int) -> None:
         """Read a partition's rows once more, and refuse the first that is not finite."""
@@ -76,15 +113,6 @@ class Meter:
         if blocks is None:
             with self.blocks.block(view, int(unit[0])):
                 pass
-
-    def _counted(self, blocks: Iterator[Block]) -> Iterator[Part]:
-        for block in blocks:
-            self.bytes_read += block.bytes_read
-            self.rows += len(block.X)
-            part = block[:3]
-            del block
-            yield part
-            del part
 
     @contextlib.contextmanager
     def block(self, view: DataView, index: int, device: arrays.Device = "cpu") -> Iterator[Entry]:

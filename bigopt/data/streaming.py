@@ -8,25 +8,28 @@ Blocks of a stream hold a multiple of `step` rows, but for the last one, so that
 counted from the partition's first row gets the bits of the whole partition. Where chunks do not, the rows that are left
 over are copied to the front of the next chunk's memory.
 
-Whoever can tell from what it made of the rows that all were finite takes them unchecked.
+Whoever can tell from what it made of the rows that all were finite takes them unchecked. Where nothing has to be
+decoded, it may read them itself, a whole partition in one call without the interpreter (`Stream.read`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from bigopt.core.extents import Stored
 from bigopt.data.loading import Loader
-from bigopt.data.preparation import Whitening
+from bigopt.data.preparation import Scaling, Whitening
 from bigopt.data.rooms import DenseRoom
 from bigopt.data.view import Block, DataView
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 WINDOW: Final = 3
 """Blocks of a stream at a time: one in use, and two that are decoded by a helper and by whoever waits for it."""
@@ -62,10 +65,8 @@ def stream_bytes(view: DataView, index: int, step: int, loader: Loader) -> int |
     return 24 * partition.rows + min(WINDOW, -(-partition.rows // height)) * (beside + block)
 
 
-def stream(
-    view: DataView, index: int, step: int, loader: Loader, labels: Block, *, checked: bool = True
-) -> Generator[Block, None, None]:
-    """Yield a partition's prepared rows in consecutive blocks.
+class Stream:
+    """A partition's prepared rows, as an iterator of consecutive blocks.
 
     A block is valid until the next is asked for. Where reading waits for a disk, the system is asked for the next chunk
     while one is decoded.
@@ -88,6 +89,59 @@ def stream(
     DataError
         As `DataView.load_raw`.
     """
+
+    def __init__(
+        self, view: DataView, index: int, step: int, loader: Loader, labels: Block, *, checked: bool = True
+    ) -> None:
+        self._view, self._index, self._step, self._loader, self.labels = view, index, step, loader, labels
+        self._checked = checked
+        self._blocks = _blocks(view, index, step, loader, labels, checked=checked)
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Block:
+        return next(self._blocks)
+
+    def close(self) -> None:
+        """Give up what is left."""
+        self._blocks.close()
+
+    def read(self, add: Callable[[Stored], T | None]) -> T | None:
+        """Let somebody read the rows where they lie, in files; return what he does.
+
+        Parameters
+        ----------
+        add : callable
+            Takes where the rows are, and memory for as long as it runs. It returns None where it could not read them.
+
+        Returns
+        -------
+        T or None
+            None also where rows are checked, or have to be decoded. The blocks still come as if nothing had been read.
+        """
+        view, loader = self._view, self._loader
+        source = view.filler
+        assert source is not None, "asked for before"
+        where = None if self._checked else source.extents(view.partition(self._index), view.dtype)
+        if where is None:
+            return None
+        scaling = (view.scaling.mean, view.scaling.scale) if isinstance(view.scaling, Scaling) else None
+        memory = loader.memory.take(where.room(self._step))
+        begin = time.perf_counter() - time.thread_time()
+        found = add(Stored(where, view.dtype, self.labels.y, self.labels.weight, scaling, memory, loader.waits))
+        loader.waits = time.perf_counter() - time.thread_time() - begin > _WAIT * len(where.paths)
+        return found
+
+
+def stream(view: DataView, index: int, step: int, loader: Loader, labels: Block, *, checked: bool = True) -> Stream:
+    """Return a partition's prepared rows in consecutive blocks; see `Stream`."""
+    return Stream(view, index, step, loader, labels, checked=checked)
+
+
+def _blocks(
+    view: DataView, index: int, step: int, loader: Loader, labels: Block, *, checked: bool
+) -> Generator[Block, None, None]:
     partition, source, alone = view.partition(index), view.filler, loader.alone
     assert source is not None, "asked for before"
     reading = source.reading(partition, labels=False)

@@ -15,12 +15,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from bigopt.core.errors import BigoptError, DataError
+from bigopt.core.extents import Extents
 from bigopt.data.files import Files, place
 from bigopt.data.loading import Loader
 from bigopt.data.rooms import all_finite
@@ -169,6 +170,26 @@ class PlainArray:
             return flight * (stored + self.chunk_bytes)
         read = stored if self.compressor or self.crc else 0
         return flight * read + (self.chunk_bytes if rows.start % chunks[0] or rows.stop % chunks[0] else 0)
+
+    def extents(self, files: Files, rows: range, dtype: str) -> Extents | None:
+        """Return where rows lie in local files as they are used; None where they have to be decoded.
+
+        Parameters
+        ----------
+        files : Files
+        rows : range
+            From the first row of a chunk on.
+        dtype : str
+            Of the rows that are wanted.
+        """
+        info = self.info
+        height, as_wanted = info.chunks[0], not self.compressor and info.dtype == dtype
+        if not as_wanted or info.chunks[1:] != info.shape[1:] or rows.start % height:
+            return None
+        paths = [files.local(key) for key in info.all_keys(rows)]
+        if not rows or not all(paths):
+            return None
+        return Extents(cast("list[str]", paths), height, len(rows), info.width * info.itemsize, crc=self.crc)
 
     def _shares(self, rows: range, low: int, high: int) -> list[_Share]:
         """Return what each chunk holds of rows by columns [low, high); of a vector the columns are all there is."""

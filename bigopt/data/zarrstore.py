@@ -21,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 
 from bigopt.core.codec import wire
+from bigopt.core.extents import Extents
 from bigopt.data.files import Files, open_files, place
 from bigopt.data.loading import Loader
 from bigopt.data.manifest import Manifest, expected_manifest, read_manifest
@@ -174,6 +175,12 @@ class ZarrSource:
         assert isinstance(features, PlainArray), "asked for before"
         y, weight = self._beside_X(store, partition) if labels else ([], None)
         return ZarrReading(store, features, _columns(y), weight)
+
+    def extents(self, partition: Partition, dtype: str) -> Extents | None:
+        """Return where a partition's features lie in local files as they are used; None where there is more to do."""
+        if self._plain is None or self.verified:
+            return None
+        return self._plain.extents(self._files, range(partition.start, partition.stop), dtype)
 
     def soon(self, rows: range) -> None:
         """Let the system fetch the chunks of X that hold some rows."""
