@@ -277,7 +277,7 @@ class DaskSession:
             return False
         if name not in self._wires:
             with self._client.as_current():  # an actor looks for its client there
-                self._wires[name] = ActorWire(future.result(timeout=10))
+                self._wires[name] = ActorWire(future.result(timeout=10), self._client.loop)
             self._hub.adopt(self._wires[name])
         return not self._wires[name].ended
 

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Client, Connection
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from bigopt.backends.base import Watched, fingerprint, one_blas_thread
 from bigopt.backends.messages import Done, Failed, Hello, Install, Lost, Prepare, Stop, Task
@@ -29,6 +29,18 @@ from bigopt.work import GradientSum, Work, execute, on_card
 
 Address = str | tuple[str, int]
 _PATIENCE: Final = 10.0
+
+
+class End(Protocol):
+    """The worker's end of whatever carries the messages."""
+
+    def send(self, value: Any) -> int:
+        """Send an answer; return its bytes."""
+        ...
+
+    def receive(self) -> tuple[Any, int]:
+        """Return the next message and its bytes; raise `EOFError` or `OSError` at the end."""
+        ...
 
 
 def serve(addresses: Sequence[Address], key: bytes, memory: int, name: str = "", card: int | None = None) -> None:
@@ -89,7 +101,7 @@ class Resident:
     ahead: Ahead = field(default_factory=Ahead)
     pool: Pool | None = None
 
-    def turn(self, wire: Wire) -> bool:
+    def turn(self, wire: End) -> bool:
         """Answer one message; return whether another may come.
 
         The inputs die with the call of `answer`, so that their memory is given back with the reply. While the driver

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -100,23 +101,8 @@ def test_workers_that_cannot_connect_are_called_as_actors(monkeypatch, addresses
         assert same(run_round(session, Probe(view()), vector())[0], direct(vector()))
 
 
-class Call:
-    """A call of an actor in this process; one that is `lost` never returns, as Dask's do where the worker is gone."""
-
-    def __init__(self, answer: Any, lost: bool) -> None:
-        self._answer, self._lost = answer, lost
-
-    def result(self, timeout: float) -> Any:
-        if self._lost:
-            time.sleep(timeout)
-            raise TimeoutError
-        if isinstance(self._answer, Exception):
-            raise self._answer
-        return self._answer
-
-
 class FakeActor:
-    """A `ResidentActor` whose calls are counted, and fail or are lost when a test says so."""
+    """A `ResidentActor` in this process whose calls are counted, and fail or never return when a test says so."""
 
     def __init__(self) -> None:
         self.actor = ResidentActor(MEMORY, "w")
@@ -124,9 +110,44 @@ class FakeActor:
         self.lost = False
         self.error: Exception | None = None
 
-    def turn(self, *messages: Any) -> Call:
+    async def turn(self, *messages: Any) -> Any:
         self.calls.append(len(messages))
-        return Call(self.error or (None if self.lost else self.actor.turn(*messages)), self.lost)
+        if self.error is not None:
+            raise self.error
+        if self.lost:  # as calls of Dask's where the worker is gone
+            await asyncio.Event().wait()
+        return await self.actor.turn(*messages)
+
+
+class Loop:
+    """An event loop in a thread, as a client of Dask has."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+
+    def add_callback(self, callback: Any) -> None:
+        asyncio.run_coroutine_threadsafe(callback(), self._loop)
+
+    def close(self) -> None:
+        async def end() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
 
 
 @pytest.fixture
@@ -143,9 +164,9 @@ def order(start: int, stop: int) -> Order:
 WORK = Probe(view())
 
 
-def test_orders_travel_in_calls_of_an_actor_and_the_work_only_once(hub):
+def test_orders_travel_in_calls_of_an_actor_and_the_work_only_once(hub, loop):
     actor = FakeActor()
-    hub.adopt(ActorWire(actor))
+    hub.adopt(ActorWire(actor, loop))
     assert hub.wait_for_workers(1) == 1
     for start, stop in ((0, 4), (4, 7)):
         hub.submit(order(start, stop))
@@ -159,9 +180,9 @@ def test_orders_travel_in_calls_of_an_actor_and_the_work_only_once(hub):
 
 
 @pytest.mark.parametrize("end", ["never returns", "fails", "dropped"])
-def test_an_actor_that_is_lost_gives_its_orders_back_once(hub, end):
+def test_an_actor_that_is_lost_gives_its_orders_back_once(hub, loop, end):
     actor = FakeActor()
-    wire = ActorWire(actor)
+    wire = ActorWire(actor, loop)
     hub.adopt(wire)
     hub.wait_for_workers(1)
     actor.lost = end != "fails"
@@ -180,7 +201,7 @@ def test_an_actor_that_is_lost_gives_its_orders_back_once(hub, end):
     assert hub.links == []
     with pytest.raises(BrokenPipeError):
         wire.send(1)
-    hub.adopt(ActorWire(FakeActor()))  # another takes its place
+    hub.adopt(ActorWire(FakeActor(), loop))  # another takes its place
     hub.submit(orders[0])
     assert hub.wait().nodes is not None
 
