@@ -51,9 +51,9 @@ def belongs(module: str, owner: str) -> bool:
     return module == owner or module.startswith((f"{owner}.", f"{owner}_"))
 
 
-def python(code: str) -> str:
+def python(code: str, *arguments: str) -> str:
     """Run code in a fresh interpreter and return what it prints."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -62,6 +62,22 @@ def test_import_bigopt_loads_nothing_heavy() -> None:
     loaded = python("import sys, bigopt; print(*sorted({name.partition('.')[0] for name in sys.modules}))").split()
     assert "bigopt" in loaded
     assert not set(HEAVY) & set(loaded)
+
+
+READ = """
+import sys
+import numpy as np, pyarrow as pa, pyarrow.parquet as pq
+from bigopt.data.open import open_dataset
+table = {"a": np.arange(5, dtype=np.float32), "b": np.arange(5, dtype=np.float64), "t": np.arange(5)}
+pq.write_table(pa.table({k: pa.Array.from_buffers(pa.from_numpy_dtype(v.dtype), 5, [None, pa.py_buffer(v.tobytes())])
+                         for k, v in table.items()}), sys.argv[1])
+data = open_dataset(sys.argv[1], target="t")
+print([piece.y.tolist() for piece in data.source.pieces(data.partitions[0])], "pandas" in sys.modules)
+"""
+
+
+def test_reading_parquet_does_not_import_pandas(tmp_path: Path) -> None:
+    assert python(READ, str(tmp_path / "d.parquet")).split("]]")[1].strip() == "False"
 
 
 ALONE = """

@@ -338,9 +338,15 @@ class ParquetSource:
 
 
 def _numpy(column: Any) -> Array:
-    """Return a column without nulls as NumPy: a view where Arrow allows, text as ``U``."""
+    """Return a column without nulls as NumPy: a view where Arrow allows, text as ``U``.
+
+    Arrow's own ``to_numpy`` imports pandas, which takes a worker longer than its first partitions.
+    """
     if column.type in (pa.string(), pa.large_string(), pa.string_view()):
         return np.array(column.to_pylist(), dtype=np.str_)
+    if len(column) and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        dtype = np.dtype(column.type.to_pandas_dtype())
+        return np.frombuffer(column.buffers()[1], dtype, len(column), column.offset * dtype.itemsize)
     return np.asarray(column.to_numpy(zero_copy_only=False))
 
 

@@ -291,6 +291,13 @@ class TestLocal2:
         assert len(pids) == 2
         assert local2.sc.parallelize(range(8), 2).sum() == 28
 
+    def test_the_next_session_gets_the_same_processes(self, opened):
+        first = opened()
+        pids = set(first.pids)
+        first.close()
+        assert len(pids) == 2
+        assert set(opened().pids) == pids
+
     def test_close_does_not_wait_for_what_is_being_computed(self, opened, local2):
         session = opened()
         work = Probe(spark_job.problem()[1], seconds=30.0)

@@ -291,8 +291,9 @@ def _reside(addresses: tuple[Address, ...], key: bytes, memory: int, folder: str
     """Be the resident worker of one slot: what a Spark task runs.
 
     Executors run in folders of their own; in the driver's, where it is there, relative paths mean what they mean to it.
+    Its input is read to the end: Spark gives the process, with all it has imported, to a later task only then.
     """
-    slot = next(iter(slots))
+    (slot,) = slots
     with contextlib.ExitStack() as stack:
         if os.path.isdir(folder):
             stack.enter_context(contextlib.chdir(folder))
