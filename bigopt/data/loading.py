@@ -329,6 +329,10 @@ class Filling(Protocol):
         """Whether reading mostly waits (for an object store)."""
         ...
 
+    def begins(self, row: int) -> bool:
+        """Whether nothing before a row has to be read to have those from there on."""
+        ...
+
     def beside(self, rows: range, loader: Loader, *, dtype: str, all_rows: bool) -> int | None:
         """Return the bytes that `Reading.fill` takes beside some rows; None where rows come in `pieces` only."""
         ...

@@ -2,13 +2,14 @@
 
 An NPZ holds members ``X``, ``y``, optionally ``weight``, ``columns`` and ``target``; zip keeps a CRC-32 of each member,
 which is verified once a process. An NPY holds X; its labels are a column of it, or lie beside it as ``NAME.y.npy``.
-Rows are read as byte ranges of C-ordered arrays; of a compressed member everything before them is decompressed too.
-Nothing is unpickled.
+Rows are read as byte ranges of C-ordered arrays, straight to their place where all columns of X are wanted
+(`NpyReading`); of a compressed member everything before them is decompressed too. Nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,10 @@ import numpy as np
 
 from bigopt.core.codec import wire
 from bigopt.core.errors import DataError
+from bigopt.core.extents import Extents
 from bigopt.data.files import Files, open_files
+from bigopt.data.loading import Loader, Mask
+from bigopt.data.rooms import all_finite
 from bigopt.data.source import Array, Partition, Rows
 
 PIECE_BYTES: Final = 1 << 20
@@ -148,9 +152,92 @@ class NpySource:
                 yield Rows(features, y, weight, read)
                 read = 0
 
+    @property
+    def height(self) -> int:
+        """Rows that are read at a time, about a megabyte."""
+        return max(1, PIECE_BYTES // max(1, self.members[0].row_bytes))
+
+    @property
+    def waits(self) -> bool:
+        """Whether the file is in an object store."""
+        return open_files(self.uri, self.options).remote
+
+    def begins(self, row: int) -> bool:
+        """Whether rows may be read from there on: from anywhere."""
+        return True
+
+    def beside(self, rows: range, loader: Loader, *, dtype: str, all_rows: bool) -> int | None:
+        """Return the bytes that `NpyReading.fill` takes beside some rows; None where rows come in pieces only."""
+        if not self._in_place:
+            return None
+        return 2 * min(len(rows), self.height) * self.members[0].row_bytes
+
+    @cached_property
+    def _in_place(self) -> bool:
+        """Whether X holds all columns of the features in order, nothing else, and is not compressed."""
+        X, others = self.members[0], [name for name, _ in (*self.labels, *filter(None, (self.weights,)))]
+        whole = X.name not in others and self.indices == tuple(range(X.width))
+        return whole and X.start >= 0 and len(X.shape) == 2
+
+    def reading(self, partition: Partition, *, labels: bool = True) -> NpyReading:
+        """Read labels and weights of a partition, where they are wanted, and return what reads its features."""
+        read = 0 if "_verified" in self.__dict__ else self._verified
+        y, weight = list[Array](), None
+        if labels:
+            with ExitStack() as stack:
+                beside = [Stream(stack, m, self.options, partition.start) for m in self.members[1:]]
+                arrays = {
+                    m.name: stream.read(partition.rows) for m, stream in zip(self.members[1:], beside, strict=True)
+                }
+                read += sum(stream.taken() for stream in beside)
+            y = [pick(arrays, ref) for ref in self.labels]
+            weight = None if self.weights is None else pick(arrays, self.weights)
+        return NpyReading(self, y[0] if len(y) == 1 else np.column_stack(y) if y else None, weight, read)
+
+    def soon(self, rows: range) -> None:
+        """Nothing: the system sees that one file is read from its beginning to its end."""
+
+    def extents(self, partition: Partition, dtype: str) -> Extents | None:
+        """Return where a partition's features lie in a local file as they are used; None where they are converted."""
+        X = self.members[0]
+        path = open_files(X.uri, self.options).local("") if self._in_place else None
+        if path is None or X.dtype != np.dtype(dtype).str or not partition.rows:
+            return None
+        start = X.start + X.header + partition.start * X.row_bytes
+        return Extents((path,), partition.rows, partition.rows, X.row_bytes, start, alone=False)
+
     def place(self, partition: Partition, row: int) -> str:
         """Name the file and the row."""
         return f"{self.uri}, row {partition.start + row} (partition {partition.index})"
+
+
+@dataclass
+class NpyReading:
+    """A partition whose rows are read to where they are wanted; see `bigopt.data.loading.Reading`."""
+
+    source: NpySource
+    y: Array | None
+    weight: Array | None
+    bytes_read: int
+    _counting: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def fill(self, rows: range, keep: Mask | None, X: Array, loader: Loader, *, checked: bool = True) -> bool:
+        """Read features to X, a piece at a time."""
+        at, fine = 0, True
+        with ExitStack() as stack:
+            stream = Stream(stack, self.source.members[0], self.source.options, rows.start)
+            for lo in range(0, len(rows), self.source.height):
+                values = stream.read(min(self.source.height, len(rows) - lo))
+                if keep is not None:
+                    values = values[keep[lo : lo + len(values)]]
+                part = X[at : at + len(values)]
+                with np.errstate(over="ignore", invalid="ignore"):  # who asked looks at the values
+                    part[...] = values
+                fine = fine and (not checked or all_finite(part))
+                at += len(values)
+            with self._counting:  # helpers fill too
+                self.bytes_read += stream.taken()
+        return fine
 
 
 def verified_bytes(members: Sequence[Member], options: Mapping[str, Any]) -> int:

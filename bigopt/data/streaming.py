@@ -59,7 +59,7 @@ def stream_bytes(view: DataView, index: int, step: int, loader: Loader) -> int |
     partition = view.partition(index)
     height = min(source.height, partition.rows)
     beside = view.filling(range(partition.start, partition.start + height), loader)
-    if beside is None or partition.start % source.height:
+    if beside is None or not source.begins(partition.start):
         return None
     block = (step + height) * len(source.columns) * np.dtype(view.dtype).itemsize
     return 24 * partition.rows + min(WINDOW, -(-partition.rows // height)) * (beside + block)
@@ -124,7 +124,8 @@ class Stream:
         source = view.filler
         assert source is not None, "asked for before"
         where = None if self._checked else source.extents(view.partition(self._index), view.dtype)
-        if where is None:
+        room = stream_bytes(view, self._index, self._step, loader)
+        if where is None or room is None or where.room(self._step) > room:
             return None
         scaling = (view.scaling.mean, view.scaling.scale) if isinstance(view.scaling, Scaling) else None
         memory = loader.memory.take(where.room(self._step))

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -186,10 +186,10 @@ class PlainArray:
         height, as_wanted = info.chunks[0], not self.compressor and info.dtype == dtype
         if not as_wanted or info.chunks[1:] != info.shape[1:] or rows.start % height:
             return None
-        paths = [files.local(key) for key in info.all_keys(rows)]
-        if not rows or not all(paths):
+        paths = [path for path in map(files.local, info.all_keys(rows)) if path is not None]
+        if not rows or not paths:
             return None
-        return Extents(cast("list[str]", paths), height, len(rows), info.width * info.itemsize, crc=self.crc)
+        return Extents(paths, height, len(rows), info.width * info.itemsize, crc=self.crc)
 
     def _shares(self, rows: range, low: int, high: int) -> list[_Share]:
         """Return what each chunk holds of rows by columns [low, high); of a vector the columns are all there is."""

@@ -146,6 +146,10 @@ class ZarrSource:
         """Rows of a chunk of X."""
         return self.X.chunks[0]
 
+    def begins(self, row: int) -> bool:
+        """Whether a row is the first of a chunk of X."""
+        return row % self.height == 0
+
     @property
     def waits(self) -> bool:
         """Whether the files are in an object store: a partition's are then asked for together."""

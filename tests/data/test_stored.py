@@ -15,14 +15,15 @@ from zarr.codecs import Crc32cCodec
 
 from bigopt.core import compiled, extents
 from bigopt.core.errors import DataError
-from bigopt.data import meter
+from bigopt.data import meter, npyopen, npystore
 from bigopt.data.cache import BlockCache
 from bigopt.data.loading import Loader
+from bigopt.data.npystore import NpySource
 from bigopt.data.open import open_dataset
 from bigopt.data.plan import whole
 from bigopt.data.preparation import Scaling, Targets
 from bigopt.data.streaming import stream
-from bigopt.data.view import DataView
+from bigopt.data.view import DataView, Split
 from bigopt.data.zarrstore import ZarrSource
 from bigopt.models.fused import STEP, fused_fold, fused_stored
 from bigopt.models.linear import LinearModel
@@ -67,6 +68,7 @@ def view_of(path: Path, dtype: str = "float32", **more: Any) -> DataView:
 def sums(view: DataView, model: LinearModel, params: Any) -> list[Any]:
     """Return what both partitions add up to: from memory, by blocks of a stream, and by files in one call."""
     found = []
+    view.labels(0)  # what a process reads only once is read now
     for index in range(view.partitions):
         block, labels = view.load(index), view.labels(index)
         from_memory = fused_fold(model, params, iter([block[:3]]), view.dtype)
@@ -244,3 +246,77 @@ def test_the_system_is_told_what_comes_next(tmp_path: Path) -> None:
         assert got[1] is not None
         found.append((got[1][0][0].tobytes(), got[1][1]))
     assert found[0] == found[1]
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (npystore, npyopen):
+        monkeypatch.setattr(module, "PIECE_BYTES", 1 << 12)
+    monkeypatch.setattr(extents, "PIECE", 1 << 13)
+
+
+def write_numpy(folder: Path, form: str, dtype: str = "float32", X: Any = None) -> Path:
+    features, y, weight = columns(dtype)
+    features = features if X is None else X
+    if form == "npy":
+        for name, values in (("rows.npy", features), ("rows.y.npy", y), ("rows.weight.npy", weight)):
+            np.save(folder / name, values)
+        return folder / "rows.npy"
+    save = np.savez if form == "npz" else np.savez_compressed
+    save(folder / "rows.npz", X=features, y=y, weight=weight)
+    return folder / "rows.npz"
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("stored", ["float32", "float64", "int16"])
+@pytest.mark.parametrize("form", ["npy", "npz", "packed"])
+def test_rows_of_numpy_files_are_read_to_their_place(tmp_path: Path, form: str, stored: str) -> None:
+    X = (10 * columns()[0]).astype(stored)
+    path = write_numpy(tmp_path, form, X=X)
+    view = view_of(path, scaling=None)
+    view = replace(view, bounds=np.array([0, 2500, 2503, ROWS]))
+    assert view.fills(0, Loader()) is (form != "packed")
+    split = replace(view, split=Split(3, 0.3, validation=False))
+    for index in range(3):
+        rows = slice(*view.bounds[index : index + 2])
+        assert view.load(index).X.tobytes() == X[rows].astype(np.float32).tobytes()
+        mask = Split(3, 0.3, validation=False).mask(view.partition(index))
+        assert split.load(index).X.tobytes() == X[rows][mask].astype(np.float32).tobytes()
+        if form != "packed":
+            parts = [block.X.copy() for block in stream(view, index, 64, Loader(2), view.labels(index))]
+            assert np.concatenate(parts).tobytes() == view.load(index).X.tobytes()
+    lies = view.source.extents(view.partition(1), "float32") if isinstance(view.source, NpySource) else None
+    assert (lies is not None) is (stored == "float32" and form != "packed")
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("form", ["npy", "npz"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numpy_files_give_the_same_bits_in_one_call(tmp_path: Path, counted: list[bool], form: str, dtype: str) -> None:
+    view = view_of(write_numpy(tmp_path, form, dtype), dtype)
+    params = np.random.default_rng(3).normal(size=COLUMNS + 1).astype(dtype)
+    for from_memory, in_blocks, in_files in sums(view, LinearModel(COLUMNS, 1, HuberLoss(0.3), True), params):
+        assert from_memory == in_blocks == in_files
+    counted.clear()
+    in_memory = run(view, 1 << 30)
+    assert not counted
+    assert run(view, view.decoded_bytes(0) - 1)[:-1] == in_memory[:-1]
+    assert counted == [True, True]
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_what_is_wrong_with_a_numpy_file_is_said_as_before(tmp_path: Path, counted: list[bool]) -> None:
+    X, _, _ = columns()
+    X[4321, 5] = np.inf
+    view = view_of(write_numpy(tmp_path, "npy", X=X))
+    with pytest.raises(DataError, match=r"rows.npy, row 4321 \(partition 1\): column 'x5' is inf"):
+        run(view, view.decoded_bytes(0) - 1)
+    path = write_numpy(tmp_path, "npy")
+    view = view_of(path)
+    _ = view.key, view.labels(0)
+    with path.open("r+b") as handle:
+        handle.truncate(path.stat().st_size - 1)
+    counted.clear()
+    with pytest.raises(DataError, match=r"rows.npy, array X: ends 1 bytes early \(truncated"):
+        run(view, view.decoded_bytes(0) - 1)
+    assert counted == [True, False]
