@@ -74,7 +74,8 @@ class Order:
     units : ndarray, shape (k, 4), int64
         Consecutive units of the round.
     ahead : tuple of int
-        Partitions that the slot will need in later rounds, the next one first: what may be decoded meanwhile.
+        Partitions that later rounds will ask this order's slot for, the next one first: what may be decoded meanwhile,
+        and what is worth keeping.
     """
 
     ticket: int
@@ -131,6 +132,7 @@ def execute(
     start: int,
     units: Ints,
     ahead: tuple[int, ...] = (),
+    slot: int = 0,
 ) -> tuple[dict[tree.Node, Any], Stats]:
     """Compute consecutive leaves and fold them.
 
@@ -140,6 +142,8 @@ def execute(
         Of this process.
     work, inputs, leaves, start, units, ahead
         As in `Order`.
+    slot : int
+        Which of the slots of this process computes.
 
     Returns
     -------
@@ -149,6 +153,8 @@ def execute(
     """
     begin = time.perf_counter()
     meter = Meter(blocks, order=tuple(units[:, 0].tolist()), ahead=ahead, buffers=blocks.buffers)
+    if ahead or (len(units) and units[0, 1] >= 0):  # a pass over all rows in between changes nothing
+        blocks.expect(slot, work.view, ahead)
     with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges is told so by its sums
         ready = work.prepare(inputs, blocks.buffers) if isinstance(work, GradientSum) else work.prepare(inputs)
         keep: Callable[[Any], Any] | None = work.exact if isinstance(work, GradientSum) else None

@@ -77,9 +77,8 @@ class LocalSession:
         try:
             if on_card(order.work):
                 self._blocks.use_card(order.slot)
-            nodes, stats = execute(
-                self._blocks, order.work, order.inputs, order.leaves, order.start, order.units, order.ahead
-            )
+            where = order.leaves, order.start, order.units, order.ahead
+            nodes, stats = execute(self._blocks, order.work, order.inputs, *where, order.slot)
         except BigoptError as error:
             return Arrival(order, error=error)
         finally:

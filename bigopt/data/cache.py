@@ -1,8 +1,7 @@
 """Decoded blocks kept within a byte budget: each slot's process has one cache, and whoever owns it passes it on.
 
-A process decodes a partition once and keeps it as long as the budget allows. Full passes are cyclic, where "least
-recently used" would evict exactly what is needed next; so the most recently used block goes first, except blocks that a
-lane is still walking through (*open*), which go last. Losing an entry is never an error: caches are not state.
+A process decodes a partition once and keeps it as long as the budget allows; which block goes first is said in
+`bigopt.data.eviction`. Losing an entry is never an error: caches are not state.
 
 Decoding overlaps with computing: while somebody computes on a block, the one that its order needs next is decoded by a
 helper (`prefetch`), one at a time in a process, where that fits the budget without taking away what is in use; the
@@ -32,6 +31,7 @@ import numpy as np
 
 from bigopt.core.errors import ConfError
 from bigopt.data.entry import Entry
+from bigopt.data.eviction import Expected
 from bigopt.data.kept import Kept
 from bigopt.data.labels import SHARE, Labels
 from bigopt.data.loading import Loader
@@ -73,6 +73,7 @@ class BlockCache(Slots):
         self.kept = Kept()
         self._entries: dict[Key, Entry] = {}
         self._loading: set[Key] = set()
+        self._expected = Expected()
         self._notes = Notes()
         self._labels = Labels(budget // SHARE)
         self.held = 0
@@ -298,8 +299,11 @@ class BlockCache(Slots):
         self.held += entry.charge
         return entry
 
-    def prefetch(self, view: DataView, index: int) -> bool:
-        """Decode a partition in the background, where there is room beside what is in use; False where it is there."""
+    def prefetch(self, view: DataView, index: int, *, early: bool = False) -> bool:
+        """Decode a partition in the background, where there is room beside what is in use; False where it is there.
+
+        What others will be needed before (`early`) has at most half of the budget, together with what is in use.
+        """
         key, node = (view.key, index), self._node(view)
         if node is not None and node.has(*key):
             return False
@@ -310,7 +314,7 @@ class BlockCache(Slots):
                 return True
             room = view.held_bytes(index) + view.loading_bytes(index, self.loader)
             free = sum(e.charge for e in self._entries.values() if not (e.pins or e.awaited or e.open))
-            if self.held - free + room > self.budget:
+            if self.held - free + room > (self.budget // 2 if early else self.budget):
                 return True
             while self.held + room > self.budget:
                 self._evict_block()
@@ -329,6 +333,11 @@ class BlockCache(Slots):
         finally:
             self._decoding_ahead = False
 
+    def expect(self, slot: int, view: DataView, ahead: tuple[int, ...]) -> None:
+        """Note which partitions of a view a slot will ask for, the next one first; see `Expected.say`."""
+        with self._changed:
+            self._expected.say(slot, view.key, ahead)
+
     def _take_raw(self, key: Key) -> Entry | None:
         """Give up an unpinned raw block so that it can be scaled in place."""
         entry = self._entries.get(key)
@@ -346,12 +355,10 @@ class BlockCache(Slots):
         return size > 0
 
     def _evict_block(self) -> bool:
-        free = [(key, e) for key, e in self._entries.items() if not e.pins]
-        if not free:
+        key = self._expected.first(self._entries)
+        if key is None:
             return False
-        key, entry = min(free, key=lambda item: (item[1].open or item[1].awaited, -item[1].last_use))
-        self.held -= entry.charge
-        del self._entries[key]
+        self.held -= self._entries.pop(key).charge
         return True
 
 

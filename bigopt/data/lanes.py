@@ -25,6 +25,8 @@ Ints = npt.NDArray[np.int64]
 
 FEW: Final = 16
 """So many numbers are handled sooner one by one than by NumPy."""
+FARTHEST: Final = 1024
+"""Partitions that are announced ahead, at most."""
 _GOLDEN: Final = 0.6180339887498949
 _PIECE_ROWS: Final = 256
 
@@ -65,7 +67,9 @@ class Lanes:
         default_factory=dict, init=False, repr=False, compare=False
     )
     _shares: dict[int, Ints] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _firsts: dict[int, tuple[int, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _aheads: dict[int, tuple[list[tuple[int, int, int]], tuple[int, ...]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @cached_property
     def of(self) -> Ints:
@@ -144,7 +148,7 @@ class Lanes:
             members = np.flatnonzero(self.of == lane)
             order = rng.permutation(rng.stream(self.seed, "order", epoch=epoch, partition=lane), len(members))
             members = members[order]
-            for old in [key for key in self._walks if key[0] != epoch]:
+            for old in [key for key in self._walks if abs(key[0] - epoch) > 1]:
                 del self._walks[old]
             self._walks[epoch, lane] = members, np.concatenate([[0], np.cumsum(self.counts[members])])
         return self._walks[epoch, lane]
@@ -168,21 +172,35 @@ class Lanes:
                 pieces.append((members[k], epoch, a - starts[k], b - starts[k]))
         return np.array(pieces, dtype=np.int64).reshape(-1, 4)
 
-    def coming(self, units: Ints) -> Ints:
-        """Return the partition that each unit's lane goes to next, and the rows left until then, shape (k, 2)."""
-        found: list[tuple[int, int]] = []
-        for partition, epoch, _, stop in units.tolist():
-            lane = int(self.of[partition])
-            members = self.walk(epoch, lane)[0]
-            at = int(np.flatnonzero(members == partition)[0]) + 1
-            after = int(members[at]) if at < len(members) else self._first(epoch + 1, lane)
-            found.append((after, int(self.counts[partition]) - stop))
-        return np.array(found, dtype=np.int64)
+    def ahead(self, units: Ints) -> tuple[int, ...]:
+        """Return the partitions that the lanes of some units will go to, in the order in which they will.
 
-    def _first(self, epoch: int, lane: int) -> int:
-        """Return the partition that a lane begins an epoch with."""
-        if self._firsts.get(lane, (-1, -1))[0] != epoch:
-            members = np.flatnonzero(self.of == lane)
-            order = rng.permutation(rng.stream(self.seed, "order", epoch=epoch, partition=lane), len(members))
-            self._firsts[lane] = epoch, int(members[order[0]])
-        return self._firsts[lane][1]
+        Parameters
+        ----------
+        units : ndarray, shape (k, 4)
+            Of one batch, lane by lane.
+
+        Returns
+        -------
+        tuple of int
+            Every partition of these lanes once, where it comes next after these units: in this epoch or in the next;
+            at most `FARTHEST`.
+        """
+        last = {lane: (lane, epoch, m) for lane, m, epoch in zip(self.of[units[:, 0]].tolist(), *units.T[:2].tolist())}
+        at = list(last.values())
+        kept = self._aheads.get(at[0][0])
+        if kept is None or kept[0] != at:  # it changes when a lane goes to another partition
+            found = [self._following(*place) for place in at]
+            members, times = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+            kept = at, tuple(members[np.argsort(times, kind="stable")][:FARTHEST].tolist())
+            self._aheads[at[0][0]] = kept
+        return kept[1]
+
+    def _following(self, lane: int, epoch: int, partition: int) -> tuple[Ints, npt.NDArray[np.float64]]:
+        """Return the partitions that a lane in one of them goes to, and when, in epochs: a batch draws evenly."""
+        members, starts = self.walk(epoch, lane)
+        following = int(np.flatnonzero(members == partition)[0]) + 1
+        again, restarts = self.walk(epoch + 1, lane)
+        done = np.isin(again, members[:following])
+        times = np.concatenate([starts[following:-1], starts[-1] + restarts[:-1][done]]) / starts[-1]
+        return np.concatenate([members[following:], again[done]]), times

@@ -1,4 +1,11 @@
-"""What one order sees of the block cache: its blocks, and what they cost."""
+"""What one order sees of the block cache: its blocks, what they cost, and what is decoded meanwhile.
+
+Two things are decoded ahead by a helper. What the order itself needs next, while it computes on what it has. And what
+later orders need, when its last block has been computed on: then the core is idle until the other slots are done and
+the driver has made its step, while a helper beside all slots would take one of them its core, and all would wait for
+that one. So that this is early enough, and spread over the steps though lanes come to the ends of their partitions
+together, one more is decoded ahead than lanes are open, where the memory is ample.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +79,8 @@ class Meter:
     order : tuple of int
         Partitions in the order in which they will be asked for: while one is used, the next one is decoded.
     ahead : tuple of int
-        Partitions that later orders will ask for: the first that is not there is decoded while the last one is used.
+        Partitions that later orders will ask for, the next one first: of so many as the order leaves open, and one
+        more, the first that is not there is decoded after the last one of this order was used.
     """
 
     blocks: BlockCache
@@ -82,6 +90,7 @@ class Meter:
     ahead: tuple[int, ...] = ()
     buffers: Buffers | None = None
     _at: int = field(default=0, repr=False)
+    _open: int = field(default=0, repr=False)
     _streams: bool = field(default=False, repr=False)
 
     @property
@@ -127,17 +136,23 @@ class Meter:
             return
         with self.blocks.block(view, index) as (entry, bytes_read):
             self.bytes_read += bytes_read
-            if not self._streams:  # what follows is gone through without a block
-                self._ahead(view, index)
+            following = () if self._streams else self._following(index)  # it may be gone through without a block
+            for after in following:
+                self.blocks.prefetch(view, after)
             yield entry if card is None else card.put(view.key, index, entry)
+        self._open += entry.open
+        if not following and not self._streams:
+            lanes = max(1, self._open)
+            for k, later in enumerate(self.ahead[: lanes + 1]):
+                if self.blocks.prefetch(view, later, early=k == lanes):
+                    return
 
-    def _ahead(self, view: DataView, index: int) -> None:
+    def _following(self, index: int) -> tuple[int, ...]:
+        """Return the partition that the order needs after the one that it needs now, if there is one."""
         order, at = self.order, self._at
         while at < len(order) and order[at] != index:
             at += 1
         while at < len(order) and order[at] == index:
             at += 1
         self._at = at
-        for following in order[at : at + 1] or self.ahead:
-            if self.blocks.prefetch(view, following):
-                return
+        return order[at : at + 1]

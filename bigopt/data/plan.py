@@ -203,15 +203,17 @@ class Plan:
         drawn = step * self.size
         return self.walks.pieces(epoch, drawn, drawn + self.batch_rows(step))
 
-    def coming(self, units: Ints) -> Ints:
-        """Return the partition that each unit's lane goes to next, and the rows left until then, shape (k, 2).
+    @cached_property
+    def announced(self) -> bool:
+        """Whether it is said which partitions come next: where they do not fit the memory, and lanes walk there."""
+        return self.sampling == "block" and not self.full and not self.walks.single
 
-        It is what can be decoded ahead where the lanes do not fit the memory (``block``); elsewhere nothing, shape
-        (0, 2).
+    def ahead(self, units: Ints) -> tuple[int, ...]:
+        """Return the partitions that the lanes of some units of a batch go to next, the first one first; see `Lanes`.
+
+        They say what can be decoded ahead and what is worth keeping; there are none where they are not `announced`.
         """
-        if self.sampling != "block" or self.full or self.walks.single:
-            return np.empty((0, 2), dtype=np.int64)
-        return self.walks.coming(units)
+        return self.walks.ahead(units) if self.announced and len(units) else ()
 
     def _drawn(self, step: int, size: int) -> Ints:
         """Units of a batch that is drawn anew: how many rows each partition gives, by the exact law of the counts.

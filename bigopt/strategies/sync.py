@@ -87,17 +87,9 @@ class Sync(GradientSteps):
         units = plan.units(self._state.epoch, self._state.position)
         homes = plan.homes(units, slots) if placement is None else placement.homes(plan, units, slots)
         orders = self._round.begin(evaluation.work, self._ask.inputs, units, homes, self._where)
-        orders = self._announced(orders, plan.coming(units))
+        if plan.announced:
+            orders = [replace(order, ahead=plan.ahead(order.units)) for order in orders]
         return orders if placement is None else placement.first(orders, slots)
-
-    @staticmethod
-    def _announced(orders: list[Order], coming: Ints) -> list[Order]:
-        """Tell each slot which partitions its lanes go to next, those first that are needed soonest."""
-        if len(coming) == 0:
-            return orders
-        parts = [coming[order.start : order.stop] for order in orders]
-        ahead = [tuple(part[np.argsort(part[:, 1], kind="stable"), 0].tolist()) for part in parts]
-        return [replace(order, ahead=some) for order, some in zip(orders, ahead, strict=True)]
 
     def handle(self, arrival: Arrival) -> list[Order]:
         """Accept an arrival; return the orders to repeat, and further copies where orders have some."""

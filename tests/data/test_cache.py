@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bigopt.core.errors import DataError
 from bigopt.core.sums import Sums
 from bigopt.data.cache import BlockCache
+from bigopt.data.entry import Entry
+from bigopt.data.eviction import Expected
 from bigopt.data.loading import Loader
 from bigopt.data.meter import Meter
 from bigopt.data.plan import Plan, whole
 from bigopt.data.view import Block
-from bigopt.strategies.sync import Sync
-from bigopt.work import Order, execute
+from bigopt.work import execute
 
 SIZE = 800
 """Bytes of a decoded partition of `Rows`."""
@@ -205,34 +210,170 @@ def test_what_later_orders_need_is_decoded_during_the_last_unit():
         assert rows.loads == expected
 
 
-def test_the_plan_announces_every_partition_before_a_lane_enters_it():
+def entered(plan: Plan, epochs: int) -> list[tuple[int, int, int]]:
+    """The place of each step that goes to a partition, among all steps, with the epoch and the partition."""
+    found: dict[tuple[int, int], int] = {}
+    steps = [(e, s) for e in range(epochs) for s in range(plan.steps_per_epoch)]
+    for place, (epoch, step) in enumerate(steps):
+        for partition, when, *_ in plan.units(epoch, step).tolist():
+            found.setdefault((when, partition), place)
+    return sorted((place, *key) for key, place in found.items())
+
+
+def test_the_plan_announces_what_lanes_go_to_in_the_order_in_which_they_do():
     counts = np.array([30, 50, 20, 0, 40, 60, 35, 45, 10, 25])
     plan = Plan(counts, 16, 3, 5, "block")
-    entered, announced, steps = set(), {}, 0
-    for epoch in range(3):
-        for step in range(plan.steps_per_epoch):
-            units = plan.units(epoch, step)
-            for partition, when, *_ in units.tolist():
-                if (when, partition) not in entered and steps:
-                    assert partition in announced[int(plan.walks.of[partition])]
-                entered.add((when, partition))
-            coming = plan.coming(units)
-            assert coming.shape == (len(units), 2)
-            for (partition, _, _, stop), (after, left) in zip(units.tolist(), coming.tolist(), strict=True):
-                lane = int(plan.walks.of[partition])
-                assert plan.walks.of[after] == lane
-                assert left == counts[partition] - stop
-                announced.setdefault(lane, set()).add(after)
-            steps += 1
-    assert len(entered) == 3 * 9
+    visits = entered(plan, 4)
+    assert len(visits) == 4 * 9
+    for slots in (1, 2, 3):
+        for epoch in range(3):
+            for step in range(plan.steps_per_epoch):
+                units = plan.units(epoch, step)
+                now = epoch * plan.steps_per_epoch + step
+                home = plan.homes(units, slots)
+                for slot in range(slots):
+                    mine = units[home == slot]
+                    lanes = set(plan.walks.of[mine[:, 0]].tolist())
+                    ahead = plan.ahead(mine)
+                    assert sorted(ahead) == [m for m in np.flatnonzero(counts) if plan.walks.of[m] in lanes]
+                    due = {m: min(v for v, _, k in visits if k == m and v > now) for m in ahead}
+                    places = [due[m] for m in ahead]
+                    assert all(b >= a - 1 for a, b in itertools.pairwise(places))  # lanes are a row or two apart
+                    for lane in lanes:
+                        own = [due[m] for m in ahead if plan.walks.of[m] == lane]
+                        assert own == sorted(own)
     for sampling in ("permuted", "subset"):
         other = Plan(counts, 16, 3 if sampling == "permuted" else 0, 5, sampling)
-        assert other.coming(other.units(0, 0)).shape == (0, 2)
+        assert other.ahead(other.units(0, 0)) == ()
+    assert plan.ahead(plan.units(0, 0)[:0]) == ()
 
 
-def test_a_slot_is_told_which_partition_it_needs_soonest():
-    order = Order(1, 0, 0, None, (), 4, 0, np.zeros((2, 4), dtype=np.int64))
-    coming = np.array([[5, 30], [6, 10], [7, 0], [8, 4]])
-    first, second = Sync._announced([order, replace(order, slot=1, start=2)], coming)
-    assert (first.ahead, second.ahead) == ((6, 5), (7, 8))
-    assert Sync._announced([order], coming[:0])[0].ahead == ()
+def test_what_is_announced_is_the_farthest_at_most(monkeypatch):
+    plan = Plan(np.full(20, 8), 8, 2, 5, "block")
+    whole_of_it = plan.ahead(plan.units(0, 3))
+    assert len(whole_of_it) == 20
+    monkeypatch.setattr("bigopt.data.lanes.FARTHEST", 5)
+    assert Plan(np.full(20, 8), 8, 2, 5, "block").ahead(plan.units(0, 3)) == whole_of_it[:5]
+
+
+def fewest_loads(visits: list[int], room: int) -> int:
+    """Loads of the best of all ways to keep `room` partitions, one of them in use: by trying all."""
+    states: dict[frozenset[int], int] = {frozenset(): 0}
+    for visit in visits:
+        after: dict[frozenset[int], int] = {}
+        for kept, loads in states.items():
+            more = kept | {visit}
+            cost = loads + (visit not in kept)
+            for gone in [None] if len(more) <= room else [k for k in more if k != visit]:
+                now = frozenset(more - {gone})
+                after[now] = min(cost, after.get(now, cost))
+        states = after
+    return min(states.values())
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10**6), st.integers(2, 7), st.integers(1, 5))
+def test_no_rule_loads_fewer_partitions(seed, partitions, room):
+    plan = Plan(np.full(partitions, 4), 2, 1, seed, "block")
+    rows, blocks = Rows(), BlockCache((room + 1) * SIZE)  # one more to decode in
+    visits: list[int] = []
+    for epoch in range(4):
+        for step in range(plan.steps_per_epoch):
+            units = plan.units(epoch, step)
+            blocks.expect(0, rows, plan.ahead(units))
+            visits += units[:, 0].tolist()
+            with blocks.block(rows, visits[-1]) as (entry, _):
+                entry.open = bool(units[0, 3] < 4)
+            assert len(blocks._entries) <= room
+    assert len(rows.loads) == fewest_loads(visits, room)
+
+
+def test_who_goes_first():
+    block = Block(np.zeros((1, 1)), None, None, 0, 0)
+    uses = {"pinned": 9, "open": 2, "awaited": 3, "next": 4, "last": 5, "other slot": 6, "old": 1, "new": 7}
+    entries = {("v", k): Entry(block, 8, last_use=use) for k, use in enumerate(uses.values())}
+    numbers = dict(zip(uses, range(len(uses)), strict=True))
+    entries["v", numbers["pinned"]].pins = 1
+    entries["v", numbers["open"]].open = True
+    entries["v", numbers["awaited"]].awaited = True
+    expected = Expected()
+    expected.say(0, "v", (numbers["next"], numbers["awaited"], numbers["last"], numbers["open"]))
+    expected.say(1, "v", (90, 91, numbers["other slot"], 92, 93, 94))
+    left, gone = dict(entries), []
+    while (key := expected.first(left)) is not None:
+        gone.append(list(uses)[key[1]])
+        del left[key]
+    assert gone == ["new", "old", "last", "other slot", "next", "awaited", "open"]
+    expected.say(0, "v", (90, numbers["last"]))  # nothing of what it said before
+    expected.say(1, "w", (numbers["other slot"],))  # of another view
+    names = [list(uses)[k] for _, k in sorted(entries, key=lambda key: -expected.until(key))]
+    assert names[-1] == "last"
+    assert expected.until(("v", numbers["last"])) == 1.0
+    assert expected.until(("v", numbers["next"])) == expected.until(("v", numbers["other slot"])) == np.inf
+    expected.say(0, "v", ())
+    expected.say(1, "v", ())
+    assert expected.first(entries) == ("v", numbers["new"])
+
+
+def test_an_order_that_draws_from_a_batch_says_what_its_slot_expects():
+    rows, blocks = Rows(), BlockCache(100 * SIZE)
+    units, drawn = whole(np.arange(2), np.full(9, 10)), np.array([[0, 3, 0, 10]])
+    execute(blocks, Adding(rows), (), 1, 0, drawn, ahead=(7, 8), slot=1)
+    assert blocks._expected.until(("rows", 8)) == 1.0
+    execute(blocks, Adding(rows), (), 2, 0, units)  # a pass over all rows in between
+    execute(blocks, Adding(rows), (), 1, 0, drawn)  # another slot
+    assert blocks._expected.until(("rows", 7)) == 0.5
+    execute(blocks, Adding(rows), (), 1, 0, drawn, slot=1)
+    assert blocks._expected.until(("rows", 7)) == np.inf
+    assert wait_until(lambda: idle(blocks))
+
+
+@dataclass
+class Drawing:
+    """A work that adds the rows which a unit draws, and says whether its partition has more to give."""
+
+    view: Any
+
+    def prepare(self, inputs: Any) -> Any:
+        return inputs
+
+    def __call__(self, inputs: Any, unit: Any, meter: Meter) -> Sums:
+        with meter.block(self.view, int(unit[0])) as entry:
+            rows = entry.order(3, unit)[unit[2] : unit[3]]
+            entry.open = bool(unit[3] < 10)
+            return Sums(np.sqrt(entry.block.X[rows] + rows[:, None]).sum(axis=0), 0.0, 1.0, len(rows))
+
+
+def epochs_of(plan: Plan, budget: int, ahead: Callable[[Any], tuple[int, ...]]) -> tuple[list[bytes], int]:
+    """Two slots of one process go through some epochs; return the bits of all sums and how much was decoded."""
+    rows, blocks = Rows(), BlockCache(budget * SIZE, 2)
+    rows.watch, found = lambda: blocks.held, []
+    with ThreadPoolExecutor(2) as slots:
+        for epoch in range(5):
+            for step in range(plan.steps_per_epoch):
+                units = plan.units(epoch, step)
+                home, k = plan.homes(units, 2), len(units)
+                parts = [
+                    (slot, int(np.flatnonzero(home == slot)[0]), units[home == slot]) for slot in set(home.tolist())
+                ]
+                orders = [
+                    slots.submit(execute, blocks, Drawing(rows), (), k, start, part, ahead(part), slot)
+                    for slot, start, part in parts
+                ]
+                nodes = [value for order in orders for _, value in sorted(order.result()[0].items())]
+                found += [value.grad.tobytes() for value in nodes]
+                assert rows.most <= budget * SIZE
+    assert wait_until(lambda: idle(blocks))
+    return found, len(rows.loads)
+
+
+@pytest.mark.parametrize("budget", [6, 9])
+def test_what_is_said_to_come_changes_no_bit_and_saves_decoding(budget):
+    plan = Plan(np.full(16, 10), 8, 2, 5, "block")
+    told, few = epochs_of(plan, budget, plan.ahead)
+    untold, some = epochs_of(plan, budget, lambda units: ())
+    wrong, _ = epochs_of(plan, budget, lambda units: plan.ahead(units)[::-1])
+    assert told == untold == wrong
+    assert (told, 16) == epochs_of(plan, 100, plan.ahead)
+    # a block that is kept to the next epoch saves one, and what was decoded ahead is not thrown away
+    assert 5 * 16 - 4 * budget <= min(few, some) <= max(few, some) <= 5 * 16 - budget // 2
