@@ -6,9 +6,9 @@ from the entries one by one. There is no lock and no copy: a gradient may be com
 writing to (an inconsistent read), and in ``write: overwrite`` an update may be lost.
 
 - Batches of one row, linear models: compiled loops (`bigopt.models.fused_hogwild`) over pieces of up to `PIECE` rows.
-  Which rows, and in which order, is in `bigopt.data.turns`. The L2 penalty acts where a row is not zero; or, where the
-  vector is short beside the rows of a piece and the penalty weak, on the whole vector after each piece, so that the
-  loop has no second array to read at random (`HogwildSteps.shrinks`).
+  Which rows, and in which order, is in `bigopt.data.turns`. The L2 penalty acts where a row is not zero; or, where it
+  is weak, on the whole vector in every step by one number, so that the loop has no second array to read at random
+  (`HogwildSteps.shrinks`).
 - Everything else: threads take the plan's mini-batches in turn; NumPy computes and subtracts.
 
 How late gradients were is counted as they go (`bigopt.work_delays`). With one thread a turn is serial SGD, with the
@@ -53,7 +53,9 @@ HELD: Final = 64
 """Rows a rate, at least: the schedule is asked once for so many steps of one row, and about `ASKED` times a turn."""
 ASKED: Final = 128
 SHRINK: Final = 1.0 / 64
-"""By how much of itself the vector may shrink at once."""
+"""By how much of itself the vector may shrink during a piece: so much two threads may differ in its length."""
+SHORTEST: Final = 32.0
+"""The vector may shrink by e to this in a turn: what is stored is as many times longer than the vector."""
 _WATCHED: Final = 16
 """One of so many pieces of each thread is watched for lost updates."""
 
@@ -164,10 +166,9 @@ class HogwildSteps:
         return max(BLOCK, min(PIECE, rows // (8 * self.threads)))
 
     def shrinks(self, rows: int, rate: float) -> bool:
-        """Return whether the penalty acts on the whole vector after each piece, and not on the entries of each row.
+        """Return whether the penalty acts on the whole vector by one number, and not on the entries of each row.
 
-        It does where the vector has at most half as many bytes as the rows of a piece, and shrinks by `SHRINK` of
-        itself at most. `atomic_add` loses no update, and is therefore left to the entries.
+        It does where the vector shrinks by `SHRINK` of itself at most during a piece, by e^-`SHORTEST` during a turn.
 
         Parameters
         ----------
@@ -176,10 +177,8 @@ class HogwildSteps:
         rate : float
             The largest of the turn.
         """
-        if not self.penalises_rows or self.write == "atomic_add":
-            return False
-        piece, vector = self.piece(rows), len(self.view.source.columns) * np.dtype(self.dtype).itemsize
-        return 2.0 * vector <= piece * self.view.row_bytes and 2.0 * self.penalty.l2 * rate * piece <= SHRINK
+        step = 2.0 * self.penalty.l2 * rate
+        return self.penalises_rows and step * self.piece(rows) <= SHRINK and step * rows <= SHORTEST
 
     def prepare(self, inputs: tuple[Array, ...]) -> tuple[Any, ...]:
         """Check the kernels of this process."""
@@ -225,7 +224,14 @@ class HogwildSteps:
         if lazy and self.penalises_rows:
             decay *= self.shares.counts.sum() / np.maximum(1, inputs[2])
         decay = decay.astype(self.dtype)
-        shrunk = np.concatenate([[0.0], np.cumsum(held * np.log1p(-2.0 * self.penalty.l2 * rates))]) if whole else None
+        shrink = 2.0 * self.penalty.l2 if whole else 0.0
+        lengths = np.concatenate([[0.0], np.cumsum(held * np.log1p(-shrink * rates))])
+
+        def share(rows: int) -> float:
+            """Return what is left of the vector after so many rows of this replica's."""
+            ends = (first - begin + np.array([0, rows])) / held
+            return float(np.exp(np.diff(np.interp(ends, np.arange(len(lengths)), lengths))[0]))
+
         threshold = model.loss.threshold if isinstance(model.loss, HuberLoss) else 0.0
         scale = float(self.shares.counts.sum()) / self.total_weight
 
@@ -233,7 +239,6 @@ class HogwildSteps:
             scratch = own_lines((4, q), self.dtype)
             while (number := take()) < len(pieces):
                 partition, chosen, before = pieces[number]
-                before += first - begin
                 watched = number % (_WATCHED * self.threads) < self.threads
                 with meter.blocks.block(self.view, partition) as (entry, bytes_read):
                     part.bytes_read += bytes_read
@@ -241,16 +246,17 @@ class HogwildSteps:
                     loop, data = self._loop(block, lazy), _arrays(block)
                     loop(
                         *(*data, chosen, shared, rates, decay, scratch, counters, part.delays, part.sums),
-                        *(threshold, scale, d, q, int(model.intercept), before, held, me, int(watched)),
+                        *(threshold, scale, shrink, share(before), d, q, int(model.intercept)),
+                        *(before + first - begin, held, me, int(watched)),
                     )
-                if shrunk is not None:
-                    ends = np.array([before, before + len(chosen)]) / held
-                    entries = shared[: d * q]
-                    entries *= entries.dtype.type(np.exp(np.diff(np.interp(ends, np.arange(len(shrunk)), shrunk))[0]))
                 part.rows += len(chosen)
                 part.watched += len(chosen) * watched
 
-        return self._run(work)
+        parts = self._run(work)
+        if whole:
+            entries = shared[: d * q]
+            entries *= entries.dtype.type(share(last - first))
+        return parts
 
     def _loop(self, block: Block, lazy: bool) -> compiled.Kernel:
         X, index = block.X, block.X.indices.dtype.name if isinstance(block.X, CSR) else "int32"

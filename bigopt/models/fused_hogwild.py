@@ -6,9 +6,15 @@ derivative delta, and write each touched entry::
     w[j] -= eta (delta x[j] + decay[j] w[j])        decay[j] = 2 l2 n / n_j  for n_j of n rows that touch column j
 
 so that the penalty costs nothing where a row is zero and is right on average; eta decay[j] is 1 at most, with which a
-rare column forgets all but its step. An entry is read and written as one aligned word, which is never torn; between
-the two another thread may write, whose update is then lost (`write: overwrite`), or the processor is asked to add
-(`atomic_add`).
+rare column forgets all but its step. A weak penalty costs not even that (Bottou 2010): w = s u, and a row makes::
+
+    s <- (1 - 2 l2 eta) s;    u[j] -= eta delta x[j] / s
+
+which is the step of the whole penalty on all of w. s belongs to the number of the row and is kept by each thread for
+itself; threads differ by the rows between them, as in all that they read.
+
+An entry is read and written as one aligned word, which is never torn; between the two another thread may write, whose
+update is then lost (`write: overwrite`), or the processor is asked to add (`atomic_add`).
 
 Each thread counts the gradients that it has finished reading for and those it has finished writing, in a cache line of
 its own. One row of `SAMPLED` looks at the counters of all threads. Its gradient is number k, the count of finished
@@ -49,12 +55,13 @@ def signature(block: str, params: str, index: str) -> tuple[str, ...]:
     They are: values, columns and row starts (dense rows: all values in order, and two arrays that are not read);
     targets; weights (none: 1); the rows to take; w; rates; decay (none: no penalty); scratch (4, q); all
     threads' counters; this thread's delays; sums of weighted losses, weights and squared gradients; threshold of the
-    loss, n / W; columns, outputs, intercept (0 or 1), rows before these of the turn, rows a rate, this thread, watched.
+    loss, n / W, 2 l2 and s before the first row (0 and 1 without a penalty on all of w); columns, outputs, intercept
+    (0 or 1), rows before these of the turn, rows a rate, this thread, watched.
     """
     return (
         *(f"{block}[::1]", f"{index}[::1]", "int64[::1]", f"{block}[::1]", "float64[::1]", "int64[::1]"),
         *(f"{params}[::1]", "float64[::1]", f"{params}[::1]", f"{params}[:,::1]"),
-        *("int64[:,::1]", "int64[::1]", "float64[::1]", "float64", "float64"),
+        *("int64[:,::1]", "int64[::1]", "float64[::1]", "float64", "float64", "float64", "float64"),
         *("intp", "intp", "intp", "intp", "intp", "intp", "intp"),
     )
 
@@ -75,7 +82,7 @@ def make_rows(
     atomic : bool
         Whether entries are added to atomically.
     lazy : bool
-        Whether there is a penalty.
+        Whether there is a penalty of the touched entries.
     """
     from numba import njit
 
@@ -106,6 +113,8 @@ def make_rows(
         sums: Any,
         threshold: float,
         scale: float,
+        shrink: float,
+        share: float,
         d: int,
         q: int,
         intercept: int,
@@ -125,7 +134,7 @@ def make_rows(
             begun, number, sampled = 0, 0, i % SAMPLED == SAMPLED // 4
             if sampled:
                 begun = finished(counters)
-            square = T(intercept) + read(data, columns, w, v, start, stop, d, q, intercept)
+            square = T(intercept) + read(data, columns, w, v, T(share), start, stop, d, q, intercept)
             counters[me, READ] += 1
             if sampled:
                 number = finished(counters)
@@ -136,17 +145,23 @@ def make_rows(
                 mass = weight[r]
             sums[0] += mass * value[0]
             sums[1] += mass
-            eta = T(rates[(before + i) // held])
+            rate = rates[(before + i) // held]
+            eta = T(rate)
             norm = T(0.0)
             for c in range(q):
                 g = delta[c] * T(mass * scale)
                 norm += g * g
                 delta[c] = eta * g
             sums[2] += norm * square
-            write(data, columns, w, delta, decay, eta, start, stop, q)
             if intercept == 1:
                 for c in range(q):
                     subtract(w, d * q + c, delta[c])
+            if shrink > 0.0:
+                share *= 1.0 - shrink * rate
+                larger = T(1.0 / share)
+                for c in range(q):
+                    delta[c] *= larger
+            write(data, columns, w, delta, decay, eta, start, stop, q)
             if watched == 1:
                 counters[canary, 0] += 1
             counters[me, WRITTEN] += 1

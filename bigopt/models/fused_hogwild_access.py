@@ -25,16 +25,16 @@ _U = np.uint64
 
 
 def make_read(T: Any, sparse: bool) -> Callable[..., Any]:
-    """Return ``read(data, columns, w, v, start, stop, d, q, intercept)`` for one output.
+    """Return ``read(data, columns, w, v, s, start, stop, d, q, intercept)`` for one output.
 
-    It writes the score to ``v[0]`` and returns the squared norm of the row.
+    It writes the score ``s (w . x) + b`` to ``v[0]`` and returns the squared norm of the row.
     """
     from numba import njit
 
     zero, one, two, three, four = T(0.0), _U(1), _U(2), _U(3), _U(4)
 
     def read_sparse(
-        data: Any, columns: Any, w: Any, v: Any, start: int, stop: int, d: int, _q: int, intercept: int
+        data: Any, columns: Any, w: Any, v: Any, s: Any, start: int, stop: int, d: int, _q: int, intercept: int
     ) -> Any:
         bias = w[_U(d)] if intercept == 1 else zero
         v0, v1, v2, v3 = zero, zero, zero, zero
@@ -56,18 +56,18 @@ def make_read(T: Any, sparse: bool) -> Callable[..., Any]:
             v0 += x0 * w[_U(columns[k])]
             s0 += x0 * x0
             k += one
-        v[0] = ((v0 + v1) + (v2 + v3)) + bias
+        v[0] = s * ((v0 + v1) + (v2 + v3)) + bias
         return (s0 + s1) + (s2 + s3)
 
     def read_dense(
-        data: Any, _columns: Any, w: Any, v: Any, start: int, _stop: int, d: int, _q: int, intercept: int
+        data: Any, _columns: Any, w: Any, v: Any, s: Any, start: int, _stop: int, d: int, _q: int, intercept: int
     ) -> Any:
         score, square = zero, zero
         for j in range(d):
             x = T(data[start + j])
             score += x * w[j]
             square += x * x
-        v[0] = score + w[d] if intercept == 1 else score
+        v[0] = s * score + w[d] if intercept == 1 else s * score
         return square
 
     made: Callable[..., Any] = (
@@ -104,7 +104,9 @@ def make_read_many(T: Any, sparse: bool) -> Callable[..., Any]:
 
     zero = T(0.0)
 
-    def read(data: Any, columns: Any, w: Any, v: Any, start: int, stop: int, d: int, q: int, intercept: int) -> Any:
+    def read(
+        data: Any, columns: Any, w: Any, v: Any, s: Any, start: int, stop: int, d: int, q: int, intercept: int
+    ) -> Any:
         square = zero
         for c in range(q):
             v[c] = w[d * q + c] if intercept == 1 else zero
@@ -112,8 +114,9 @@ def make_read_many(T: Any, sparse: bool) -> Callable[..., Any]:
             j = columns[k] if sparse else k - start
             x = T(data[k])
             square += x * x
+            scaled = s * x
             for c in range(q):
-                v[c] += x * w[j * q + c]
+                v[c] += scaled * w[j * q + c]
         return square
 
     made: Callable[..., Any] = njit(fastmath=set(EXACT))(read)

@@ -50,7 +50,13 @@ def outputs(loss: str) -> int:
 
 
 def by_loop(
-    loss: str, form: tuple[str, str, str, bool], chosen: np.ndarray, rates: np.ndarray, decay: np.ndarray, atomic: bool
+    loss: str,
+    form: tuple[str, str, str, bool],
+    chosen: np.ndarray,
+    rates: np.ndarray,
+    decay: np.ndarray,
+    atomic: bool,
+    shrink: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     rows, _, y, weight = problem(loss, form[0] == "sparse", form[1])
     q, dtype = outputs(loss), form[2]
@@ -60,15 +66,22 @@ def by_loop(
     loop(
         *(*arrays(rows), y, weight, chosen, w, rates, decay.astype(dtype), np.empty((4, q), dtype=dtype)),
         *(np.zeros((2, loops.LINE), dtype=np.int64), np.zeros(loops.BINS + 3, dtype=np.int64), sums),
-        *(1.0, 0.9, D, q, 1, 0, 8, 0, 0),
+        *(1.0, 0.9, shrink, 0.7 if shrink else 1.0, D, q, 1, 0, 8, 0, 0),
     )
+    if shrink:
+        w[: D * q] *= 0.7 * np.prod(1.0 - shrink * rates[np.arange(len(chosen)) // 8])
     return w, sums
 
 
 def by_hand(
-    loss: str, form: tuple[str, str, str, bool], chosen: np.ndarray, rates: np.ndarray, decay: np.ndarray
+    loss: str,
+    form: tuple[str, str, str, bool],
+    chosen: np.ndarray,
+    rates: np.ndarray,
+    decay: np.ndarray,
+    shrink: float = 0.0,
 ) -> tuple[np.ndarray, list[float]]:
-    """Serial SGD in float64 by the model's own gradient (tested elsewhere) and the penalty of touched columns."""
+    """Serial SGD in float64 by the model's own gradient (tested elsewhere); penalty of touched or all columns."""
     _, X, y, weight = problem(loss, False, form[1])
     q = outputs(loss)
     model = LinearModel(D, q, HuberLoss(1.0) if loss == "huber" else LOSSES[loss]())
@@ -82,17 +95,18 @@ def by_hand(
         if form[3]:
             touched = x[0] != 0 if form[0] == "sparse" else np.ones(D, dtype=bool)
             change[: D * q] += (np.where(touched, decay, 0.0)[:, None] * w[: D * q].reshape(D, q)).reshape(-1)
+        change[: D * q] += shrink * w[: D * q]
         w = w - rates[step // 8] * change
     return w, sums
 
 
-def check(loss: str, form: tuple[str, str, str, bool], atomic: bool) -> None:
+def check(loss: str, form: tuple[str, str, str, bool], atomic: bool, shrink: float = 0.0) -> None:
     rng = np.random.default_rng(1)
     chosen = np.concatenate([rng.permutation(N), rng.permutation(N)])
     rates = 0.05 / np.sqrt(1.0 + np.arange(len(chosen) // 8 + 1))
     decay = np.linspace(0.01, 0.05, D) if form[3] else np.empty(0)
-    w, sums = by_loop(loss, form, chosen, rates, decay, atomic)
-    expected, totals = by_hand(loss, form, chosen, rates, decay)
+    w, sums = by_loop(loss, form, chosen, rates, decay, atomic, shrink)
+    expected, totals = by_hand(loss, form, chosen, rates, decay, shrink)
     exact = 1e-12 if form[2] == "float64" and form[1] == "float64" else 2e-5
     assert np.abs(w - expected).max() < exact * np.abs(expected).max()
     assert sums == pytest.approx(totals, rel=10 * exact)
@@ -102,6 +116,11 @@ def check(loss: str, form: tuple[str, str, str, bool], atomic: bool) -> None:
 def test_every_loss_is_serial_sgd(loss: str) -> None:
     number = list(LOSSES).index(loss)
     check(loss, SOME[number % len(SOME)], atomic=False)
+
+
+@pytest.mark.parametrize("loss", ["squared", SOFTMAX])
+def test_a_penalty_on_the_whole_vector_is_one_number(loss: str) -> None:
+    check(loss, ("sparse", "float64", "float64", False), atomic=False, shrink=0.3)
 
 
 @pytest.mark.parametrize("form", SOME[1:3])
@@ -156,7 +175,7 @@ def test_two_threads_read_without_each_other() -> None:
     def work(me: int) -> None:
         loop(
             *(values, columns, starts, y, np.empty(0), chosen, w, np.full(n, 0.01), np.empty(0)),
-            *(np.empty((4, 1)), counters, delays[me], sums[me], 0.0, 1.0, d, 1, 1, 0, 1, me, 0),
+            *(np.empty((4, 1)), counters, delays[me], sums[me], 0.0, 1.0, 0.0, 1.0, d, 1, 1, 0, 1, me, 0),
         )
 
     while delays[:, loops.BINS + 2].max() <= 1 and tries < 300:  # on a busy machine they may run after each other
