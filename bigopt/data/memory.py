@@ -21,6 +21,7 @@ import numpy.typing as npt
 from bigopt.core.csr import CSR
 from bigopt.core.errors import DataError
 from bigopt.data.columns import x_names
+from bigopt.data.rooms import index_dtype
 from bigopt.data.source import (
     NUMERIC,
     Array,
@@ -94,7 +95,9 @@ class MemorySource:
     def lends(self, dtype: str) -> bool:
         """Return whether blocks of this dtype may be views of X."""
         X = self.X
-        return not isinstance(X, CSR) and X.dtype == dtype and X.flags.c_contiguous and X.flags.aligned
+        if not isinstance(X, CSR):
+            return _as(X, dtype)
+        return _as(X.data, dtype) and _as(X.indices, index_dtype(X.columns)) and _as(X.indptr, np.int64)
 
     def identity(self) -> str:
         """Return a digest of names, shapes, dtypes and bytes, as they are when it is asked for first.
@@ -128,6 +131,10 @@ def _checksum() -> tuple[str, Callable[[Any], int]]:
     except ImportError:
         return "crc32", zlib.crc32
     return ("crc32c", google_crc32c.value) if google_crc32c.implementation == "c" else ("crc32", zlib.crc32)
+
+
+def _as(array: Array, dtype: npt.DTypeLike) -> bool:
+    return bool(array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned)
 
 
 def _view(array: Array, rows: slice) -> Array:

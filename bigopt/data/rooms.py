@@ -85,16 +85,18 @@ class LentRoom:
     """Rows of the source's own, which come as one piece in the block's dtype: they are looked at, not copied."""
 
     def __init__(self) -> None:
-        self._X: Array = np.empty((0, 0))
+        self._X: Array | CSR = np.empty((0, 0))
 
-    def add(self, X: Array, keep: Mask | None) -> Wrong | None:
+    def add(self, X: Array | CSR, keep: Mask | None) -> Wrong | None:
         """Take the rows; all of them, once."""
         assert keep is None, "lent rows are all kept"
-        assert not self._X.size, "lent rows come as one piece"
+        assert not len(self._X), "lent rows come as one piece"
         self._X = X
-        return first_wrong(X)
+        if not isinstance(X, CSR):
+            return first_wrong(X)
+        return None if all_finite(X.data) else wrong_of(X, int(np.argmin(np.isfinite(X.data))))
 
-    def finish(self) -> Array:
+    def finish(self) -> Array | CSR:
         """Return the rows."""
         return self._X
 
@@ -119,6 +121,11 @@ def first_wrong(X: Array) -> Wrong | None:
             row, column = (int(v[0]) for v in np.nonzero(~finite))
             return Wrong(lo + row, column, X[lo + row, column])
     return None
+
+
+def wrong_of(X: CSR, at: int) -> Wrong:
+    """Return where the stored value number `at` is."""
+    return Wrong(int(np.searchsorted(X.indptr, at, side="right")) - 1, int(X.indices[at]), X.data[at])
 
 
 class SparseRoom:
@@ -153,8 +160,7 @@ class SparseRoom:
             finite = np.isfinite(self._data[start : min(hi, start + _CHECK_VALUES)])
             if not finite.all():
                 at = start + int(np.argmin(finite))
-                row = int(np.searchsorted(kept.indptr, at - lo, side="right")) - 1
-                return Wrong(row, int(self._indices[at]), self._data[at])
+                return wrong_of(kept, at - lo)._replace(value=self._data[at])
         return None
 
     def finish(self) -> CSR:

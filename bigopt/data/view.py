@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from bigopt.core import codec, rng
 from bigopt.core.codec import wire
+from bigopt.core.csr import CSR
 from bigopt.core.errors import DataError
 from bigopt.data.loading import Filling, Lending, Loader, Reading
 from bigopt.data.preparation import Preparation, Scaling, TargetKind, Targets, Whitening
@@ -165,7 +166,10 @@ class DataView:
 
     def held_bytes(self, index: int) -> int:
         """Bytes that a block of a partition takes in a cache: `decoded_bytes`, without features that are lent."""
-        return 24 * self.partition(index).rows if self.lent else self.decoded_bytes(index)
+        if not self.lent:
+            return self.decoded_bytes(index)
+        partition = self.partition(index)
+        return 32 * partition.rows + 4 * self.source.nonzeros(partition) if self.source.sparse else 24 * partition.rows
 
     @cached_property
     def all_bytes(self) -> int:
@@ -218,8 +222,11 @@ class DataView:
     def prepare(self, raw: Block, *, features: bool = True) -> Block:
         """Scale and encode a raw block; its features are scaled in place (or not at all), lent ones in a copy."""
         if self.scaling is not None and features:
-            if isinstance(raw.X, np.ndarray) and not raw.X.flags.writeable:
-                raw = raw._replace(X=raw.X.copy())
+            X = raw.X
+            if isinstance(X, np.ndarray) and not X.flags.writeable:
+                raw = raw._replace(X=X.copy())
+            elif isinstance(X, CSR) and not X.data.flags.writeable:
+                raw = raw._replace(X=CSR(X.data.copy(), X.indices, X.indptr, X.columns))
             self.scaling.apply(raw.X)
         if self.targets is None or raw.y is None:
             return raw

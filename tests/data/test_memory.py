@@ -11,6 +11,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from bigopt.core.csr import CSR
 from bigopt.core.errors import ConfError, DataError
 from bigopt.data.cache import BlockCache
 from bigopt.data.files import filesystem, shown
@@ -88,6 +89,37 @@ def test_rows_as_kernels_want_them_are_not_copied() -> None:
     X[77, 2] = np.inf
     with pytest.raises(DataError, match="row 77 in memory: column 'x2' is inf as float32"):
         block(X)
+
+
+def test_sparse_rows_as_kernels_want_them_are_not_copied() -> None:
+    rng, y = np.random.default_rng(0), np.zeros(90)
+    starts = 3 * np.arange(91)
+    indices = np.sort(rng.permuted(np.tile(np.arange(9), (90, 1)), axis=1)[:, :3], axis=1).reshape(-1)
+
+    def view(indices: Any, values: Any, **more: Any) -> DataView:
+        source = from_arrays(CSR(values, indices, starts, 9), y, partition_rows=(40, 50)).source
+        return DataView(source, np.array([0, 40, 90]), **{"dtype": "float32", **more})
+
+    narrow, values = indices.astype(np.int32), rng.normal(size=270).astype(np.float32)
+    blocks, lent = BlockCache(10**6), view(narrow, values)
+    with blocks.block(lent, 1) as (entry, _):
+        X = entry.block.X
+        assert np.shares_memory(X.data, values)
+        assert np.shares_memory(X.indices, narrow)
+        np.testing.assert_array_equal(X.data, values[120:])
+        assert X.indptr.tolist() == (starts[40:] - 120).tolist()
+        assert blocks.held == 50 * 32 + 150 * 4  # labels, row bounds, places among the partition's own columns
+    scaled = view(narrow, values, scaling=Scaling(np.zeros(9), np.full(9, 2.0)))
+    for other in (scaled, view(indices, values), view(narrow, values.astype(np.float64))):
+        assert not other.lent
+        assert not np.shares_memory(other.load(1).X.data, values)
+    before = values.copy()
+    again = scaled.prepare(lent.load(1))  # scaled in a copy
+    np.testing.assert_array_equal(again.X.data, values[120:] / 2)
+    np.testing.assert_array_equal(values, before)
+    values[3 * 77 + 1] = np.inf
+    with pytest.raises(DataError, match=f"row 77 in memory: column 'x{narrow[232]}' is inf as float32"):
+        lent.load(1)
 
 
 def test_a_cache_charges_lent_rows_for_what_it_adds() -> None:
