@@ -1,27 +1,23 @@
 """The channel: the engine places and supervises resident workers, one small connection each carries vectors.
 
-The driver opens a `Hub` (a Unix socket, and the cluster's address where there may be other machines; authenticated by a
-random key) and an engine starts `serve` in as many places as there are slots. A worker connects back, shows its
-fingerprint, receives each `Work` once, and then answers orders until it is told to stop or the driver is gone. One that
-reaches the Unix socket shares memory with the driver (`bigopt.backends.wire`); vectors of the others cross TCP. A
-connection that breaks gives its orders back as lost; whoever connects next fills the slot. Nothing is pickled.
+The driver opens a `Hub` behind a `Door` (a Unix socket, and the cluster's address where there may be other machines;
+authenticated by a random key) and an engine starts `serve` in as many places as there are slots. A worker connects
+back, shows its fingerprint, receives each `Work` once, and then answers orders until it is told to stop or the driver
+is gone. One that reaches the Unix socket shares memory with the driver (`bigopt.backends.wire`); vectors of the others
+cross TCP. A connection that breaks gives its orders back as lost; whoever connects next fills it. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
-import secrets
-import shutil
-import tempfile
 import threading
 import time
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
+from multiprocessing.connection import Connection
 from typing import Any
 
 from bigopt.backends.base import check_fingerprint, fingerprint
+from bigopt.backends.door import Door, Unreachable
 from bigopt.backends.link import Carrier, Link, activity
 from bigopt.backends.messages import Done, Failed, Install, Lost, Prepare, Stop, Task
 from bigopt.backends.resident import Address, serve, untravelled
@@ -29,14 +25,10 @@ from bigopt.backends.segments import Pool
 from bigopt.backends.wire import Wire
 from bigopt.core import codec
 from bigopt.core.buffers import Casts
-from bigopt.core.errors import ERRORS, ClusterError, ConfError
+from bigopt.core.errors import ERRORS, ClusterError
 from bigopt.work import Arrival, GradientSum, Order, Work
 
-__all__ = ["Address", "Hub", "Link", "Unreachable", "check_slots", "serve"]
-
-
-class Unreachable(ClusterError):
-    """No worker can connect to the driver."""
+__all__ = ["Address", "Hub", "Link", "Unreachable", "serve"]
 
 
 class Hub:
@@ -55,8 +47,6 @@ class Hub:
 
     Attributes
     ----------
-    key : bytes
-        What workers prove to have.
     warnings : list of str
         About workers with other fingerprints.
     met : bool
@@ -68,16 +58,12 @@ class Hub:
 
     def __init__(self, slots: int, *, timeout: float, host: str | None = None, bits: str = "strict") -> None:
         self.slots = slots
-        self.key = secrets.token_bytes(32)
         self.warnings: list[str] = []
         self.met = False
         self._timeout = timeout
         self._bits = bits
         self._mine = fingerprint()
-        self._folder = tempfile.mkdtemp(prefix="bigopt-")
-        self._listeners = [Listener(os.path.join(self._folder, "hub"), backlog=64)]
-        if host:
-            self._listeners.append(Listener((host, 0), backlog=64))
+        self._door = Door(host)
         self._pool = Pool()
         self.casts = Casts(self._pool)
         self._lock = threading.RLock()
@@ -88,13 +74,17 @@ class Hub:
         self._serial = 0
         self._closed = False
         self._greeted: dict[Carrier, threading.Thread] = {}
-        for listener in self._listeners:
-            threading.Thread(target=self._accept, args=(listener,), name="bigopt-hub", daemon=True).start()
+        self._door.open(self._enter)
+
+    @property
+    def key(self) -> bytes:
+        """What workers prove to have."""
+        return self._door.key
 
     @property
     def addresses(self) -> tuple[Address, ...]:
         """Where workers connect to: the Unix socket of this machine, then the address for all."""
-        return tuple(listener.address for listener in self._listeners)
+        return self._door.addresses
 
     @property
     def where(self) -> str:
@@ -127,21 +117,11 @@ class Hub:
         with self._lock:
             return [activity(slot, self._links.get(slot), now) for slot in range(self.slots)]
 
-    def _accept(self, listener: Listener) -> None:
-        while True:
-            try:
-                connection = listener.accept()
-            except OSError:
-                return  # closed
-            self._start(Wire(connection, self._pool, writable=True), connection)
-            if self._closed:
-                return
+    def _enter(self, connection: Connection) -> None:
+        self.adopt(Wire(connection, self._pool, writable=True), connection)
 
-    def adopt(self, wire: Carrier) -> None:
-        """Take a worker that the engine itself carries messages to; its first one is a `Hello`."""
-        self._start(wire, None)
-
-    def _start(self, wire: Carrier, connection: Connection | None) -> None:
+    def adopt(self, wire: Carrier, connection: Connection | None = None) -> None:
+        """Take a worker whose first message is a `Hello`; one that comes by a connection shows the key first."""
         thread = threading.Thread(target=self._greet, args=(connection, wire), name="bigopt-link", daemon=True)
         with self._lock:
             if self._closed:
@@ -152,13 +132,8 @@ class Hub:
 
     def _greet(self, connection: Connection | None, wire: Carrier) -> None:
         try:
-            if connection is not None:
-                try:
-                    deliver_challenge(connection, self.key)
-                    answer_challenge(connection, self.key)
-                except (AuthenticationError, EOFError, OSError):
-                    return  # a stranger, or a worker that died while it connected
-            self._admit(wire)
+            if connection is None or self._door.knows(connection):
+                self._admit(wire)
         finally:
             with self._lock:  # never while another thread looks at its file descriptor
                 self._greeted.pop(wire, None)
@@ -370,18 +345,7 @@ class Hub:
         with self._lock:
             for wire in self._greeted:
                 wire.hang_up()
-        for listener in self._listeners:
-            with contextlib.suppress(OSError):  # closing a socket does not wake who waits in accept; connecting does
-                Client(listener.address).close()
-            listener.close()
+        self._door.close()
         for thread in threads:
             thread.join(5.0)
         self._pool.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def check_slots(found: int, asked: int | None) -> int:
-    """Return how many of the workers that were found are used."""
-    if asked is not None and asked < 1:
-        raise ConfError(f"{asked} workers", where="backend.workers", hint="at least 1")
-    return found if asked is None else min(found, asked)

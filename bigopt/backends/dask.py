@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from bigopt.backends import dask_report
 from bigopt.backends.base import one_blas_thread
-from bigopt.backends.channel import Address, Hub, Unreachable, check_slots, serve
+from bigopt.backends.channel import Address, Hub, Unreachable, serve
 from bigopt.backends.dask_actors import ActorWire, ResidentActor
-from bigopt.backends.dask_cluster import given_cluster, own_cluster
+from bigopt.backends.dask_cluster import check_slots, given_cluster, own_cluster
 from bigopt.core.buffers import Casts
 from bigopt.core.errors import BigoptError, ClusterError, ConfError
 from bigopt.work import Arrival, Order

@@ -39,6 +39,7 @@ from bigopt.data.cache import BlockCache
 _WHOLE: Final = 1 << 16
 """Bytes up to which arrays are copied into one string."""
 _FOLLOWS: Final = -1
+_HEAD: Final = struct.Struct("<2q")
 
 Parts = bytes | list[Any]
 """A message as Dask carries it: bytes, then large arrays of bytes, without copies.
@@ -55,7 +56,7 @@ def to_parts(value: Any) -> Parts:
     arrays = [np.frombuffer(vector, np.uint8) for vector in vectors]
     within = sum(array.nbytes for array in arrays) <= _WHOLE
     sizes = [array.nbytes if within else _FOLLOWS for array in arrays]
-    table = struct.pack(f"<{2 + len(sizes)}q", len(sizes), len(header), *sizes)
+    table = _HEAD.pack(len(sizes), len(header)) + struct.pack(f"<{len(sizes)}q", *sizes)
     if within:
         return b"".join([table, header, *(array.data for array in arrays)])
     return [table + header, *arrays]
@@ -71,18 +72,23 @@ def from_parts(parts: Parts) -> Any:
     """
     message, *following = [parts] if isinstance(parts, bytes) else parts
     try:
-        count, length = struct.unpack_from("<2q", message)
-        sizes = struct.unpack_from(f"<{count}q", message, 16)
-        at = 16 + 8 * count + length
-        header, arrays = message[at - length : at], []
-        for size in sizes:
-            if size == _FOLLOWS:
-                arrays.append(np.array(following.pop(0)))
-            else:
-                arrays.append(np.frombuffer(message, np.uint8, size, at).copy())
-                at += size
-    except (struct.error, LookupError) as error:
+        count, length = _HEAD.unpack_from(message)
+        sizes = struct.unpack_from(f"<{count}q", message, _HEAD.size)
+    except struct.error as error:
         raise ValueError(f"not a bigopt message: {error}") from error
+    at = _HEAD.size + 8 * count
+    header, at, arrays = message[at : at + length], at + length, []
+    within = sum(size for size in sizes if size != _FOLLOWS)
+    if length < 0 or min(sizes, default=0) < _FOLLOWS or at + within != len(message):
+        raise ValueError(f"not a bigopt message: {len(message)} bytes")
+    if sizes.count(_FOLLOWS) != len(following):
+        raise ValueError(f"not a bigopt message: {len(following)} arrays follow it")
+    for size in sizes:
+        if size == _FOLLOWS:
+            arrays.append(np.array(following.pop(0)))
+        else:
+            arrays.append(np.frombuffer(message, np.uint8, size, at).copy())
+            at += size
     return lengthened(header, arrays) if is_short(header) else codec.loads([header, *arrays])
 
 

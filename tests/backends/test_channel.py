@@ -20,7 +20,8 @@ import pytest
 from probes import MEMORY, SIZES, direct, run_round, same, vector, view, wait_until
 
 from bigopt.backends import base, channel, resident
-from bigopt.backends.channel import Hub, check_slots, serve
+from bigopt.backends.channel import Hub, serve
+from bigopt.backends.dask_cluster import check_slots
 from bigopt.backends.ledger import Ledger, Rounds
 from bigopt.backends.testing import Probe
 from bigopt.core import codec

@@ -22,13 +22,15 @@ import pytest
 from probes import MEMORY, SIZES, alive, closing, conf, direct, run_round, same, started, vector, view, wait_until
 
 from bigopt.backends import channel, dask, dask_report
-from bigopt.backends.dask_actors import ActorWire, ResidentActor
+from bigopt.backends.dask_actors import ActorWire, ResidentActor, from_parts, to_parts
 from bigopt.backends.ledger import Ledger, Rounds
+from bigopt.backends.messages import Done, Hello, Task
 from bigopt.backends.testing import Probe
 from bigopt.core import tree
 from bigopt.core.errors import ClusterError
+from bigopt.core.sums import Sums
 from bigopt.data.plan import whole
-from bigopt.work import Order
+from bigopt.work import Order, Stats
 
 BIN = Path(sys.executable).parent
 
@@ -109,10 +111,13 @@ class FakeActor:
         self.calls: list[int] = []
         self.lost = False
         self.error: Exception | None = None
+        self.fails = threading.Event()
 
     async def turn(self, *messages: Any) -> Any:
         self.calls.append(len(messages))
         if self.error is not None:
+            while not self.fails.is_set():
+                await asyncio.sleep(0.001)
             raise self.error
         if self.lost:  # as calls of Dask's where the worker is gone
             await asyncio.Event().wait()
@@ -190,6 +195,7 @@ def test_an_actor_that_is_lost_gives_its_orders_back_once(hub, loop, end):
     orders = [order(0, 4), order(4, 7)]
     for each in orders:
         hub.submit(each)
+    actor.fails.set()
     if end == "never returns":
         wire.hang_up()
     elif end == "dropped":
@@ -204,6 +210,34 @@ def test_an_actor_that_is_lost_gives_its_orders_back_once(hub, loop, end):
     hub.adopt(ActorWire(FakeActor(), loop))  # another takes its place
     hub.submit(orders[0])
     assert hub.wait().nodes is not None
+
+
+@pytest.mark.parametrize("size", [3, 9, 100_000])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_message_of_an_actor_comes_back_with_its_bits(size, dtype):
+    """An order and an answer, in one string of bytes or with arrays beside it."""
+    sent = np.random.default_rng(1).standard_normal(size).astype(dtype)
+    task = Task(1, 2, 3, 0, 7, 0, whole(np.arange(7), SIZES), (4,), (sent,))
+    done = Done(1, ((0, 3),), (Sums(sent, 0.5, 2.0, 3),), Stats(rows=3))
+    for value, find in ((task, lambda m: m.inputs[0]), (done, lambda m: m.values[0].grad)):
+        parts = to_parts(value)
+        assert isinstance(parts, bytes) == (size < 100)
+        found = find(from_parts(parts))
+        assert found.dtype == sent.dtype
+        assert found.tobytes() == sent.tobytes()
+        assert found.flags.aligned
+        assert found.flags.writeable
+        assert type(from_parts(parts)) is type(value)
+
+
+def test_what_is_no_message_of_an_actor_is_refused():
+    parts = to_parts(Hello(1, "host", "w", {"numpy": "2"}))
+    assert from_parts(parts) == Hello(1, "host", "w", {"numpy": "2"})
+    large = to_parts(Task(1, 2, 3, 0, 7, 0, whole(np.arange(7), SIZES), (), (np.zeros(100_000),)))
+    cut = [parts[:end] for end in range(len(parts))]
+    for wrong in (*cut, parts + b"x", [parts, b"x"], large[:1], [*large, b"x"], b"\xff" * 64):
+        with pytest.raises(ValueError, match="."):
+            from_parts(wrong)
 
 
 def cmdline(process: psutil.Process) -> list[str]:
