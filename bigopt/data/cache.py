@@ -73,6 +73,7 @@ class BlockCache(Slots):
         self.kept = Kept()
         self._entries: dict[Key, Entry] = {}
         self._loading: set[Key] = set()
+        self._finite: set[Key] = set()
         self._expected = Expected()
         self._notes = Notes()
         self._labels = Labels(budget // SHARE)
@@ -274,10 +275,13 @@ class BlockCache(Slots):
         return entry
 
     def _decoded(self, view: DataView, index: int) -> Block:
-        """Load a partition; where not all can stay, its labels do."""
+        """Load a partition; where not all can stay, its labels do, and its rows were finite when they come again."""
         if view.targets is None or view.all_bytes <= self.budget or not view.fills(index, self.loader):
             return view.load(index, self.loader)
-        return view.load(index, self.loader, self._labels_of(view, index))
+        key = view.key, index
+        block = view.load(index, self.loader, self._labels_of(view, index), checked=key not in self._finite)
+        self._finite.add(key)
+        return block
 
     def _node(self, view: DataView) -> NodeScratch | None:
         """Return the node's folder for a view's blocks; raw ones have none, for they are prepared in place."""

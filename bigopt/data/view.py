@@ -193,14 +193,20 @@ class DataView:
         beside = self.filling(range(partition.start, partition.stop), loader)
         return size if beside is None else min(size, beside)
 
-    def load(self, index: int, loader: Loader | None = None, labels: Block | None = None) -> Block:
-        """Read, check, convert and prepare one partition; what `labels` returned of it is not read again."""
+    def load(
+        self, index: int, loader: Loader | None = None, labels: Block | None = None, *, checked: bool = True
+    ) -> Block:
+        """Read, check, convert and prepare one partition; what `labels` returned of it is not read again.
+
+        Features that are known to be finite, with their labels, need not be looked at (`checked`).
+        """
         if labels is None:
             return self.prepare(self.load_raw(index, loader))
         assert self.filler is not None, "asked for before"
         partition = self.partition(index)
         reading = self.filler.reading(partition, labels=False)
-        X = self._features(partition, self._mask(partition), reading, Loader() if loader is None else loader)
+        loader = Loader() if loader is None else loader
+        X = self._features(partition, self._mask(partition), reading, loader, checked=checked)
         if self.scaling is not None:
             self.scaling.apply(X)
         return labels._replace(X=X, bytes_read=labels.bytes_read + reading.bytes_read)
@@ -312,11 +318,13 @@ class DataView:
         X = self._features(partition, mask, reading, loader)
         return Block(X, y, weight, 0, reading.bytes_read)
 
-    def _features(self, partition: Partition, mask: Mask | None, reading: Reading, loader: Loader) -> Array:
-        """Return checked features of the wanted rows."""
+    def _features(
+        self, partition: Partition, mask: Mask | None, reading: Reading, loader: Loader, *, checked: bool = True
+    ) -> Array:
+        """Return features of the wanted rows, checked or not."""
         rows = partition.rows if mask is None else int(mask.sum())
         X = DenseRoom(rows, len(self.source.columns), self.dtype, loader.memory).whole
-        if not reading.fill(range(partition.start, partition.stop), mask, X, loader):
+        if not reading.fill(range(partition.start, partition.stop), mask, X, loader, checked=checked):
             self.check_finite(partition, 0, X, mask)
         return X
 

@@ -288,6 +288,39 @@ def test_no_rule_loads_fewer_partitions(seed, partitions, room):
     assert len(rows.loads) == fewest_loads(visits, room)
 
 
+@dataclass
+class Filled(Rows):
+    """The same, filled by a source beside labels of their own, and more than fit."""
+
+    targets: Any = "classes"
+    all_bytes: int = 10**9
+    checks: list[tuple[int, bool]] = field(default_factory=list)
+
+    def fills(self, index: int, loader: Loader) -> bool:
+        return True
+
+    def labels(self, index: int) -> Block:
+        return Block(np.zeros((0, 0)), np.zeros(1), None, 0, 0)
+
+    def load(self, index: int, loader: Loader, labels: Block | None = None, *, checked: bool = True) -> Block:
+        self.checks.append((index, checked))
+        return super().load(index, loader)
+
+
+def test_rows_that_were_finite_are_not_looked_at_when_they_come_again():
+    rows, blocks = Filled(fail=2), BlockCache(2 * SIZE)
+    other = Filled(key="other")
+    for view, index in [(rows, 0), (rows, 1), (rows, 0), (other, 1), (rows, 1), (other, 1)]:
+        with blocks.block(view, index):
+            pass
+    assert rows.checks == [(0, True), (1, True), (0, False), (1, False)]
+    assert other.checks == [(1, True), (1, False)]
+    for _ in range(2):  # what was refused is looked at again
+        with pytest.raises(DataError, match="a broken chunk"), blocks.block(rows, 2):
+            pass
+    assert rows.checks[4:] == [(2, True), (2, True)]
+
+
 def test_who_goes_first():
     block = Block(np.zeros((1, 1)), None, None, 0, 0)
     uses = {"pinned": 9, "open": 2, "awaited": 3, "next": 4, "last": 5, "other slot": 6, "old": 1, "new": 7}
