@@ -143,11 +143,14 @@ class Loader:
     ----------
     waits : bool
         Whether the last files that were read without the interpreter had to be waited for.
+    decoded : set of (str, int)
+        View and number of partitions whose files could not be read so: they are not tried again.
     """
 
     def __init__(self, threads: int = 1) -> None:
         self.memory = Memory()
         self.waits = False
+        self.decoded = set[tuple[str, int]]()
         self.threads = threads
         self._decoding = 0
         self._lock = threading.Lock()

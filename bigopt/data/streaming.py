@@ -124,14 +124,16 @@ class Stream:
         source = view.filler
         assert source is not None, "asked for before"
         where = None if self._checked else source.extents(view.partition(self._index), view.dtype)
-        room = stream_bytes(view, self._index, self._step, loader)
-        if where is None or room is None or where.room(self._step) > room:
+        room, key = stream_bytes(view, self._index, self._step, loader), (view.key, self._index)
+        if where is None or room is None or where.room(self._step) > room or key in loader.decoded:
             return None
         scaling = (view.scaling.mean, view.scaling.scale) if isinstance(view.scaling, Scaling) else None
         memory = loader.memory.take(where.room(self._step))
         begin = time.perf_counter() - time.thread_time()
         found = add(Stored(where, view.dtype, self.labels.y, self.labels.weight, scaling, memory, loader.waits))
         loader.waits = time.perf_counter() - time.thread_time() - begin > _WAIT * len(where.paths)
+        if found is None:
+            loader.decoded.add(key)
         return found
 
 

@@ -208,6 +208,11 @@ def test_a_chunk_that_is_not_there_holds_the_fill_value(tmp_path: Path, counted:
     assert not (tmp_path / "store" / "X" / "c" / "35").exists()
     assert run(view, view.decoded_bytes(0) - 1) == run(view, 1 << 30)
     assert counted == [True, False]
+    loader, tried = Loader(), list[Any]()
+    for _ in range(2):
+        reader = stream(view, 1, STEP, loader, view.labels(1), checked=False)
+        assert reader.read(tried.append) is None
+    assert len(tried) == 1  # it will not be there the next time either
 
 
 def test_a_value_that_is_not_finite_is_named(tmp_path: Path, counted: list[bool]) -> None:
