@@ -3,7 +3,7 @@
 Whoever waits for gradient sums computes those of the first slot himself: with as many threads as slots nobody has to be
 woken for them, nor takes a core from the others. He does so only where nothing else could be done meanwhile, when all
 that is under way belongs to one round. The second slot's thread, which is idle while the driver makes its step, gathers
-the driver's next rows after its own.
+the driver's next rows after its own. In rounds of small networks nobody is woken (`bigopt.backends.local_lanes`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import Counter, deque
 from typing import Any
 
 from bigopt.backends.base import Watched, one_blas_thread
+from bigopt.backends.local_lanes import Lanes
 from bigopt.core.buffers import Ahead, Casts
 from bigopt.core.errors import BigoptError
 from bigopt.data.cache import BlockCache
@@ -49,6 +50,8 @@ class LocalSession:
         self._mine: deque[Order] = deque()
         self._watched, self._ahead = Watched(), Ahead()  # of the thread that waits
         self.casts = Casts()
+        self._lanes = Lanes(slots, self._blocks, self.casts)
+        self._others: list[Order] = []  # of the other slots, beside one of `_mine`
         self._under_way: Counter[int] = Counter()  # orders by round
         self._orders: list[queue.SimpleQueue[Order | None]] = [queue.SimpleQueue() for _ in range(slots)]
         self._arrivals: queue.SimpleQueue[Arrival | BaseException] = queue.SimpleQueue()
@@ -92,16 +95,21 @@ class LocalSession:
         slot, work = order.slot % self.slots, order.work
         if self._joins and slot == 0 and isinstance(work, GradientSum) and not on_card(work):
             self._mine.append(order)
+        elif self._mine:  # a round that the driver takes part in
+            self._others.append(order)
         else:
             self._orders[slot].put(order)
 
     def wait(self) -> Arrival:
         """Return the next arrival; an unexpected error of a thread is raised here."""
-        if len(self._under_way) > 1:
-            while self._mine:
-                self._orders[0].put(self._mine.popleft())
         if self._mine:
-            arrival: Arrival | BaseException = self._done(self._mine.popleft(), self._watched, self._ahead)
+            self._hand_out()
+        arrival: Arrival | BaseException
+        if self._lanes.busy:
+            order, nodes, stats = self._lanes.end()
+            arrival = Arrival(order, nodes, stats._replace(rss=self._watched.rss()))
+        elif self._mine:
+            arrival = self._done(self._mine.popleft(), self._watched, self._ahead)
         else:
             arrival = self._arrivals.get()
         if isinstance(arrival, BaseException):
@@ -111,11 +119,24 @@ class LocalSession:
             del self._under_way[arrival.order.ticket]
         return arrival
 
+    def _hand_out(self) -> None:
+        """Begin a round in the lanes where they take it, else give the slots' threads what the driver leaves them."""
+        alone, mine, others = len(self._under_way) == 1, self._mine, self._others
+        if others and alone and len(mine) == 1 and self._lanes.begin([*mine, *others]):
+            mine.clear()
+        else:
+            for order in others:
+                self._orders[order.slot % self.slots].put(order)
+        others.clear()
+        while mine and not alone:
+            self._orders[0].put(mine.popleft())
+
     def report(self, text: str, record: dict[str, Any]) -> None:
         """Nobody watches an embedded engine but the caller."""
 
     def close(self) -> None:
         """End the threads; the decoded blocks go with the session."""
+        self._lanes.close()
         for orders in self._orders:
             orders.put(None)
         for thread in self._threads:

@@ -19,11 +19,15 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-_LARGE: Final = 1 << 22
+LARGE: Final = 1 << 22
 """Bytes of rows up to which they are gathered ahead."""
 
 _HERE: Final = 3
 """References to an array in a list that is being looked at: the list's, the loop's and the question's."""
+
+
+Gathering = tuple[npt.NDArray[Any], npt.NDArray[Any], int, npt.NDArray[Any]]
+"""X, order, start and out: ``out = X[order[start : start + len(out)]]``."""
 
 
 class Ahead:
@@ -61,16 +65,34 @@ class Ahead:
     def gather(self) -> None:
         """Gather what was noted last, if it is not large and not here yet, and let go of where it comes from."""
         with self._lock:
-            following, self._next = self._next, None
-            if following is None:
-                return
-            X, order, start, stop = following
-            self._filled = None
-            if start < stop and (stop - start) * X[0].nbytes <= _LARGE:
-                self._names = self._names[::-1]
-                out = self._memory.take(self._names[0], (stop - start, X.shape[1]), X.dtype)
-                np.take(X, order[start:stop], axis=0, out=out, mode="clip")
+            following = self._following()
+            if following is not None:
+                X, order, start, out = following
+                np.take(X, order[start : start + len(out)], axis=0, out=out, mode="clip")
                 self._filled = order, start, out
+
+    def begin(self) -> Gathering | None:
+        """Return what `gather` would gather, for a thread that fills it in before `rows` is called again.
+
+        X, order and out are in C order; rows that are not are left to whoever asks for them.
+        """
+        with self._lock:
+            following = self._following()
+            if following is None or not (following[0].flags.c_contiguous and following[1].flags.c_contiguous):
+                return None
+            self._filled = following[1:]
+            return following
+
+    def _following(self) -> Gathering | None:
+        following, self._next = self._next, None
+        if following is None:
+            return None
+        X, order, start, stop = following
+        self._filled = None
+        if start >= stop or (stop - start) * X[0].nbytes > LARGE:
+            return None
+        self._names = self._names[::-1]
+        return X, order, start, self._memory.take(self._names[0], (stop - start, X.shape[1]), X.dtype)
 
     def forget(self) -> None:
         """Let go of everything."""

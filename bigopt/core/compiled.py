@@ -140,7 +140,7 @@ _PLAIN: Final = 0x101
 """NumPy's flags C_CONTIGUOUS and ALIGNED."""
 
 
-def _pointer(array: Any) -> Any:
+def pointer(array: Any) -> Any:
     """Return the address of an array's data; `__array_interface__` takes microseconds to say it."""
     if _HEADER:
         return ctypes.c_void_p.from_address(id(array) + _HEADER).value
@@ -182,6 +182,7 @@ class Kernel:
         self._function = ctypes.CFUNCTYPE(ctypes.c_int, *kinds)(self.address)
         self._types = tuple(np.dtype(kind.partition("[")[0]) if "[" in kind else None for kind in signature)
         self._ranks = tuple(max(0, kind.count(":") - 1) for kind in signature)
+        self._starts = [2 + sum(5 + 2 * rank if rank else 1 for rank in self._ranks[:k]) for k in range(len(signature))]
 
     def __call__(self, *values: Any) -> None:
         """Run the kernel; the interpreter's lock is released.
@@ -211,6 +212,22 @@ class Kernel:
         found[:2] = end - 16, end - 8
         return found
 
+    def run(self, words: npt.NDArray[np.int64]) -> None:
+        """Run the kernel with what `bound` has returned; the interpreter's lock is released."""
+        if self._function(*words[:-2].tolist()):
+            raise RuntimeError("a compiled kernel failed")
+
+    def rebind(self, words: npt.NDArray[np.int64], k: int, array: Any) -> None:
+        """Put another array, or integer, in the place of the k-th value of what `bound` has returned.
+
+        An array is of the same kind, in C order, and but for its first axis of the same shape.
+        """
+        at = self._starts[k]
+        if self._types[k] is None:
+            words[at] = array
+            return
+        words[at + 2], words[at + 4], words[at + 5] = array.size, pointer(array), array.shape[0]
+
     def _flat(self, values: tuple[Any, ...]) -> list[Any]:
         flat: list[Any] = []
         for value, dtype, rank in zip(values, self._types, self._ranks, strict=True):
@@ -225,7 +242,7 @@ class Kernel:
                 None,
                 value.size,
                 dtype.itemsize,
-                _pointer(value),
+                pointer(value),
                 *value.shape,
                 *value.strides,
             ]

@@ -155,10 +155,11 @@ def layered_sum(
         As in `MLP.grad_sum`; y holds class numbers.
     """
     kernels.same_dtype(params, X)
+    whole = network_call(model, params, X, y, weight, buffers)
+    if whole is not None:
+        whole.kernel(*whole.values)
+        return whole.grad, float(whole.sums[0]), float(whole.sums[1])
     rows = X.shape[0]
-    network = _network(model, compiled.name_of(X.dtype)) if rows > 1 and X.flags.c_contiguous else None
-    if network is not None:
-        return _one_call(network, params, X, y, weight, buffers)
     relu, gate, top = _between(compiled.name_of(X.dtype))
     grad = np.empty(params.shape, dtype=X.dtype) if buffers is None else buffers.lend(params.shape[0], X.dtype)
     (W, b), (of_W, of_b) = _layers(model, params), _layers(model, grad)
@@ -205,17 +206,48 @@ def _network(model: MLP | LinearModel, dtype: str) -> _Network | None:
     return _Network(kernel, np.array([int(model.intercept), *widths]), routines.gemm, routines.gemv)
 
 
-def _one_call(
-    network: _Network, params: Any, X: Any, y: Any, weight: Any | None, buffers: Buffers | None
-) -> tuple[Any, float, float]:
-    rows, sums = X.shape[0], np.zeros(2)
+_WIDTHS: Final = 6
+"""Of the values of a `NetworkCall`, what stands for the network."""
+
+
+class NetworkCall(NamedTuple):
+    """The gradient sum of a block as one call of a kernel, and where it leaves what it finds.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    values : tuple
+        What it is called with.
+    grad : ndarray, shape (p,)
+    sums : ndarray, shape (2,)
+        Loss and weight.
+    """
+
+    kernel: compiled.Kernel
+    values: tuple[Any, ...]
+    grad: Any
+    sums: npt.NDArray[np.float64]
+
+    def like(self, values: tuple[Any, ...]) -> bool:
+        """Return whether some values are those of another block of the same network."""
+        return self.values[_WIDTHS] is values[_WIDTHS]
+
+
+def network_call(
+    model: MLP | LinearModel, params: Any, X: Any, y: Any, weight: Any | None, buffers: Buffers | None
+) -> NetworkCall | None:
+    """Return the call that does the work of `layered_sum`, or None where there is no kernel for these rows."""
+    rows, dtype = X.shape[0], compiled.name_of(X.dtype)
+    network = _network(model, dtype) if rows > 1 and X.flags.c_contiguous else None
+    if network is None:
+        return None
+    sums, size = np.zeros(2), network.work(rows)
     grad = np.empty(params.shape, dtype=X.dtype) if buffers is None else buffers.lend(params.shape[0], X.dtype)
-    size = network.work(rows)
     work = np.empty(size, dtype=X.dtype) if buffers is None else buffers.take("network", (size,), X.dtype)
     s = _NO_WEIGHT if weight is None else np.ascontiguousarray(weight, dtype=np.float64)
     labels = np.ascontiguousarray(y, dtype=np.int64)
-    network.kernel(X, labels, s, params, grad, sums, network.widths, work, network.gemm, network.gemv)
-    return grad, float(sums[0]), float(sums[1])
+    values = X, labels, s, params, grad, sums, network.widths, work, network.gemm, network.gemv
+    return NetworkCall(network.kernel, values, grad, sums)
 
 
 @cache
