@@ -6,8 +6,8 @@ MLlib's clock covers its fit on a table that is cached already.
 Both are used as who tunes them would. MLlib has its default solver, and is cut off at 40 iterations: at its default of
 100 a round would take 30 s and the row more than its time. Ours has batches and rates that were tried for this loss. A
 step on Spark costs a millisecond and more whatever its rows, so batches are large (1,024); and a rate that rises to 0.1
-and falls to nothing within the run (one cycle) gets there in 4 epochs, where a constant 0.01 with batches of 256 wanders
-about this loss from the fifth on.
+and falls to nothing within the run (one cycle) gets there in 4 epochs, where a constant 0.01 with batches of 256
+wanders about this loss from the fifth epoch on.
 """
 
 from __future__ import annotations
