@@ -39,7 +39,7 @@ _BEATS = 4
 def dask_setup(worker: Any) -> None:
     """Hook of a worker of our own that starts.
 
-    Ctrl-C reaches it too, but what to do then is the driver's decision. A heartbeat takes 5 ms of the cores, and holds
+    Ctrl-C reaches it too, but what to do then is the driver's decision. A heartbeat takes 3 ms of the cores, and holds
     up the round that it falls into.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
