@@ -31,7 +31,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from bigopt.models.fused_hogwild_access import make_read, make_read_many, make_write, make_write_many
+from bigopt.models.fused_hogwild_access import AHEAD, make_fetch, make_read, make_read_many, make_write, make_write_many
 from bigopt.models.fused_points import EXACT, POINTS, exp_negative, log1p_unit
 
 SAMPLED: Final = 64
@@ -95,7 +95,7 @@ def make_rows(
         read, write = make_read_many(T, sparse), make_write_many(T, sparse, lazy, subtract)
     else:
         read, write = make_read(T, sparse), make_write(T, sparse, lazy, subtract)
-    finished, note = compiler(_finished), compiler(_note)
+    finished, note, fetch = compiler(_finished), compiler(_note), make_fetch()
 
     def rows(
         data: Any,
@@ -131,6 +131,9 @@ def make_rows(
             start, stop = r * d, (r + 1) * d
             if sparse:
                 start, stop = starts[r], starts[r + 1]
+            if sparse and i + AHEAD < chosen.shape[0]:
+                later = chosen[i + AHEAD]
+                fetch(data, columns, starts[later], starts[later + 1])
             begun, number, sampled = 0, 0, i % SAMPLED == SAMPLED // 4
             if sampled:
                 begun = finished(counters)

@@ -2,7 +2,8 @@
 
 A row touches its k nonzero columns twice, once for the score and once to step. What makes that fast, for one output:
 
-- rows are walked in order (`bigopt.data.turns`), so that values and columns stream in and only w is random access;
+- rows are walked in order, forwards or backwards (`bigopt.data.turns`), and values and columns of a row are asked for
+  `AHEAD` rows before (the processor foresees forwards alone), so that only w is random access;
 - the score has four sums, which wait for nothing but their loads: as many cache misses are under way as the processor
   can hold, also those of lines that another thread wrote last;
 - places are unsigned, for which the compiler does not ask whether they count from the end;
@@ -14,14 +15,18 @@ For several outputs the entries of a column lie side by side, and the loops over
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from bigopt.models.fused_linear import SUMS
 from bigopt.models.fused_points import EXACT
 
+AHEAD: Final = 4
+"""Rows between asking for a row's values and columns, and reading them."""
+
 _U = np.uint64
+_LINE: Final = 64
 
 
 def make_read(T: Any, sparse: bool) -> Callable[..., Any]:
@@ -96,6 +101,43 @@ def make_write(T: Any, sparse: bool, lazy: bool, subtract: Any) -> Callable[...,
 
     made: Callable[..., None] = njit(fastmath=set(EXACT))(write)
     return made
+
+
+def make_fetch() -> Callable[..., None]:
+    """Return ``fetch(data, columns, start, stop)``: ask for the cache lines of a row's values and columns."""
+    from numba import njit
+
+    ask = _make_ask()
+
+    def fetch(data: Any, columns: Any, start: int, stop: int) -> None:
+        for k in range(start, stop, _LINE // data.itemsize):
+            ask(data, _U(k))
+        for k in range(start, stop, _LINE // columns.itemsize):
+            ask(columns, _U(k))
+
+    made: Callable[..., None] = njit(fastmath=set(EXACT))(fetch)
+    return made
+
+
+def _make_ask() -> Any:
+    """Return ``ask(array, k)``: the processor is asked for the line of the k-th entry, and nobody waits for it."""
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    def ask(_typing: Any, array: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            data = context.make_array(signature.args[0])(context, builder, values[0]).data
+            address, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [address, number, number, number])
+            prefetch = builder.module.declare_intrinsic("llvm.prefetch", [address], kind)
+            place = builder.bitcast(builder.gep(data, [values[1]]), address)
+            builder.call(prefetch, [place, number(0), number(3), number(1)])  # to read, for all caches, as data
+            return context.get_dummy_value()
+
+        return types.void(array, index), generate
+
+    return intrinsic(ask)
 
 
 def make_read_many(T: Any, sparse: bool) -> Callable[..., Any]:
