@@ -5,7 +5,7 @@
 Three parts, of a minute or two each; what is asked for is measured anew, the others are taken from the file:
 
 - **rates**: scikit-learn's loss after 5 epochs at the best of 3 constant rates, and the fewest epochs in which Hogwild
-  reaches it under a cosine schedule, at the best of 3 rates too, with one thread.
+  reaches it under `SCHEDULE`, at the best of 3 rates too, with one thread.
 - **bar**: that loss by two threads. Both fit in turn, `pairs` times: seconds and CPU seconds of scikit-learn's ``fit``
   on rows in memory; of our whole ``train``; from the same rows in memory to the last step, as the bar has it (conf,
   run directory and the first pass over the rows included, final metrics and the picture of the run not); of the steps
@@ -56,6 +56,8 @@ OURS = {
 """Lines of the table, and what is timed."""
 THEIR_RATES = (0.1, 0.3, 1.0)
 OUR_RATES = (0.5, 1.0, 2.0)
+SCHEDULE = ("schedule.name=polynomial", "schedule.power=1.5")
+CONSTANT = ("schedule.name=constant",)
 
 
 class Rows(NamedTuple):
@@ -126,7 +128,9 @@ def theirs(rows: Rows, rate: float) -> Fit:
     return Fit(rows.loss(model.coef_[0], float(model.intercept_[0])), seconds, cpu, {"rate": rate})
 
 
-def ours(rows: Rows, data: Datasets, threads: int, rate: float, epochs: float, schedule: str = "cosine") -> Fit:
+def ours(
+    rows: Rows, data: Datasets, threads: int, rate: float, epochs: float, schedule: tuple[str, ...] = SCHEDULE
+) -> Fit:
     """Fit by Hogwild, a row at a time."""
     with tempfile.TemporaryDirectory() as folder:
         conf = load_conf(
@@ -135,7 +139,7 @@ def ours(rows: Rows, data: Datasets, threads: int, rate: float, epochs: float, s
                 *("data.uri=memory", "model.name=logistic", f"model.l2={L2}", "model.standardize=false"),
                 *("model.init=zeros", "batch.size=1", "strategy.name=hogwild", f"strategy.threads={threads}"),
                 *("backend.name=local", f"backend.workers={threads}", "run.dtype=float32", f"stop.epochs={epochs}"),
-                *(f"schedule.name={schedule}", f"schedule.learning_rate={rate}", f"run.dir={folder}"),
+                *(*schedule, f"schedule.learning_rate={rate}", f"run.dir={folder}"),
             ],
         )
         stamps = [(time.perf_counter(), time.process_time())]
@@ -222,7 +226,7 @@ def by_threads(rows: Rows, data: Datasets, rates: dict[str, Any]) -> list[dict[s
     """Return what becomes of the loss and of the time with more threads."""
     lines: list[dict[str, Any]] = []
     epochs, nonzeros = rates["epochs"], rows.X.data.size
-    for schedule, eta in (("cosine", rates["ours"]), ("constant", rates["theirs"])):
+    for schedule, eta in ((SCHEDULE, rates["ours"]), (CONSTANT, rates["theirs"])):
         serial = None
         for threads in (1, 2, 3, 4):
             fit = ours(rows, data, threads, eta, epochs, schedule)
@@ -230,7 +234,7 @@ def by_threads(rows: Rows, data: Datasets, rates: dict[str, Any]) -> list[dict[s
             lines.append(
                 {
                     "threads": threads,
-                    "schedule": schedule,
+                    "schedule": schedule[0].partition("=")[2],
                     "relative": fit.loss / serial.loss,
                     "epoch": fit.more["turns"] / epochs,
                     "nonzero": fit.more["turns"] / epochs / nonzeros * 1e9,
