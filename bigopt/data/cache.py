@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from bigopt.core.errors import ConfError
+from bigopt.data.charges import beside, charge, loading_room
 from bigopt.data.entry import Entry
 from bigopt.data.eviction import Expected
 from bigopt.data.kept import Kept
@@ -37,7 +37,7 @@ from bigopt.data.labels import SHARE, Labels
 from bigopt.data.loading import Loader
 from bigopt.data.notes import Note, Notes
 from bigopt.data.plan import Ints
-from bigopt.data.scratch import NodeScratch, is_mapped
+from bigopt.data.scratch import NodeScratch
 from bigopt.data.slots import Slots
 from bigopt.data.streaming import Stream, stream, stream_bytes
 from bigopt.data.view import NO_FEATURES, Block, DataView
@@ -168,19 +168,14 @@ class BlockCache(Slots):
         key, raw = (view.key, index), (view.raw.key, index)
         with self._changed:
             left = self.budget - self.held - whole
-            if room > self.budget or (left >= 0 and left >= self._beside(view, index, room)):
+            if room > self.budget:
+                return None
+            if left >= 0 and left >= beside(view, index, room, self.budget, self.loader, self._labels):
                 return None
             if key in self._entries or key in self._loading or raw in self._entries:
                 return None
             self._take(room)
         return room
-
-    def _beside(self, view: DataView, index: int, room: int) -> int:
-        """Return what is needed beside a whole partition: to load it, for streams of all slots and for their labels."""
-        loading = view.loading_bytes(index, self.loader)
-        if view.all_bytes <= self.budget:
-            return loading
-        return loading + self.loader.threads * room + self._labels.expected(view)
 
     def recall(self, view: DataView, unit: Ints, digest: bytes) -> list[Any] | None:
         """Return the parts of a unit's note, or None where there is none of this digest."""
@@ -223,7 +218,6 @@ class BlockCache(Slots):
         self._changed.notify_all()
 
     def _pin(self, key: Key, view: DataView, index: int) -> tuple[Entry, int]:
-        size = view.held_bytes(index)
         with self._changed:
             while key in self._loading:
                 self._changed.wait()
@@ -238,14 +232,7 @@ class BlockCache(Slots):
             if mapped is not None:
                 return mapped, 0
             raw = self._take_raw((view.raw.key, index)) if view.raw.key != view.key else None
-            room = size if raw is not None else size + view.loading_bytes(index, self.loader)
-            if room > self.budget:
-                raise ConfError(
-                    f"partition {index} needs {room / 1e6:.1f} MB while it is decoded, data.memory allows "
-                    f"{self.budget / 1e6:.1f} MB",
-                    where="data.memory",
-                    hint="raise data.memory, or write the data again with a smaller ingest.partition_rows",
-                )
+            room = loading_room(view, index, self.budget, self.loader, decoded=raw is not None)
             self._take(room)
             self._loading.add(key)
         entry = self._load(key, view, index, room, raw, Entry(_NOTHING, 0, pins=1, last_use=self._clock))
@@ -266,7 +253,7 @@ class BlockCache(Slots):
                 self._give_back(room)
             raise
         with self._changed:
-            entry.block, entry.charge, entry.unpaid = block, _charge(view, index, block), bytes_read
+            entry.block, entry.charge, entry.unpaid = block, charge(view, index, block), bytes_read
             self.held += entry.charge - room
             self.loader.memory.keep(self.budget - self.held)
             self._loading.discard(key)
@@ -298,7 +285,7 @@ class BlockCache(Slots):
         block = None if node is None else node.get(*key)
         if block is None:
             return None
-        entry = Entry(block, _charge(view, index, block), pins=1, last_use=self._clock)
+        entry = Entry(block, charge(view, index, block), pins=1, last_use=self._clock)
         self._entries[key] = entry
         self.held += entry.charge
         return entry
@@ -364,10 +351,3 @@ class BlockCache(Slots):
             return False
         self.held -= self._entries.pop(key).charge
         return True
-
-
-def _charge(view: DataView, index: int, block: Block) -> int:
-    """Bytes an entry counts for: of a mapped block only the permutation, for its pages are the system's."""
-    if view.lent:
-        return view.held_bytes(index)
-    return 8 * len(block.X) if is_mapped(block) else max(view.decoded_bytes(index), block.nbytes)
