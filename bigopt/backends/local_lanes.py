@@ -132,7 +132,12 @@ class Lanes:
         All but the first slot's are under way then; that one is computed by the first call of `end`.
         """
         slots = len(self._lanes)
-        if len(orders) < 2 or len(orders) > slots or any(order.slot % slots != k for k, order in enumerate(orders)):
+        if (
+            self._orders
+            or len(orders) < 2
+            or len(orders) > slots
+            or any(order.slot % slots != k for k, order in enumerate(orders))
+        ):
             return False
         if not all(self._takes(order) for order in orders):
             return False
