@@ -1,4 +1,4 @@
-"""Threads that stand by: they take compiled calls within a microsecond, and never want the interpreter's lock.
+"""Threads that stand by: they take compiled calls at once, and never want the interpreter's lock.
 
 To wake a thread that sleeps takes a tenth of a millisecond or more, and as long again until it has the lock of the
 interpreter, if whoever woke it goes on. That is too long where it happens at each step of a few milliseconds. So a
