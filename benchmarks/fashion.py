@@ -3,11 +3,14 @@
 A proof is a list of **runs**, named by part, case and seed. Each one is trained once and kept in a JSON file as soon as
 it is done; a table is made of what the file holds. So a long proof may be cut at any point, go on with the same command
 (``--runs N``: at most so many new ones in this call, exit status 3 where more are left), or be confined to some cases.
+What is kept says which keys and which sources of bigopt it was made from; where they are others it is made again, so
+that no old figure is shown as a new one.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -16,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+import bigopt
 from bigopt.config import load_conf
 from bigopt.core.errors import ConfError
 from bigopt.facts import Datasets, open_data
@@ -78,6 +82,14 @@ def merged(*layers: Sequence[str]) -> list[str]:
     return [f"{k}={v}" for k, v in dict(key.split("=", 1) for layer in layers for key in layer).items()]
 
 
+def sources() -> str:
+    """Return a digest of bigopt's own source files."""
+    digest, root = hashlib.sha256(), Path(bigopt.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 class Runs:
     """The runs of a proof: those that are kept, and new ones.
 
@@ -96,6 +108,7 @@ class Runs:
         tried = "" if chosen.rows is None else f"-{chosen.rows}"
         clean = "".join(c if c.isalnum() or c in "-." else "_" for c in where)
         self.file = chosen.out / f"{name}-{clean}{tried}.json"
+        self._sources = sources()
         self._kept: dict[str, dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else {}
         self._where = [f"data.uri={self.train}", f"backend.name={chosen.backend}", f"run.dir={chosen.out / 'runs'}"]
         self._where += [] if chosen.address is None else [f"backend.address={chosen.address}"]
@@ -106,13 +119,15 @@ class Runs:
 
     def __call__(self, name: str, seed: int, keys: Sequence[str]) -> dict[str, Any] | None:
         """Return a run, trained now where it is not kept; None where this call may train no more."""
-        run = f"{name}/{seed}"
-        if run not in self._kept:
+        run, keys = f"{name}/{seed}", merged(self._where, keys, (f"run.seed={seed}",))
+        made_from = {"sources": self._sources, "keys": keys}
+        kept = self._kept.get(run, {})
+        if any(kept.get(key) != value for key, value in made_from.items()):
             if self._left is not None and self._left <= 0:
                 self.wanting += 1
                 return None
             try:
-                found = self._trained(merged(self._where, keys, (f"run.seed={seed}",)))
+                found = self._trained(keys) | made_from
             except ConfError as error:
                 self.refused[name] = str(error)
                 return None
