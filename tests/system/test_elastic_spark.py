@@ -73,7 +73,7 @@ class Disturbed:
 
     def submit(self, order: Order) -> None:
         pid = self._pids.get(order.slot)
-        if self.doomed is None or pid not in self._session.pids:  # type: ignore[attr-defined]
+        if self.doomed is None or pid not in self.pids:
             self._session.submit(order)
             return
         os.kill(pid, signal.SIGSTOP)
