@@ -21,14 +21,15 @@ def sides(scale: Scale) -> Mapping[str, Side]:
     packed = data.stored(table, scale.work, "zarr")
     raw = data.stored(table, scale.work, "zarr", compressed=False)
 
-    def ours(store: object, memory: int, *, peak: bool = False) -> Side:
+    def ours(store: object, memory: int, **more: bool) -> Side:
         keys = descent(data__uri=store, data__memory=memory)
-        return Side(f"{SIDES}.ours:Steps", {"keys": keys, "steps": STEPS, "referee": referee}, peak=peak)
+        return Side(f"{SIDES}.ours:Steps", {"keys": keys, "steps": STEPS, "referee": referee}, **more)
 
     return {
-        "bigopt": ours(packed, table.bytes // 5, peak=True),
+        "bigopt": ours(packed, table.bytes // 5),
         "bigopt raw": ours(raw, table.bytes // 5),
         "in memory": ours(packed, 8 * table.bytes),
+        "watched": ours(packed, table.bytes // 5, peak=True, once=True),  # whoever looks takes time
         "decode": Side(f"{SIDES}.limits:Decode", {"path": str(packed)}),
         "decode raw": Side(f"{SIDES}.limits:Decode", {"path": str(raw)}),
     }
@@ -44,7 +45,7 @@ ROW = Row(
         Figure("decode rate, zstd", lambda r: r["decode"]["gb_per_s"], None, "GB/s"),
         Figure("decode rate, uncompressed", lambda r: r["decode raw"]["gb_per_s"], None, "GB/s"),
         Figure("a round from memory, over one out of core", ratio("in memory", "bigopt")),
-        Figure("memory of the process", lambda r: r["bigopt"]["peak_bytes"] / 1e6, None, "MB"),
+        Figure("memory of the process", lambda r: r["watched"]["peak_bytes"] / 1e6, None, "MB"),
     ),
     same_loss=((("bigopt", "in memory"), 0.0), (("bigopt", "bigopt raw"), 1e-6)),
     seconds=60,

@@ -21,7 +21,7 @@ def sides(scale: Scale) -> Mapping[str, Side]:
     digits = Table("digits", scale.pick(60_000, 30_000, 10_000), WIDTHS[0], WIDTHS[-1])
     store = data.stored(digits, scale.work, "zarr", partition_rows=PARTITION_ROWS)
 
-    def ours(memory: int, *, peak: bool = False) -> Side:
+    def ours(memory: int, **more: bool) -> Side:
         keys = {
             "data.uri": store,
             "data.task": "classification",
@@ -33,10 +33,11 @@ def sides(scale: Scale) -> Mapping[str, Side]:
             "backend.workers": len(cores()),
         }
         arguments = {"keys": [f"{k}={v}" for k, v in keys.items()], "steps": steps(digits)}
-        return Side(f"{SIDES}.ours:Epoch", arguments, peak=peak)
+        return Side(f"{SIDES}.ours:Epoch", arguments, **more)
 
     return {
-        "bigopt": ours(digits.bytes // 5, peak=True),
+        "bigopt": ours(digits.bytes // 5),
+        "watched": ours(digits.bytes // 5, peak=True, once=True),  # whoever looks takes time
         "in memory": ours(8 * digits.bytes),
         "decode": Side(f"{SIDES}.limits:Decode", {"path": str(store)}),
     }
@@ -50,7 +51,7 @@ ROW = Row(
         Figure("of the same epoch from memory", ratio("in memory", "bigopt"), Bar("at least", 0.85)),
         Figure("decoding alone, over the epoch from memory", ratio("decode", "in memory")),
         Figure("an epoch", lambda r: r["bigopt"]["seconds"], None, "s"),
-        Figure("memory of the process", lambda r: r["bigopt"]["peak_bytes"] / 1e6, None, "MB"),
+        Figure("memory of the process", lambda r: r["watched"]["peak_bytes"] / 1e6, None, "MB"),
     ),
     seconds=45,
 )

@@ -26,6 +26,7 @@ from bigopt.core.errors import BigoptError
 from bigopt.core.standby import Call, Standby, words
 from bigopt.core.sums import Sums, merging
 from bigopt.data.cache import BlockCache
+from bigopt.data.meter import decode_later
 from bigopt.models import fused_dense
 from bigopt.models.fused import has_layers, network_call
 from bigopt.models.mlp import MLP
@@ -49,6 +50,7 @@ class _Lane:
         self.ahead = Ahead()
         self.leaves: list[_Leaf] = []
         self.calls: list[Call] = []
+        self.open = 0  # partitions that the order leaves open
         self._kept: list[Call | None] = [None] * _MOST
         self._gathering: Call | None = None
         self._rooms = [Buffers() for _ in range(_MOST)]
@@ -62,11 +64,13 @@ class _Lane:
         assert isinstance(work.model, MLP)
         self.leaves, self.calls = [], []
         (params,) = work.prepare(order.inputs, self._rooms[0])
-        bytes_read = 0
+        bytes_read = self.open = 0
+        blocks.expect(order.slot, work.view, order.ahead)
         for k, unit in enumerate(order.units):
             entry, read = pinned.enter_context(blocks.block(work.view, int(unit[0])))
             bytes_read += read
             X, y, weight = unit_rows(entry, work.seed, unit, self._rooms[k])
+            self.open += entry.open
             network = network_call(work.model, params, X, y, weight, self._rooms[k]) if y.ndim == 1 else None
             if network is None:
                 break
@@ -118,7 +122,6 @@ class Lanes:
         self._orders: list[tuple[int, Order]] = []  # under way
         self._pinned = contextlib.ExitStack()
         self._begin, self._bytes_read = 0.0, 0
-        self._seen: set[tuple[str, int]] = set()
         self._took: tuple[Any, bool] = None, False
 
     @property
@@ -154,7 +157,7 @@ class Lanes:
             self._pinned.close()
             return False
         self._orders = list(enumerate(orders))
-        self._post(len(orders))
+        self._post(len(orders), decodes=orders[0].work.view.all_bytes > self._blocks.budget)
         return True
 
     def end(self) -> tuple[Order, dict[tree.Node, Any], Stats]:
@@ -166,6 +169,7 @@ class Lanes:
                 one.make()
         else:
             self._standbys[slot - 1].wait(len(order.units))
+        decode_later(self._blocks, order.work.view, order.ahead, lane.open)
         rows = sum(leaf.rows for leaf in lane.leaves)
         nodes = lane.nodes(order)
         if not self._orders:
@@ -191,12 +195,10 @@ class Lanes:
             return False
         if len(units) > 1 and (len(units) > _MOST or units[1][2] != 0):  # not a lane that goes on
             return False
-        new = {(work.view.key, unit[0]) for unit in units} - self._seen
-        self._seen |= new
-        return not new  # to decode is for the slots, side by side
+        return all(self._blocks.has(work.view, unit[0]) for unit in units)  # to decode is for the slots, side by side
 
     def _able(self, work: Any) -> bool:
-        """Return whether gradient sums of this kind are one compiled call a unit, on rows that stay in memory."""
+        """Return whether gradient sums of this kind are one compiled call a unit."""
         return (
             type(work) is GradientSum
             and work.device == "cpu"
@@ -204,18 +206,26 @@ class Lanes:
             and isinstance(work.model, MLP)
             and has_layers(work.model, work.view.dtype)
             and np.dtype(work.dtype).itemsize >= np.dtype(work.view.dtype).itemsize
-            and work.view.all_bytes <= self._blocks.budget
         )
 
-    def _post(self, count: int) -> None:
-        """Post what the slots compute, and what they gather then: their own next rows, and the first slot's."""
+    def _post(self, count: int, *, decodes: bool) -> None:
+        """Post what the slots compute, and what they gather then: their own next rows, and the first slot's.
+
+        Parameters
+        ----------
+        count : int
+            Slots.
+        decodes : bool
+            Whether partitions are decoded meanwhile.
+        """
         while len(self._standbys) < count - 1:
             kinds = fused_dense.signature("float32"), fused_rows.signature("float32")
             name = f"bigopt-standby-{len(self._standbys) + 1}"
             self._standbys.append(Standby(name, tuple(words(kind) for kind in kinds)))
         for k, standby in enumerate(self._standbys[: count - 1], 1):
             lane = self._lanes[k]
-            standby.post(lane.calls + lane.gathering() + (self._lanes[0].gathering() if k == 1 else []))
+            calls = lane.calls + lane.gathering() + (self._lanes[0].gathering() if k == 1 else [])
+            standby.post(calls, crowded=decodes)
 
 
 @cache

@@ -25,7 +25,9 @@ PROGRAM: Final = 2 * LINE
 FAILED: Final = 3 * LINE
 CLOCKS: Final = 4 * LINE
 """Where the system writes the time for the thread that stands by, and a line further for the one that posts."""
-WORDS: Final = 6 * LINE
+PATIENCE: Final = 6 * LINE
+"""Nanoseconds without calls after which the thread gives up."""
+WORDS: Final = 7 * LINE
 
 AWAY: Final = 0
 READY: Final = 1
@@ -38,7 +40,7 @@ _MONOTONIC: Final = 1
 
 
 def make_stand(counts: tuple[int, ...], pauses: bool) -> tuple[Callable[..., None], frozenset[str]]:
-    """Return the kernel ``(box, clock, patience)``: make what is posted until nothing was for `patience` nanoseconds.
+    """Return the kernel ``(box, clock)``: make what is posted until nothing was for as long as the box says.
 
     Parameters
     ----------
@@ -55,8 +57,8 @@ def make_stand(counts: tuple[int, ...], pauses: bool) -> tuple[Callable[..., Non
     for count in counts:
         run = _either(count, make_invoke(count), run)
 
-    def wait(box: Any, clock: Any, patience: Any) -> Any:
-        begin, looks = now(clock, box, CLOCKS), 0
+    def wait(box: Any, clock: Any) -> Any:
+        begin, looks, patience = now(clock, box, CLOCKS), 0, box[PATIENCE]
         while load(box, STATE) != POSTED:
             rest()
             looks += 1
@@ -66,8 +68,8 @@ def make_stand(counts: tuple[int, ...], pauses: bool) -> tuple[Callable[..., Non
 
     posted = njit(wait, error_model="numpy")
 
-    def stand(box: Any, clock: Any, patience: Any) -> None:
-        while posted(box, clock, patience):
+    def stand(box: Any, clock: Any) -> None:
+        while posted(box, clock):
             at, calls = box[PROGRAM], box[PROGRAM + 1]
             if calls < 0:
                 store(box, STATE, AWAY)

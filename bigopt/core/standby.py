@@ -31,6 +31,9 @@ two rounds."""
 WATCHED: Final = 500_000
 """Nanoseconds for which calls are waited for actively; from then on they are asked for now and then."""
 
+CROWDED: Final = 50_000
+"""Both of them where others want the cores meanwhile."""
+
 _BOX: Final = "int64[::1]"
 _PROGRAM: Final = 9
 _CALLS: Final = 9
@@ -93,11 +96,20 @@ class Standby:
         self._wake: queue.SimpleQueue[bool] = queue.SimpleQueue()
         given = loops.stand, self._box, self._wake, self._held
         self._thread = threading.Thread(target=_serve, args=given, name=name, daemon=True)
-        self._started = False
+        self._started, self._watched = False, WATCHED
 
-    def post(self, calls: list[Call]) -> None:
-        """Have calls made, one after the other, when those that were posted before are."""
+    def post(self, calls: list[Call], *, crowded: bool = False) -> None:
+        """Have calls made, one after the other, when those that were posted before are.
+
+        Parameters
+        ----------
+        calls : list of Call
+        crowded : bool
+            Whether others want the cores: then nobody waits actively for long, here and in `wait`.
+        """
         self.settle()
+        self._box[fused_standby.PATIENCE] = CROWDED if crowded else PATIENCE
+        self._watched = CROWDED if crowded else WATCHED
         program = np.array([n for c in calls for n in (c.kernel.address, compiled.pointer(c.words), len(c.words) - 2)])
         self._held[:] = [*calls, program]
         self._post(compiled.pointer(program), len(calls))
@@ -120,7 +132,7 @@ class Standby:
             Where a kernel failed.
         """
         begin, words = 0.0, self._waiting.words
-        words[_CALLS], words[_PATIENCE] = calls, WATCHED
+        words[_CALLS], words[_PATIENCE] = calls, self._watched
         while True:
             self._waiting.make()
             if self._answer[0]:
@@ -148,7 +160,7 @@ class Standby:
 def _serve(stand: compiled.Kernel, box: npt.NDArray[np.int64], wake: Any, held: list[Any]) -> None:
     clock = _clock()
     while wake.get():
-        stand(box, clock, PATIENCE)
+        stand(box, clock)
     del held
 
 
@@ -162,7 +174,7 @@ class _Loops(NamedTuple):
 def _loops(counts: tuple[int, ...]) -> _Loops:
     pauses = platform.machine().lower() in ("x86_64", "amd64")
     return _Loops(
-        compiled.kernel(fused_standby.make_stand, (counts, pauses), (_BOX, "intp", "intp")),
+        compiled.kernel(fused_standby.make_stand, (counts, pauses), (_BOX, "intp")),
         compiled.kernel(fused_standby.make_post, (), (_BOX, "intp", "intp", _BOX)),
         compiled.kernel(fused_standby.make_wait, (pauses,), (_BOX, "intp", "intp", "intp", _BOX)),
     )

@@ -112,6 +112,11 @@ class BlockCache(Slots):
                 entry.pins -= 1
                 self._changed.notify_all()
 
+    def has(self, view: DataView, index: int) -> bool:
+        """Return whether a partition's block is here."""
+        with self._changed:
+            return (view.key, index) in self._entries
+
     @contextlib.contextmanager
     def stream(self, view: DataView, index: int, step: int, *, checked: bool = True) -> Iterator[Stream | None]:
         """Go through a partition that cannot stay here in blocks of rows, for the length of a with statement.

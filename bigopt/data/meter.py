@@ -142,10 +142,7 @@ class Meter:
             yield entry if card is None else card.put(view.key, index, entry)
         self._open += entry.open
         if not following and not self._streams:
-            lanes = max(1, self._open)
-            for k, later in enumerate(self.ahead[: lanes + 1]):
-                if self.blocks.prefetch(view, later, early=k == lanes):
-                    return
+            decode_later(self.blocks, view, self.ahead, self._open)
 
     def _following(self, index: int) -> tuple[int, ...]:
         """Return the partition that the order needs after the one that it needs now, if there is one."""
@@ -156,3 +153,21 @@ class Meter:
             at += 1
         self._at = at
         return order[at : at + 1]
+
+
+def decode_later(blocks: BlockCache, view: DataView, ahead: tuple[int, ...], lanes: int) -> None:
+    """Decode a partition that later orders will ask for, when an order has used its last one.
+
+    Parameters
+    ----------
+    blocks : BlockCache
+    view : DataView
+    ahead : tuple of int
+        See `Meter`.
+    lanes : int
+        Partitions that the order leaves open.
+    """
+    lanes = max(1, lanes)
+    for k, later in enumerate(ahead[: lanes + 1]):
+        if blocks.prefetch(view, later, early=k == lanes):
+            return
