@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from problems import datasets, run
+from problems import datasets, run, run_on, table
 
 from bigopt.backends import local_lanes
 from bigopt.backends.local_lanes import Lanes
 from bigopt.core import blas, compiled
 from bigopt.core.errors import DivergedError
 from bigopt.data.memory import from_arrays
+from bigopt.data.writer import DatasetWriter
 from bigopt.facts import Datasets
 
 pytestmark = pytest.mark.skipif(
@@ -77,6 +78,22 @@ def test_weighted_rows_and_lanes_that_go_on_in_their_next_partition(tmp_path: Pa
     ends = [run(tmp_path, "four", *keys(*more, workers=w), data=data) for w in (1, 2)]
     assert ends[0]["params_sha256"] == ends[1]["params_sha256"]
     assert sum(taken) > len(taken) // 2  # the first epoch's are offered before their rows are known
+
+
+def test_rows_that_cannot_all_stay(tmp_path: Path, taken: list[bool]) -> None:
+    X, y = table("four", 20_000, 32)
+    names = [f"x{i}" for i in range(32)]
+    options: dict[str, Any] = {"columns": names, "target": ["y"], "partition_rows": 1000, "dtype": "float32"}
+    with DatasetWriter(str(tmp_path / "four.zarr"), format="zarr", **options) as writer:
+        writer.append(X, y)
+    found = {}
+    for memory, workers in (("50MB", 1), ("1500KB", 2)):  # the rows take 2.6 MB
+        taken.clear()
+        more = f"data.memory={memory}", "batch.size=200", "stop.epochs=2"
+        done = run_on(tmp_path / "four.zarr", tmp_path, *keys(*more, workers=workers))
+        found[memory] = done["params_sha256"]
+    assert len(set(found.values())) == 1
+    assert 0 < sum(taken) < len(taken)  # the others' blocks were not decoded yet
 
 
 @pytest.mark.parametrize("key", ["run.kernels=numpy", "model.activation=tanh", "model.batchnorm=true", "batch.lanes=0"])
