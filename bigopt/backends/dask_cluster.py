@@ -20,7 +20,8 @@ from typing import Any
 
 from bigopt.core.errors import ClusterError, ConfError
 
-_HUNG_SECONDS = "20s"  # a worker of our own cluster that is silent for so long is restarted
+_HUNG_SECONDS = 20.0  # a worker of our own cluster that is silent for so long is restarted
+_LOOK_SECONDS = 5.0
 _CLOSE_SECONDS = 15.0
 _QUIET = {  # Dask looks at its processes a hundred times a second: a twentieth of a core each, taken from the rounds
     "distributed.admin.tick.interval": "1s",
@@ -60,7 +61,7 @@ def own_cluster(workers: int, stack: contextlib.ExitStack) -> Any:
     folder = tempfile.mkdtemp(prefix="bigopt-dask-")
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
     try:
-        ours = {"distributed.scheduler.worker-ttl": _HUNG_SECONDS, "temporary-directory": folder, **_QUIET}
+        ours = {"distributed.scheduler.worker-ttl": f"{_HUNG_SECONDS:g}s", "temporary-directory": folder, **_QUIET}
         with dask.config.set(ours):
             cluster = LocalCluster(
                 n_workers=workers,
@@ -81,9 +82,26 @@ def own_cluster(workers: int, stack: contextlib.ExitStack) -> Any:
             hint="a script that trains on Dask needs: if __name__ == '__main__':",
         ) from error
     stack.callback(_close, cluster)
+    _forgive_pauses(cluster.scheduler.periodic_callbacks["worker-ttl"])
     client = Client(cluster, set_as_default=False, direct_to_workers=True)
     stack.callback(_close, client)
     return client
+
+
+def _forgive_pauses(look: Any) -> None:
+    """Let the scheduler not look for silent workers when it has been silent itself.
+
+    A laptop that slept, or processes that were stopped, go on all at once: the scheduler would restart every worker
+    before it has read their first words.
+    """
+    silent, last = look.callback, time.time()
+
+    def callback() -> Any:
+        nonlocal last
+        since, last = time.time() - last, time.time()
+        return None if since > 2 * _LOOK_SECONDS else silent()
+
+    look.callback, look.callback_time = callback, 1e3 * _LOOK_SECONDS
 
 
 def _close(part: Any) -> None:

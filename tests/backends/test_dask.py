@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import psutil
 import pytest
 from probes import MEMORY, SIZES, alive, closing, conf, direct, run_round, same, started, vector, view, wait_until
 
-from bigopt.backends import channel, dask, dask_report
+from bigopt.backends import channel, dask, dask_cluster, dask_report
 from bigopt.backends.dask_actors import ActorWire, ResidentActor, from_parts, to_parts
 from bigopt.backends.ledger import Ledger, Rounds
 from bigopt.backends.messages import Done, Hello, Task
@@ -402,3 +403,15 @@ def test_a_long_run_leaves_a_thin_curve_that_still_has_its_beginning():
     assert [p[0] for p in points[:50]] == list(range(1, 51))
     assert all(b[0] <= 1.02 * a[0] + 1 for a, b in itertools.pairwise(points))
     assert points[-1][0] > 195_000
+
+
+def test_a_scheduler_that_was_stopped_itself_does_not_restart_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, looked = 100.0, []
+    monkeypatch.setattr(dask_cluster.time, "time", lambda: now)
+    look = SimpleNamespace(callback=lambda: looked.append(now), callback_time=20_000.0)
+    dask_cluster._forgive_pauses(look)
+    assert look.callback_time == 5_000.0
+    for seconds in (5.0, 5.1, 30.0, 5.0):  # a laptop sleeps
+        now += seconds
+        look.callback()
+    assert looked == [105.0, 110.1, 145.1]
