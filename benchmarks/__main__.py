@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import report
-from benchmarks.harness import RowResult, run_rows
+from benchmarks.harness import RowResult, run_row
 from benchmarks.player import ROOT
-from benchmarks.rows import NAMES, plays, rows
+from benchmarks.rows import NAMES, rows
 from benchmarks.spec import Scale
 
 SECONDS: Final = 1500.0
@@ -62,16 +62,14 @@ def main(argv: list[str]) -> int:
     results: list[RowResult] = []
     failed = False
     about = report.about() | {"quick": options.quick or options.tiny, "busy rounds counted": options.anyway}
-    for play in plays(chosen):
+    for row in chosen:
         try:
-            scale = Scale(options.quick, options.tiny, work, share * sum(row.seconds for row in play))
-            results += run_rows(play, scale, logs, os.getpid(), anyway=options.anyway, say=say)
+            scale = Scale(options.quick, options.tiny, work, share * row.seconds)
+            results.append(run_row(row, scale, logs, os.getpid(), anyway=options.anyway, say=say))
         except Exception as error:  # the other rows still tell something
             failed = True
-            why = f"failed: {type(error).__name__}: {error}"
-            say(f"  {play[0].name} {why}")
-            results += [RowResult(row.name, row.title, notes=[why]) for row in play]
-        results.sort(key=lambda result: NAMES.index(result.name))
+            say(f"  {row.name} failed: {type(error).__name__}: {error}")
+            results.append(RowResult(row.name, row.title, notes=[f"failed: {type(error).__name__}: {error}"]))
         report.write(results, out, about)
     print(report.terminal(results))
     print(f"\n{time.monotonic() - begin:.0f} s; {', '.join(str(p) for p in report.write(results, out, about))}")

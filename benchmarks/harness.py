@@ -66,11 +66,6 @@ class RowResult:
         return self.barred and all(o.verdict == "reached" for o in self.outcomes if o.bar is not None)
 
     @property
-    def missed(self) -> bool:
-        """Whether a bar of the row is not reached, or within the spread only."""
-        return any(o.verdict in ("not reached", "close") for o in self.outcomes)
-
-    @property
     def barred(self) -> bool:
         """Whether the row has a bar, or failed before it could have one; else it is for information."""
         return not self.outcomes or any(o.bar is not None for o in self.outcomes)
@@ -115,15 +110,12 @@ class _Present(dict[str, Sample]):
         raise Skip(self._gone.get(name, f"no side {name}"))
 
 
-def run_rows(
-    rows: Sequence[Row], scale: Scale, folder: Path, root: int, *, anyway: bool, say: Callable[[str], None]
-) -> list[RowResult]:
-    """Run one row, or rows that share their rounds.
+def run_row(row: Row, scale: Scale, folder: Path, root: int, *, anyway: bool, say: Callable[[str], None]) -> RowResult:
+    """Run one row.
 
     Parameters
     ----------
-    rows : sequence of Row
-        The first brings its sides; of each other one (see `Row.within`) those come along that have new names.
+    row : Row
     scale : Scale
     folder : Path
         For logs.
@@ -132,59 +124,48 @@ def run_rows(
     anyway : bool
         Count rounds on busy cores too (and say so).
     say : callable
-
-    Returns
-    -------
-    list of RowResult
-        One a row; seconds, notes and what the sides took are the first one's.
     """
-    results, parts = [RowResult(row.name, row.title) for row in rows], Parts()
-    first = results[0]
+    result, parts = RowResult(row.name, row.title), Parts()
 
     def note(text: str) -> None:
-        first.notes.append(text.strip())
+        result.notes.append(text.strip())
         say(text)
 
-    for row in rows:
-        say(f"{row.name}: {row.title}")
+    say(f"{row.name}: {row.title}")
     with ExitStack() as stack:
         with parts.of("data"):
-            sides = {name: side for row in reversed(rows) for name, side in row.sides(scale).items()}
+            sides = row.sides(scale)
         with parts.of("start"):
             cast = Cast(sides, folder, stack, note, scale.quick or scale.tiny)
         with parts.of("warm-up"):
-            leading = [name for name, side in sides.items() if not side.follows]
-            timed, losses = cast.warm_up(leading)
+            first = [name for name, side in sides.items() if not side.follows]
+            timed, losses = cast.warm_up(first)
             cast.choose(timed)
-            losses |= cast.warm_up([name for name in sides if name not in leading])[1]
-            for names, tolerance in (same for row in rows for same in row.same_loss):
+            losses |= cast.warm_up([name for name in sides if name not in first])[1]
+            for names, tolerance in row.same_loss:
                 cast.compare(names, tolerance, losses)
         cast.warm = True
         rounds, loads, discarded = _rounds(cast, root, anyway, note, parts, scale.budget)
-        for row, result in zip(rows, results, strict=True):
-            result.outcomes = [_outcome(figure, rounds, cast.gone) for figure in row.figures]
-            if len(rounds) < cast.pairs():
-                for outcome in result.outcomes:
-                    outcome.spread, outcome.reason = None, "machine busy"
+        result.outcomes = [_outcome(figure, rounds, cast.gone) for figure in row.figures]
+        if len(rounds) < cast.pairs():
+            for outcome in result.outcomes:
+                outcome.spread, outcome.reason = None, "machine busy"
+        missed = any(o.verdict in ("not reached", "close") for o in result.outcomes)
         with parts.of("end"):
-            for row, result in zip(rows, results, strict=True):
-                if result.missed and row.ours in cast.players:
-                    result.profile = cast.guard(row.ours, _profile)
-            first.sides = _summary(rounds, losses, cast)
+            if missed and row.ours in cast.players:
+                result.profile = cast.guard(row.ours, _profile)
+            result.sides = _summary(rounds, losses, cast)
             cast.close()
-        first.sides["rounds"] = {
+        result.sides["rounds"] = {
             "kept": len(rounds),
             "thrown away": discarded,
             "foreign cores": [round(load.foreign / load.wall, 3) for load in loads],
         }
-    first.seconds, first.parts = parts.total, parts.seconds
-    say(f"  {first.seconds:.0f} s{_of_budget(first.seconds, scale.budget)}: {parts}")
-    for result in results:
-        if result is not first:
-            result.notes.append(f"in the rounds of {first.name}")
-        for outcome in result.outcomes:
-            say(f"  {describe(outcome)}")
-    return results
+    result.seconds, result.parts = parts.total, parts.seconds
+    say(f"  {result.seconds:.0f} s{_of_budget(result.seconds, scale.budget)}: {parts}")
+    for outcome in result.outcomes:
+        say(f"  {describe(outcome)}")
+    return result
 
 
 def _of_budget(seconds: float, budget: float) -> str:

@@ -118,9 +118,6 @@ class Row:
         Sides whose ``check()`` must give the same loss.
     ours : str
         The side whose profile is shown where a bar is missed.
-    within : str
-        A row whose rounds this one shares where both are asked for: sides of the same name are that row's there, and
-        give what this row's figures need too.
     seconds : float
         What it takes at full size on 2 idle cores, about: its part of the budget of all rows.
     """
@@ -131,5 +128,4 @@ class Row:
     figures: Sequence[Figure]
     same_loss: Sequence[tuple[tuple[str, ...], float]] = ()
     ours: str = "bigopt"
-    within: str = ""
     seconds: float = 60.0

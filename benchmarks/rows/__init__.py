@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from typing import Final
 
 from benchmarks.spec import Row
@@ -37,10 +36,3 @@ def rows(names: list[str]) -> list[Row]:
     if wrong:
         raise ValueError(f"no row {', '.join(wrong)}; the rows are {', '.join(NAMES)}")
     return [importlib.import_module(f"benchmarks.rows.{name}").ROW for name in NAMES if not names or name in names]
-
-
-def plays(chosen: Sequence[Row]) -> list[list[Row]]:
-    """Return the rows grouped by the rounds that they share, the row that the others are `within` first."""
-    names = [row.name for row in chosen]
-    hosts = [row for row in chosen if row.within not in names]
-    return [[host, *(row for row in chosen if row.within == host.name)] for host in hosts]

@@ -35,13 +35,13 @@ def descent(backend: str = "local", **more: Any) -> list[str]:
 
 
 def ratio(over: str, under: str, key: str = "seconds") -> Callable[[Round], float]:
-    """Return the figure ``over / under``; a marginal time that is not positive has none."""
+    """Return the figure ``over / under``; where a peer's marginal time is not positive, by noise, it counts as 0."""
 
     def of(r: Round) -> float:
         above, below = r[over][key], r[under][key]
-        if min(above, below) <= 0.0:
-            raise Skip(f"{over}: an iteration more or less takes no time that shows at this size")
-        return float(above / below)
+        if below <= 0.0:
+            raise Skip(f"{under}: takes no time that shows at this size")
+        return max(0.0, float(above / below))
 
     return of
 

@@ -121,4 +121,4 @@ class FirstStep(Race):
         ends: list[float] = []
         begin = time.perf_counter()
         self._train(lambda *_: ends.append(time.perf_counter()))
-        return {"seconds": ends[1] - begin, "load": ends[1] - begin, "facts": ends[0] - begin}
+        return {"seconds": ends[1] - begin, "facts": ends[0] - begin}

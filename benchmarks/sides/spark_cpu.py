@@ -128,8 +128,7 @@ class Load(_MLlib):
 
     def run(self) -> dict[str, float]:
         """Return the seconds."""
-        seconds = self._load()
-        return {"seconds": seconds, "load": seconds}
+        return {"seconds": self._load()}
 
 
 class Logistic(_MLlib):

@@ -18,10 +18,9 @@ import pytest
 
 from benchmarks import data, evaluate, harness, machine, report
 from benchmarks.cast import Cast
-from benchmarks.harness import Outcome, RowResult, run_rows
+from benchmarks.harness import Outcome, RowResult, run_row
 from benchmarks.looking import Looks
 from benchmarks.player import Skip
-from benchmarks.rows import plays
 from benchmarks.spec import Figure, Row, Scale, Side
 from benchmarks.statistics import Bar, Load, Spread, agree, disagreement, pairs_for, spread
 
@@ -188,7 +187,7 @@ def test_a_row_pairs_within_rounds_chooses_once_and_says_who_is_missing(tmp_path
         same_loss=((("ours", "peer"), 0.0),),
     )
     said: list[str] = []
-    [result] = run_rows([row], Scale(True, True, tmp_path), tmp_path, os.getpid(), anyway=True, say=said.append)
+    result = run_row(row, Scale(True, True, tmp_path), tmp_path, os.getpid(), anyway=True, say=said.append)
     ratio, aimed, steady, missing = result.outcomes
     assert ratio.values == pytest.approx([2 * (k + 2) / (k + 1) for k in (1, 2, 3)])
     assert ratio.verdict == "not reached"
@@ -199,28 +198,6 @@ def test_a_row_pairs_within_rounds_chooses_once_and_says_who_is_missing(tmp_path
     assert any("fast of slow 6 s, fast 4 s" in line for line in said)
     assert result.sides["rounds"]["kept"] == 3
     assert not result.reached
-
-
-def test_rows_share_rounds_and_the_first_ones_sides(tmp_path: Path) -> None:
-    target = "tests.benchmarks.test_statistics:Counter"
-
-    def row(name: str, seconds: float, more: str, within: str = "") -> Row:
-        sides = {"peer": Side(target, {"seconds": seconds}), more: Side(target)}
-        figure = Figure("ratio", lambda r: r["peer"]["seconds"] / r[more]["seconds"], Bar("at least", 3.0))
-        return Row(name, name, lambda scale: sides, (figure,), within=within)
-
-    guest, host, other = row("guest", 2.0, "theirs", "host"), row("host", 4.0, "ours"), row("other", 1.0, "ours")
-    assert plays([guest, host, other]) == [[host, guest], [other]]
-    assert plays([guest, other]) == [[guest], [other]]
-    scale, said = Scale(True, True, tmp_path), list[str]()
-    results = run_rows([host, guest], scale, tmp_path, os.getpid(), anyway=True, say=said.append)
-    assert [result.name for result in results] == ["host", "guest"]
-    assert [result.outcomes[0].values for result in results] == [[4.0] * 3] * 2
-    assert all(result.reached for result in results)
-    assert results[1].notes == ["in the rounds of host"]
-    assert (results[1].seconds, results[0].seconds) == (0.0, sum(results[0].parts.values()))
-    [alone] = run_rows([guest], scale, tmp_path, os.getpid(), anyway=True, say=said.append)
-    assert (alone.outcomes[0].values, alone.reached) == ([2.0] * 3, False)
 
 
 def test_only_those_who_stay_and_run_again_decide_on_the_number_of_pairs(tmp_path: Path) -> None:
@@ -239,10 +216,10 @@ def test_a_machine_that_stays_busy_is_given_up(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(harness, "_PAUSE_SECONDS", 0.0)
     target = "tests.benchmarks.test_statistics:Counter"
     row = Row("row", "a row", lambda scale: {"ours": Side(target)}, (Figure("f", lambda r: r["ours"]["seconds"]),))
-    [result] = run_rows([row], Scale(True, True, tmp_path), tmp_path, os.getpid(), anyway=False, say=lambda _: None)
+    result = run_row(row, Scale(True, True, tmp_path), tmp_path, os.getpid(), anyway=False, say=lambda _: None)
     assert (result.outcomes[0].spread, result.outcomes[0].reason) == (None, "machine busy")
     assert result.sides["rounds"]["thrown away"] == 3 * harness.RETRIES_PER_PAIR + 1
-    [spent] = run_rows([row], Scale(True, True, tmp_path, 0.0), tmp_path, os.getpid(), anyway=False, say=lambda _: None)
+    spent = run_row(row, Scale(True, True, tmp_path, 0.0), tmp_path, os.getpid(), anyway=False, say=lambda _: None)
     assert spent.sides["rounds"]["thrown away"] == harness.RETRIES_OVER_BUDGET + 1
     assert list(spent.parts) == ["data", "start", "warm-up", "thrown away", "end"]
     assert spent.seconds == sum(spent.parts.values())
