@@ -32,6 +32,8 @@ def cards(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 class Where:
     """A work that says on which card it is."""
 
+    view = types.SimpleNamespace(key="none")
+
     def __init__(self, device: str) -> None:
         self.device = device
 
