@@ -123,6 +123,7 @@ class Lanes:
         self._pinned = contextlib.ExitStack()
         self._begin, self._bytes_read = 0.0, 0
         self._took: tuple[Any, bool] = None, False
+        self._decodes = False  # whether partitions of this round's view are decoded again and again
 
     @property
     def busy(self) -> bool:
@@ -157,7 +158,8 @@ class Lanes:
             self._pinned.close()
             return False
         self._orders = list(enumerate(orders))
-        self._post(len(orders), decodes=orders[0].work.view.all_bytes > self._blocks.budget)
+        self._decodes = orders[0].work.view.all_bytes > self._blocks.budget
+        self._post(len(orders))
         return True
 
     def end(self) -> tuple[Order, dict[tree.Node, Any], Stats]:
@@ -169,7 +171,8 @@ class Lanes:
                 one.make()
         else:
             self._standbys[slot - 1].wait(len(order.units))
-        decode_later(self._blocks, order.work.view, order.ahead, lane.open)
+        if self._decodes:
+            decode_later(self._blocks, order.work.view, order.ahead, lane.open)
         rows = sum(leaf.rows for leaf in lane.leaves)
         nodes = lane.nodes(order)
         if not self._orders:
@@ -208,16 +211,8 @@ class Lanes:
             and np.dtype(work.dtype).itemsize >= np.dtype(work.view.dtype).itemsize
         )
 
-    def _post(self, count: int, *, decodes: bool) -> None:
-        """Post what the slots compute, and what they gather then: their own next rows, and the first slot's.
-
-        Parameters
-        ----------
-        count : int
-            Slots.
-        decodes : bool
-            Whether partitions are decoded meanwhile.
-        """
+    def _post(self, count: int) -> None:
+        """Post what the slots compute, and what they gather then: their own next rows, and the first slot's."""
         while len(self._standbys) < count - 1:
             kinds = fused_dense.signature("float32"), fused_rows.signature("float32")
             name = f"bigopt-standby-{len(self._standbys) + 1}"
@@ -225,7 +220,7 @@ class Lanes:
         for k, standby in enumerate(self._standbys[: count - 1], 1):
             lane = self._lanes[k]
             calls = lane.calls + lane.gathering() + (self._lanes[0].gathering() if k == 1 else [])
-            standby.post(calls, crowded=decodes)
+            standby.post(calls, crowded=self._decodes)
 
 
 @cache

@@ -208,7 +208,7 @@ class Kernel:
             As a call.
         """
         found = np.array([0, 0, *(0 if n is None else n for n in self._flat(values)), 0, 0], dtype=np.int64)
-        end = found.__array_interface__["data"][0] + found.nbytes
+        end = pointer(found) + found.nbytes
         found[:2] = end - 16, end - 8
         return found
 

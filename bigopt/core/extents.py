@@ -18,6 +18,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bigopt.core.compiled import pointer
+
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -59,7 +61,7 @@ class Extents(NamedTuple):
         """Return the paths one after the other, each ended by a zero, and where in memory each begins."""
         encoded = [os.fsencode(path) for path in self.paths]
         whole = np.frombuffer(b"\0".join([*encoded, b""]), dtype=np.uint8)
-        starts = np.cumsum([whole.__array_interface__["data"][0], *(len(name) + 1 for name in encoded[:-1])])
+        starts = np.cumsum([pointer(whole), *(len(name) + 1 for name in encoded[:-1])])
         return whole, starts.astype(np.int64)
 
     def piece(self, step: int) -> int:

@@ -39,7 +39,7 @@ from bigopt.data.notes import Note, Notes
 from bigopt.data.plan import Ints
 from bigopt.data.scratch import NodeScratch
 from bigopt.data.slots import Slots
-from bigopt.data.streaming import Stream, stream, stream_bytes
+from bigopt.data.streaming import Stream, stream_bytes
 from bigopt.data.view import NO_FEATURES, Block, DataView
 
 Key = tuple[str, int]
@@ -141,7 +141,7 @@ class BlockCache(Slots):
             yield None
             return
         try:
-            blocks = stream(view, index, step, self.loader, self._labels_of(view, index), checked=checked)
+            blocks = Stream(view, index, step, self.loader, self._labels_of(view, index), checked=checked)
             with contextlib.closing(blocks):
                 yield blocks
         finally:

@@ -137,11 +137,6 @@ class Stream:
         return found
 
 
-def stream(view: DataView, index: int, step: int, loader: Loader, labels: Block, *, checked: bool = True) -> Stream:
-    """Return a partition's prepared rows in consecutive blocks; see `Stream`."""
-    return Stream(view, index, step, loader, labels, checked=checked)
-
-
 def _blocks(
     view: DataView, index: int, step: int, loader: Loader, labels: Block, *, checked: bool
 ) -> Generator[Block, None, None]:

@@ -77,7 +77,7 @@ class Fold:
             scale, scaling = prepare.bound(some, *stored.scaling), prepare.address
         read = compiled.kernel(fused_files.make_fold_files, (self._kernel.words,), fused_files.SIGNATURE)
         _names, at = where.names()
-        begin = stored.memory.__array_interface__["data"][0] + step * where.row_bytes
+        begin = compiled.pointer(stored.memory) + step * where.row_bytes
         numbers = (
             *(where.rows, where.height, where.row_bytes, where.start, where.alone, where.piece(step), step),
             *(begin + -begin % PAGE, stored.waits),

@@ -22,7 +22,7 @@ from bigopt.data.npystore import NpySource
 from bigopt.data.open import open_dataset
 from bigopt.data.plan import whole
 from bigopt.data.preparation import Scaling, Targets
-from bigopt.data.streaming import stream
+from bigopt.data.streaming import Stream
 from bigopt.data.view import DataView, Split
 from bigopt.data.zarrstore import ZarrSource
 from bigopt.models.fused import STEP, fused_fold, fused_stored
@@ -72,9 +72,9 @@ def sums(view: DataView, model: LinearModel, params: Any) -> list[Any]:
     for index in range(view.partitions):
         block, labels = view.load(index), view.labels(index)
         from_memory = fused_fold(model, params, iter([block[:3]]), view.dtype)
-        blocks = stream(view, index, STEP, Loader(), labels, checked=False)
+        blocks = Stream(view, index, STEP, Loader(), labels, checked=False)
         in_blocks = fused_fold(model, params, (part[:3] for part in blocks), view.dtype)
-        reader = stream(view, index, STEP, Loader(), labels, checked=False)
+        reader = Stream(view, index, STEP, Loader(), labels, checked=False)
         got = reader.read(lambda stored: fused_stored(model, params, stored))
         assert got is not None
         in_files, read = got
@@ -127,7 +127,7 @@ def test_what_has_to_be_decoded_lies_nowhere_as_it_is_used(tmp_path: Path) -> No
         source = open_dataset(str(tmp_path / name)).source
         assert isinstance(source, ZarrSource)
         assert source.extents(partition, "float32") is None
-    checked = stream(view, 0, STEP, Loader(), view.labels(0))
+    checked = Stream(view, 0, STEP, Loader(), view.labels(0))
     assert checked.read(lambda stored: stored) is None  # whoever reads files himself looks at no value
 
 
@@ -210,7 +210,7 @@ def test_a_chunk_that_is_not_there_holds_the_fill_value(tmp_path: Path, counted:
     assert counted == [True, False]
     loader, tried = Loader(), list[Any]()
     for _ in range(2):
-        reader = stream(view, 1, STEP, loader, view.labels(1), checked=False)
+        reader = Stream(view, 1, STEP, loader, view.labels(1), checked=False)
         assert reader.read(tried.append) is None
     assert len(tried) == 1  # it will not be there the next time either
 
@@ -244,7 +244,7 @@ def test_the_system_is_told_what_comes_next(tmp_path: Path) -> None:
     found = []
     for waits in (False, True):
         loader.waits = waits
-        reader = stream(view, 1, STEP, loader, view.labels(1), checked=False)
+        reader = Stream(view, 1, STEP, loader, view.labels(1), checked=False)
         got = reader.read(lambda stored: (stored.waits, fused_stored(model, params, stored)))
         assert got is not None
         assert got[0] is waits
@@ -288,7 +288,7 @@ def test_rows_of_numpy_files_are_read_to_their_place(tmp_path: Path, form: str, 
         mask = Split(3, 0.3, validation=False).mask(view.partition(index))
         assert split.load(index).X.tobytes() == X[rows][mask].astype(np.float32).tobytes()
         if form != "packed":
-            parts = [block.X.copy() for block in stream(view, index, 64, Loader(2), view.labels(index))]
+            parts = [block.X.copy() for block in Stream(view, index, 64, Loader(2), view.labels(index))]
             assert np.concatenate(parts).tobytes() == view.load(index).X.tobytes()
     lies = view.source.extents(view.partition(1), "float32") if isinstance(view.source, NpySource) else None
     assert (lies is not None) is (stored == "float32" and form != "packed")

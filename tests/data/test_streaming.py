@@ -20,7 +20,7 @@ from bigopt.data.meter import Meter
 from bigopt.data.open import open_dataset
 from bigopt.data.plan import whole
 from bigopt.data.preparation import Scaling, Targets, Whitening
-from bigopt.data.streaming import WINDOW, stream, stream_bytes
+from bigopt.data.streaming import WINDOW, Stream, stream_bytes
 from bigopt.data.view import DataView, Split
 from bigopt.data.writer import DatasetWriter
 from bigopt.models.fused import STEP
@@ -70,7 +70,7 @@ def test_the_rows_are_those_of_the_block(stores: dict[str, Path], name: str, dty
     for index, step, loader in ((0, 64, Loader(1)), (view.partitions - 1, 7, Loader(3)), (1, 1, Loader(2))):
         expected = view.load(index)
         parts = []
-        for block in stream(view, index, step, loader, view.labels(index)):
+        for block in Stream(view, index, step, loader, view.labels(index)):
             parts.append([a.copy() for a in block[:3]] + [block.bytes_read])
             assert block.X.flags.c_contiguous
             del block
