@@ -94,6 +94,20 @@ def test_a_run_that_was_cut_goes_on(tmp_path: Path, name: str) -> None:
         assert rest["loss"] < 1.2 * whole["loss"]
 
 
+def test_the_outer_optimizer_of_a_conf(tmp_path: Path) -> None:
+    """sgd at rate 1 takes the average; nesterov, which has a state, goes on from a checkpoint with the same bits."""
+    plain, same = train(tmp_path, "local_sgd"), train(tmp_path, "local_sgd", "strategy.outer={name: sgd}")
+    assert same["loss"] == pytest.approx(plain["loss"], rel=1e-12)
+    keys = [*SGD, "strategy.name=local_sgd", *STRATEGIES["local_sgd"]]
+    keys += ["strategy.outer={name: nesterov, learning_rate: 0.7, momentum: 0.5}"]
+    data = files(tmp_path, KIND, "zarr")
+    found = {run_on(data, tmp_path / "whole", *keys, f"backend.workers={k}")["params_sha256"] for k in (1, 2, 3)}
+    part = run_on(data, tmp_path / "part", *keys, "backend.workers=2", "stop.steps=20", "checkpoint.every_steps=5")
+    rest = resume(Path(part["run"]), ["stop.epochs=4"])
+    assert found == {rest["params_sha256"]}
+    assert rest["loss"] < 0.95 * plain["loss"]  # momentum of the outer steps
+
+
 def test_what_a_strategy_cannot_do(tmp_path: Path) -> None:
     with pytest.raises(ConfError, match="asks several times"):
         run(tmp_path, KIND, *SOFTMAX, "optimizer.name=lbfgs", "strategy.name=async", "backend.workers=2")
