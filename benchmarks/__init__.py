@@ -8,8 +8,9 @@ The ideas, which are benchopt's for the most part:
   clock starts, and the clock stops while anything is evaluated. A side that cannot run says why, and is skipped.
 - A **round** runs every side once, in rotating order. A figure (a ratio, a difference, a share of a limit) is computed
   within a round, and reported as median and quartiles over the rounds: what changes from minute to minute cancels.
-- A round on **busy cores** is thrown away and repeated (`benchmarks.statistics.disagreement` states the rule): with
-  half a core missing, PyTorch's OpenMP is up to 40 times slower, and any win over it is free.
+- A run on **busy cores** does not count and is repeated within its round (`benchmarks.rounds`; the rule is
+  `benchmarks.statistics.disagreement`): with half a core missing, PyTorch's OpenMP is up to 40 times slower, and any
+  win over it is free.
 
 ``python -m benchmarks --help``, or ``make bench`` and ``make bench-quick``; see docs/benchmarks.md.
 """

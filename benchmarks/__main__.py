@@ -18,7 +18,7 @@ from benchmarks.spec import Scale
 
 SECONDS: Final = 1500.0
 QUICK_SECONDS: Final = 240.0
-"""What all rows together are to take; each has its part as a budget."""
+"""What all rows together are to take; each has its part as a budget, and what those before it left of theirs."""
 DEFAULT_OUT: Final = ROOT / "build" / "benchmarks"
 
 
@@ -31,7 +31,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"which rows (all): {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="small sizes, 3 rounds")
     parser.add_argument("--tiny", action="store_true", help="sizes that only show that the suite runs")
-    parser.add_argument("--anyway", action="store_true", help="count rounds on busy cores too, and say so")
+    parser.add_argument("--anyway", action="store_true", help="count runs on busy cores too, and say so")
     parser.add_argument("--list", action="store_true", help="name the rows and end")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the results (%(default)s)")
     parser.add_argument("--work", type=Path, help="folder of the generated data (OUT/data)")
@@ -60,12 +60,13 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the sides are ended on the way out
     begin = time.monotonic()
     results: list[RowResult] = []
-    failed = False
+    failed, spare = False, 0.0  # what rows left of their budgets
     about = report.about() | {"quick": options.quick or options.tiny, "busy rounds counted": options.anyway}
     for row in chosen:
         try:
-            scale = Scale(options.quick, options.tiny, work, share * row.seconds)
+            scale = Scale(options.quick, options.tiny, work, share * row.seconds + max(0.0, spare))
             results.append(run_row(row, scale, logs, os.getpid(), anyway=options.anyway, say=say))
+            spare += share * row.seconds - results[-1].seconds
         except Exception as error:  # the other rows still tell something
             failed = True
             say(f"  {row.name} failed: {type(error).__name__}: {error}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.machine import Peak, cpu_seconds, signalled, tree
+from benchmarks.parts import Parts
 from benchmarks.player import Player, SideError, Skip
 from benchmarks.spec import Sample, Side
 from benchmarks.statistics import agree, pairs_for
@@ -38,6 +39,7 @@ class Cast:
         self.losses: dict[str, float] = {}
         self.fixed: dict[str, Sample] = {}
         self.took: dict[str, float] = {}  # seconds of a side's longest run
+        self.parts: dict[str, Parts] = {}
         self.say = say
         for name, side in sides.items():
             log = stack.enter_context((folder / f"{name}.log").open("wb"))
@@ -45,7 +47,9 @@ class Cast:
             stack.callback(player.close)  # whatever happens; at once where `close` has been
             self.players[name] = player
         for name in list(self.players):
-            self.guard(name, lambda player: player.ready())
+            self.parts[name] = Parts()
+            if (seconds := self.guard(name, lambda player: player.ready())) is not None:
+                self.parts[name].add("start", seconds)
 
     def guard(self, name: str, act: Callable[[Player], Any]) -> Any:
         """Do something with a player; one that cannot go on leaves the row with its reason."""
@@ -60,8 +64,6 @@ class Cast:
     def run(self, name: str, method: str = "run", patience: float = _LONGEST_SECONDS) -> Sample | None:
         """Run a side once; one that takes longer than `patience` seconds leaves."""
         side = self.sides[name]
-        if name in self.fixed:
-            return self.fixed[name]
         if side.follows:
             if side.follows not in self.losses:
                 self.gone[name] = f"{name}: no loss to reach"
@@ -74,15 +76,25 @@ class Cast:
         cpu, begin = cpu_seconds(tree(pid)), time.perf_counter()
         with self._alone(name), Peak(pid) if side.peak else nullcontext() as peak:
             sample: Sample | None = self.guard(name, lambda player: player.call(method, timeout=patience))
-        if sample is not None:
-            wall, cpu = time.perf_counter() - begin, cpu_seconds(tree(pid)) - cpu
-            self.took[name] = max(wall, self.took.get(name, 0.0))
-            sample = {**sample, "run_cpu_seconds": cpu, "run_cores": cpu / wall}
-        if sample is not None and "loss" in sample:
+        if sample is None:
+            return None
+        wall, cpu = time.perf_counter() - begin, cpu_seconds(tree(pid)) - cpu
+        self.took[name] = max(wall, self.took.get(name, 0.0))
+        self.parts[name].add("runs" if self.warm else "warm-up", wall)
+        sample = {**sample, "run_cpu_seconds": cpu, "run_cores": cpu / wall}
+        return sample if peak is None else {**sample, "peak_bytes": peak.bytes}
+
+    def judged(self, name: str, sample: Sample) -> Sample | None:
+        """Have a run that counts judged off the clock (a race's loss); keep what others or later rounds need of it."""
+        side = self.sides[name]
+        with self.parts[name].of("judging"):
+            found = self.guard(name, lambda player: player.call("judge"))
+        if found is None:
+            return None
+        sample = {**sample, **found}
+        if "loss" in sample:
             self.losses[name] = sample["loss"]
-        if sample is not None and peak is not None:
-            sample = {**sample, "peak_bytes": peak.bytes}
-        if sample is not None and (side.once or (side.slow and self.quick and self.warm)):
+        if side.once or (side.slow and self.quick and self.warm):
             self.fixed[name] = sample
         return sample
 
@@ -112,7 +124,7 @@ class Cast:
             for name in candidates:
                 player, side = self.players.pop(name), self.sides[name]
                 if name == best:
-                    self.players[group], self.sides[group] = player, side
+                    self.players[group], self.sides[group], self.parts[group] = player, side, self.parts.pop(name)
                     self.took[group] = self.took[name]
                     if name in self.losses:
                         self.losses[group] = self.losses[name]
@@ -132,12 +144,20 @@ class Cast:
             sample = self.run(name, self.sides[name].warm, self._patience(name, timed))
             if sample is None:
                 continue
-            if (checked := self.guard(name, lambda player: player.call("check"))) is not None and "loss" in checked:
-                losses[name] = checked["loss"]
+            if (judged := self.judged(name, sample)) is None:
+                continue
+            if (checked := self._check(name)) is not None:
+                losses[name] = checked
             if name in self.players and self.sides[name].group and self.took[name] < _SHORT_SECONDS:
-                sample = self.run(name) or sample
-            timed[name] = sample
+                judged = self.run(name) or judged
+            timed[name] = judged
         return timed, losses
+
+    def _check(self, name: str) -> float | None:
+        """Return the loss of a side that has one to compare."""
+        with self.parts[name].of("judging"):
+            checked = self.guard(name, lambda player: player.call("check"))
+        return None if checked is None else checked.get("loss")
 
     def _patience(self, name: str, timed: Mapping[str, Sample]) -> float:
         """Return how many seconds a candidate is waited for where others of its group have run."""

@@ -98,6 +98,11 @@ def load(folder: str | Path) -> tuple[Array, Array]:
     return np.load(Path(folder) / "X.npy"), np.load(Path(folder) / "y.npy")
 
 
+def mapped(folder: str | Path) -> tuple[Array, Array]:
+    """Map X and y, without a copy."""
+    return np.load(Path(folder) / "X.npy", mmap_mode="r"), np.load(Path(folder) / "y.npy", mmap_mode="r")
+
+
 def stored(
     table: Table,
     work: Path,

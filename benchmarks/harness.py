@@ -1,31 +1,25 @@
-"""Rows and rounds: run every side of a row in turn, keep the rounds that count, sum them up.
+"""Rows: start the sides, warm them up, compare their losses, make rounds (`benchmarks.rounds`), sum them up.
 
 The seconds of a row are those of its parts: ``data`` (made once, kept), ``start`` of the sides' processes with their
-engines, ``warm-up`` (with the losses), ``rounds`` that count, rounds ``thrown away``, and the ``end``. A row has a
-budget of seconds: while it lasts, a round that was thrown away is made again.
+engines, ``warm-up`` (with the losses), ``rounds`` that count, runs ``played again``, rounds ``thrown away``, and the
+``end``. A row has a budget of seconds: while it lasts, what ran on busy cores is run again.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from benchmarks.cast import Cast
-from benchmarks.machine import Watch
+from benchmarks.parts import Parts
 from benchmarks.player import Player, SideError, Skip
+from benchmarks.rounds import Play
 from benchmarks.spec import Figure, Row, Sample, Scale
-from benchmarks.statistics import Bar, Load, Spread, disagreement, spread
-
-RETRIES_PER_PAIR: Final = 2
-"""Rounds on busy cores that may be repeated, over the rounds wanted."""
-RETRIES_OVER_BUDGET: Final = 2
-"""The same where the row's budget of seconds is spent."""
-_PAUSE_SECONDS: Final = 2.0
+from benchmarks.statistics import Bar, Spread, spread
 
 
 @dataclass
@@ -71,34 +65,6 @@ class RowResult:
         return not self.outcomes or any(o.bar is not None for o in self.outcomes)
 
 
-class Parts:
-    """Seconds of the parts of a row, in the order in which they came."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @property
-    def total(self) -> float:
-        """Seconds so far."""
-        return sum(self.seconds.values())
-
-    def add(self, name: str, seconds: float) -> None:
-        """Add to a part."""
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-
-    @contextmanager
-    def of(self, name: str) -> Iterator[None]:
-        """Add what the with statement takes, to a part."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(name, time.perf_counter() - begin)
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
-
-
 class _Present(dict[str, Sample]):
     """The samples of a round; a side that is not there raises the reason."""
 
@@ -122,7 +88,7 @@ def run_row(row: Row, scale: Scale, folder: Path, root: int, *, anyway: bool, sa
     root : int
         The benchmark's own process: its tree's CPU time is ours.
     anyway : bool
-        Count rounds on busy cores too (and say so).
+        Count runs on busy cores too (and say so).
     say : callable
     """
     result, parts = RowResult(row.name, row.title), Parts()
@@ -145,7 +111,8 @@ def run_row(row: Row, scale: Scale, folder: Path, root: int, *, anyway: bool, sa
             for names, tolerance in row.same_loss:
                 cast.compare(names, tolerance, losses)
         cast.warm = True
-        rounds, loads, discarded = _rounds(cast, root, anyway, note, parts, scale.budget)
+        played = Play(cast, root, anyway=anyway, note=note, parts=parts, budget=scale.budget).rounds()
+        rounds = played.kept
         result.outcomes = [_outcome(figure, rounds, cast.gone) for figure in row.figures]
         if len(rounds) < cast.pairs():
             for outcome in result.outcomes:
@@ -158,8 +125,9 @@ def run_row(row: Row, scale: Scale, folder: Path, root: int, *, anyway: bool, sa
             cast.close()
         result.sides["rounds"] = {
             "kept": len(rounds),
-            "thrown away": discarded,
-            "foreign cores": [round(load.foreign / load.wall, 3) for load in loads],
+            "thrown away": played.thrown,
+            "played again": dict(played.again),
+            "foreign cores": [round(load.foreign / load.wall, 3) for load in played.loads],
         }
     result.seconds, result.parts = parts.total, parts.seconds
     say(f"  {result.seconds:.0f} s{_of_budget(result.seconds, scale.budget)}: {parts}")
@@ -177,40 +145,6 @@ def _profile(player: Player) -> Any:
         return player.call("profile")
     except SideError:
         return None
-
-
-def _rounds(
-    cast: Cast, root: int, anyway: bool, note: Callable[[str], None], parts: Parts, budget: float
-) -> tuple[list[dict[str, Sample]], list[Load], int]:
-    kept: list[dict[str, Sample]] = []
-    loads: list[Load] = []
-    discarded = number = 0
-
-    def given_up() -> bool:
-        return discarded > (cast.pairs() * RETRIES_PER_PAIR if parts.total < budget else RETRIES_OVER_BUDGET)
-
-    while len(kept) < cast.pairs() and not given_up() and cast.players:
-        names = list(cast.players)
-        turn = number % len(names)
-        number += 1
-        watch, begin = Watch(root), time.perf_counter()
-        samples = {name: cast.run(name) for name in names[turn:] + names[:turn] if name in cast.players}
-        load = watch.load()
-        reason = disagreement(load)
-        if reason and not anyway:
-            discarded += 1
-            note(f"  a round thrown away: {reason}")
-            time.sleep(_PAUSE_SECONDS)
-            parts.add("thrown away", time.perf_counter() - begin)
-            continue
-        if reason:
-            note(f"  counted anyway: {reason}")
-        loads.append(load)
-        kept.append({name: sample for name, sample in samples.items() if sample is not None})
-        parts.add("rounds", time.perf_counter() - begin)
-    if len(kept) < cast.pairs():
-        note(f"  machine busy: {len(kept)} of {cast.pairs()} rounds, {discarded} thrown away")
-    return kept, loads, discarded
 
 
 def _outcome(figure: Figure, rounds: Sequence[Mapping[str, Sample]], gone: Mapping[str, str]) -> Outcome:
@@ -235,6 +169,8 @@ def _summary(rounds: Sequence[Mapping[str, Sample]], losses: Mapping[str, float]
         found[name] = {key: spread([s[key] for s in samples if key in s]).median for key in sorted(keys)}
     for name, loss in losses.items():
         found.setdefault(name, {})["loss"] = loss
+    for name, took in cast.parts.items():
+        found.setdefault(name, {})["parts"] = {part: round(seconds, 2) for part, seconds in took.seconds.items()}
     for name, reason in cast.gone.items():
         found[name] = {"skipped": reason}
     return found

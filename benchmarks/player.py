@@ -64,14 +64,14 @@ class Player:
         """Process id."""
         return self._process.pid
 
-    def ready(self, timeout: float = 600.0) -> None:
-        """Wait until the side is made.
+    def ready(self, timeout: float = 600.0) -> float:
+        """Wait until the side is made, and return the seconds that it took.
 
         Raises
         ------
         Skip, SideError
         """
-        self._answer(timeout)
+        return float(self._answer(timeout))
 
     def call(self, method: str, *values: Any, timeout: float = 900.0) -> Any:
         """Call a method of the side and return its value.
@@ -153,9 +153,11 @@ def main() -> None:
 
     side: Any = None
 
-    def make() -> None:
+    def make() -> float:
         nonlocal side
+        begin = time.perf_counter()
         side = getattr(importlib.import_module(module), name)(**json.loads(sys.argv[2]))
+        return time.perf_counter() - begin
 
     if reply(make):
         for line in sys.stdin:

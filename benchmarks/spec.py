@@ -47,8 +47,7 @@ class Side:
     Parameters
     ----------
     target : str
-        ``module:Class``; the class has ``run() -> Sample``, and may have ``check() -> {"loss": ...}``, ``profile()``
-        and ``close()``.
+        ``module:Class``: a `benchmarks.sides.Base` with ``run() -> Sample``.
     arguments : dict
     group : str
         Sides of one group are candidates (solvers of one peer): the fastest is chosen once, after the warm-up, and

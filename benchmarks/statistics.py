@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 FOREIGN_SHARE: Final = 0.05
-"""Part of the cores' time that others may use during a round that counts (0.05 of 2 cores: a tenth of a core)."""
+"""Part of the cores' time that others may use during a run that counts (0.05 of 2 cores: a tenth of a core)."""
 TICK_SECONDS: Final = 0.02
 """Linux counts CPU time in ticks of 10 ms: what two readings may be off."""
 LONG_RUN_SECONDS: Final = 15.0
@@ -83,12 +83,12 @@ class Bar:
 
 
 class Load(NamedTuple):
-    """What the cores did during a round, in seconds.
+    """What the cores did during a run, or several, in seconds.
 
     Parameters
     ----------
     wall : float
-        Length of the round.
+        Length of the run.
     ours : float
         CPU time of the benchmark's processes.
     machine : float
@@ -108,8 +108,15 @@ class Load(NamedTuple):
         return max(0.0, self.machine - self.ours)
 
 
+def together(loads: Iterable[Load]) -> Load:
+    """Return what the cores did in several intervals."""
+    found = list(loads)
+    wall, ours, machine = (sum(load[i] for load in found) for i in range(3))
+    return Load(wall, ours, machine, max((load.cores for load in found), default=0))
+
+
 def disagreement(load: Load) -> str:
-    """Say why a round does not count; empty where it does.
+    """Say why a run, or the runs of a round together, do not count; empty where they do.
 
     CPU time and wall time agree where all that the cores did, they did for us: others (other processes, the kernel on
     their behalf, a hypervisor) may have had `FOREIGN_SHARE` of the cores' time at most.

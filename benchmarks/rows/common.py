@@ -46,6 +46,6 @@ def ratio(over: str, under: str, key: str = "seconds") -> Callable[[Round], floa
     return of
 
 
-def extra_ms(side: str, base: str, *empty: str, key: str = "seconds") -> Callable[[Round], float]:
-    """Return the figure ``side - base - empty`` in milliseconds."""
-    return lambda r: 1e3 * (r[side][key] - r[base][key] - sum(r[name]["seconds"] for name in empty))
+def extra_ms(side: str, base: str) -> Callable[[Round], float]:
+    """Return the figure ``side - base`` in milliseconds."""
+    return lambda r: 1e3 * (r[side]["seconds"] - r[base]["seconds"])

@@ -22,7 +22,7 @@ def sides(scale: Scale) -> Mapping[str, Side]:
             f"{SIDES}.ours:Steps", {"keys": descent(), "steps": STEPS, "memory": folder, "referee": referee}
         ),
         "torch": Side(f"{SIDES}.torch_cpu:FullBatch", peer),
-        "sklearn": Side(f"{SIDES}.sklearn_cpu:Marginal", {"folder": folder, "few": 2, "many": 8}),
+        "sklearn": Side(f"{SIDES}.sklearn_cpu:Marginal", {"folder": folder, "few": 2, "many": 6}),
         "memory read": Side(f"{SIDES}.limits:MemoryRead", {"folder": folder}),
         "error": Side(f"{SIDES}.ours:GradientError", {"folder": folder}, once=True),
     }

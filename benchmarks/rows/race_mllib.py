@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks import data
-from benchmarks.rows.common import SIDES, descent, linear_table, ratio
+from benchmarks.data import Table
+from benchmarks.rows.common import SIDES, descent, ratio
 from benchmarks.spec import Figure, Row, Scale, Side
 from benchmarks.statistics import Bar
 
 
 def sides(scale: Scale) -> Mapping[str, Side]:
     """MLlib with its defaults; L-BFGS of bigopt."""
-    table = linear_table(scale)
+    table = Table("linear", scale.pick(1_250_000, 200_000, 20_000), 100)
     folder = str(data.arrays(table, scale.work))
     store = str(data.stored(table, scale.work, "parquet"))
     heap = f"{max(1, round(6 * table.bytes / 1e9))}g"

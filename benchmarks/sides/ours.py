@@ -64,6 +64,17 @@ class Steps(Base):
         self._run.close()
 
 
+class StepsAndEmptyJobs(Steps):
+    """The same, one Spark job a round, and in between, in the same SparkContext, jobs that do nothing (``empty``)."""
+
+    def run(self) -> dict[str, float]:
+        """Return seconds of one step, and of one empty job."""
+        from benchmarks.sides.spark_cpu import empty_job
+
+        sample = super().run()
+        return {**sample, "empty": empty_job()}
+
+
 class Epoch(Steps):
     """The same; the seconds are those of the whole run: an epoch of `steps` mini-batches."""
 
@@ -122,6 +133,6 @@ class GradientError(Base):
             )
         finally:
             session.close()
-        exact = evaluate.logistic_gradient(*data.load(self._folder), params[:-1], float(params[-1]))
+        exact = evaluate.logistic_gradient(*data.mapped(self._folder), params[:-1], float(params[-1]))
         error = float(np.linalg.norm(sums.grad - exact) / np.linalg.norm(exact))
         return {"seconds": time.perf_counter() - begin, "error": error}

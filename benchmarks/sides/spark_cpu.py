@@ -1,4 +1,4 @@
-"""Spark local[cores]: MLlib, the loop that a user writes on RDDs, and the price of an empty job.
+"""Spark local[cores]: the price of an empty job, the loop that a user writes on RDDs, and MLlib.
 
 All of them, bigopt too, get Unix sockets between JVM and Python, no UI, and loopback. MLlib's JVM gets as much heap as
 its cached table needs.
@@ -22,6 +22,8 @@ from benchmarks.sides import Base
 from benchmarks.sides.dask_cpu import gradient, load_block, nothing
 
 _WARM_ITERATIONS: Final = 3
+_EVALUATION: Final = "RDDLossFunction"
+"""What Spark names the jobs after that evaluate a loss: the place in MLlib that asks for them."""
 
 
 def context(heap: str = "1g") -> Any:
@@ -54,20 +56,22 @@ class _Spark(Base):
         self._sc.stop()
 
 
-class EmptyJob(_Spark):
-    """Seconds of a job of one Python task a core that does nothing."""
+def empty_job(repeats: int = 10) -> float:
+    """Return seconds of a job of one Python task a core that does nothing, in the SparkContext of this process."""
+    from pyspark import SparkContext
 
-    def run(self) -> dict[str, float]:
-        """Return seconds of one job."""
-        rdd = self._sc.parallelize(range(len(cores())), len(cores()))
-        begin, repeats = time.perf_counter(), 10
-        for _ in range(repeats):
-            rdd.map(nothing).collect()
-        return {"seconds": (time.perf_counter() - begin) / repeats}
+    rdd = SparkContext.getOrCreate().parallelize(range(len(cores())), len(cores()))
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        rdd.map(nothing).collect()
+    return (time.perf_counter() - begin) / repeats
 
 
 class ByHand(_Spark):
-    """Seconds of a step of gradient descent: broadcast, map over cached blocks, treeReduce."""
+    """Seconds of a step of gradient descent: broadcast, map over cached blocks, treeReduce.
+
+    The first step, that of the warm-up, fills the cache.
+    """
 
     def __init__(self, folder: str, learning_rate: float, steps: int, partitions: int = 8) -> None:
         super().__init__("6g")
@@ -76,7 +80,6 @@ class ByHand(_Spark):
         bounds = np.linspace(0, self._rows, partitions + 1).astype(int).tolist()
         cuts = list(itertools.pairwise(bounds))
         self._blocks = self._sc.parallelize(cuts, partitions).map(lambda cut: load_block(folder, *cut)).cache()
-        self._blocks.count()
         self._w = np.zeros(d + 1, dtype=np.float32)
 
     def run(self) -> dict[str, float]:
@@ -91,7 +94,7 @@ class ByHand(_Spark):
 
     def check(self) -> dict[str, float]:
         """Return the loss reached."""
-        X, y = data.load(self._folder)
+        X, y = data.mapped(self._folder)
         return {"loss": evaluate.logistic(X, y, self._w[:-1], float(self._w[-1]))}
 
 
@@ -132,44 +135,59 @@ class Load(_MLlib):
 
 
 class Logistic(_MLlib):
-    """MLlib's LogisticRegression on a cached table: marginal iteration, and a whole fit.
+    """MLlib's LogisticRegression on a cached table: a whole fit, and what one more iteration of it takes.
+
+    A fit is one job for its means and variances, one for each evaluation of loss and gradient, and more for its
+    summary. Spark keeps the times of its jobs: from the end of the first evaluation to the end of the last one there
+    are iterations and nothing else, so that their time needs no second fit and has none of its noise.
 
     Parameters
     ----------
     path, heap
     folder : str
         The same rows as arrays, for the referee.
-    few, many : int
-        Iterations of the short and of the long fit.
+    iterations : int
     """
 
-    def __init__(self, path: str, folder: str, heap: str, few: int, many: int) -> None:
+    def __init__(self, path: str, folder: str, heap: str, iterations: int) -> None:
         super().__init__(path, heap)
-        self._few, self._many, self._folder = few, many, folder
+        self._iterations, self._referee = iterations, evaluate.Referee("logistic", folder)
         self._model: Any = None
         self._load()
 
-    def _fit(self, iterations: int) -> tuple[float, int]:
+    def _fit(self, iterations: int) -> dict[str, float]:
         from pyspark.ml.classification import LogisticRegression
 
         estimator = LogisticRegression(maxIter=iterations, tol=0.0, regParam=0.0, standardization=False)
-        begin = time.perf_counter()
+        before, begin = self._jobs(), time.perf_counter()
         self._model = estimator.fit(self._table)
-        return time.perf_counter() - begin, max(1, self._model.summary.totalIterations)
+        fit = time.perf_counter() - begin
+        ends = sorted(end for job, (name, end) in self._jobs().items() if job not in before and _EVALUATION in name)
+        steps = self._model.summary.totalIterations
+        return {"seconds": (ends[-1] - ends[0]) / max(1, steps), "fit": fit, "steps": steps, "jobs": len(ends)}
+
+    def _jobs(self) -> dict[int, tuple[str, float]]:
+        """Return name and end, in seconds, of every job that has ended."""
+        spark = self._sc._jsc.sc()
+        spark.listenerBus().waitUntilEmpty()
+        jobs, found = spark.statusStore().jobsList(None), {}
+        for i in range(jobs.size()):
+            job = jobs.apply(i)
+            if job.completionTime().isDefined():
+                found[job.jobId()] = (job.name(), job.completionTime().get().getTime() / 1e3)
+        return found
 
     def short(self) -> dict[str, float]:
-        """Return seconds of the short fit."""
-        return {"seconds": self._fit(self._few)[0]}
+        """Do the same with a few iterations: all is compiled then."""
+        return self._fit(_WARM_ITERATIONS)
 
     def run(self) -> dict[str, float]:
-        """Return seconds of an iteration (``seconds``) and of the long fit (``fit``)."""
-        short, few = self._fit(self._few)
-        long, many = self._fit(self._many)
-        return {"seconds": (long - short) / max(1, many - few), "fit": long, "iterations": many}
+        """Return seconds of an iteration (``seconds``) and of the fit (``fit``)."""
+        return self._fit(self._iterations)
 
     def check(self) -> dict[str, float]:
         """Return the loss of the last fit."""
-        return {"loss": judge_logistic(self._model, self._folder)}
+        return {"loss": self._referee.loss(flat(self._model))}
 
 
 class FromParquet(_MLlib):
@@ -177,7 +195,7 @@ class FromParquet(_MLlib):
 
     def __init__(self, path: str, folder: str, heap: str, max_iter: int = 100) -> None:
         super().__init__(path, heap)
-        self._folder, self._max_iter = folder, max_iter
+        self._referee, self._max_iter = evaluate.Referee("logistic", folder), max_iter
         self._model: Any = None
 
     def short(self) -> dict[str, float]:
@@ -185,7 +203,7 @@ class FromParquet(_MLlib):
         return self._race(_WARM_ITERATIONS)
 
     def run(self) -> dict[str, float]:
-        """Return seconds of the whole way, and the loss it ends with."""
+        """Return seconds of the whole way."""
         return self._race(self._max_iter)
 
     def _race(self, iterations: int) -> dict[str, float]:
@@ -195,9 +213,12 @@ class FromParquet(_MLlib):
         begin = time.perf_counter()
         self._model = LogisticRegression(maxIter=iterations).fit(self._table)
         fitting = time.perf_counter() - begin
-        loss = judge_logistic(self._model, self._folder)
         steps = self._model.summary.totalIterations
-        return {"seconds": loading + fitting, "load": loading, "fit": fitting, "loss": loss, "iterations": steps}
+        return {"seconds": loading + fitting, "load": loading, "fit": fitting, "iterations": steps}
+
+    def judge(self) -> dict[str, float]:
+        """Return the loss it ends with."""
+        return {"loss": self._referee.loss(flat(self._model))}
 
 
 class Ridge(_MLlib):
@@ -206,6 +227,7 @@ class Ridge(_MLlib):
     def __init__(self, path: str, folder: str, heap: str, l2: float) -> None:
         super().__init__(path, heap)
         self._l2, self._referee = l2, evaluate.Referee("squared", folder, l2)
+        self._model: Any = None
 
     def run(self) -> dict[str, float]:
         """Return seconds of the whole way."""
@@ -213,24 +235,31 @@ class Ridge(_MLlib):
 
         loading = self._load()
         begin = time.perf_counter()
-        model = LinearRegression(regParam=self._l2, standardization=False).fit(self._table)
+        self._model = LinearRegression(regParam=self._l2, standardization=False).fit(self._table)
         fitting = time.perf_counter() - begin
-        loss = self._referee.loss([*model.coefficients.toArray(), float(model.intercept)])
-        return {"seconds": loading + fitting, "load": loading, "fit": fitting, "loss": loss}
+        return {"seconds": loading + fitting, "load": loading, "fit": fitting}
+
+    def judge(self) -> dict[str, float]:
+        """Return its loss."""
+        return {"loss": self._referee.loss(flat(self._model))}
 
 
-def judge_logistic(model: Any, folder: str) -> float:
-    """Return the loss of an MLlib model over a folder's rows."""
-    X, y = data.load(folder)
-    return evaluate.logistic(X, y, np.asarray(model.coefficients.toArray()), float(model.intercept))
+def flat(model: Any) -> list[float]:
+    """Return the parameters of a linear model of MLlib in bigopt's order."""
+    return [*model.coefficients.toArray(), float(model.intercept)]
 
 
 class Perceptron(_MLlib):
-    """Seconds of a fit of MultilayerPerceptronClassifier on a cached table, and the loss it ends with."""
+    """Seconds of a fit of MultilayerPerceptronClassifier on a cached table, and the loss it ends with.
+
+    Spark keeps the weights of a layer (out, in) by columns, which is (in, out) by rows: bigopt's order.
+    """
 
     def __init__(self, path: str, folder: str, heap: str, widths: list[int], iterations: int) -> None:
         super().__init__(path, heap)
-        self._widths, self._iterations, self._folder = widths, iterations, folder
+        self._widths, self._iterations = widths, iterations
+        self._referee = evaluate.Referee("network", folder, activation="sigmoid", widths=widths)
+        self._model: Any = None
         self._load()
 
     def short(self) -> dict[str, float]:
@@ -238,7 +267,7 @@ class Perceptron(_MLlib):
         return self._fit(_WARM_ITERATIONS)
 
     def run(self) -> dict[str, float]:
-        """Return seconds of a fit, and the loss it ends with."""
+        """Return seconds of a fit."""
         return self._fit(self._iterations)
 
     def _fit(self, iterations: int) -> dict[str, float]:
@@ -246,9 +275,9 @@ class Perceptron(_MLlib):
 
         estimator = MultilayerPerceptronClassifier(layers=self._widths, maxIter=iterations, seed=0, tol=0.0)
         begin = time.perf_counter()
-        model = estimator.fit(self._table)
-        seconds = time.perf_counter() - begin
-        X, y = data.load(self._folder)
-        # Spark keeps (out, in) by columns, which is (in, out) by rows: bigopt's order
-        layers = evaluate.layers_of(np.asarray(model.weights.toArray()), self._widths)
-        return {"seconds": seconds, "loss": evaluate.network(X, y, layers, "sigmoid")}
+        self._model = estimator.fit(self._table)
+        return {"seconds": time.perf_counter() - begin}
+
+    def judge(self) -> dict[str, float]:
+        """Return the loss it ends with."""
+        return {"loss": self._referee.loss(self._model.weights.toArray())}

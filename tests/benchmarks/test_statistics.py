@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import data, evaluate, harness, machine, report
+from benchmarks import data, evaluate, machine, report, rounds
 from benchmarks.cast import Cast
 from benchmarks.harness import Outcome, RowResult, run_row
 from benchmarks.looking import Looks
 from benchmarks.player import Skip
 from benchmarks.spec import Figure, Row, Scale, Side
-from benchmarks.statistics import Bar, Load, Spread, agree, disagreement, pairs_for, spread
+from benchmarks.statistics import Bar, Load, Spread, agree, disagreement, pairs_for, spread, together
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 10])
@@ -113,6 +113,22 @@ def test_the_referees_gradient_is_the_derivative_of_its_loss() -> None:
         assert found[i] == pytest.approx((up - down) / (2 * h), abs=1e-8)
 
 
+def test_the_referee_adds_blocks_up_and_judges_the_same_bits_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "_ROWS", 300)
+    X, y = data.load(data.arrays(data.Table("linear", 1_000, 5), tmp_path))
+    referee = evaluate.Referee("logistic", str(tmp_path / "linear-1000x5-2"), l2=0.5)
+    w = np.linspace(-1, 1, 6)
+    v = X.astype(np.float64) @ w[:-1] + w[-1]
+    expected = np.mean(np.log1p(np.exp(v)) - y * v) + 0.5 * w[:-1] @ w[:-1]
+    assert referee.loss(w) == pytest.approx(expected, rel=1e-12)
+    monkeypatch.setattr(evaluate, "logistic", None)
+    assert referee.loss(w.tolist()) == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(TypeError):
+        referee.loss(w + 1)
+
+
 def test_the_referees_network_without_hidden_layers_is_logistic_regression() -> None:
     rng = np.random.default_rng(0)
     X, y, w = rng.normal(size=(50, 3)), rng.integers(0, 2, 50), rng.normal(size=4)
@@ -154,7 +170,11 @@ class Counter:
     def run(self) -> dict[str, float]:
         """Return made-up seconds."""
         self._runs += 1
-        return {"seconds": self._runs * self._seconds, "loss": self._seconds, "target": self._target}
+        return {"seconds": self._runs * self._seconds, "target": self._target}
+
+    def judge(self) -> dict[str, float]:
+        """Return a loss."""
+        return {"loss": self._seconds}
 
     def short(self) -> dict[str, Any]:
         """Return seconds that nobody looks at."""
@@ -211,17 +231,54 @@ def test_only_those_who_stay_and_run_again_decide_on_the_number_of_pairs(tmp_pat
         assert cast.pairs() == 3
 
 
+def test_a_run_on_busy_cores_is_played_again_and_stays_in_its_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdicts = iter(["", "", "", "", "busy", "", "", "", "", "busy", "", ""])  # ours, peer, both of them, three times
+    monkeypatch.setattr(rounds, "disagreement", lambda load: next(verdicts))
+    monkeypatch.setattr(rounds, "_LOOKS", 0)
+    target = "tests.benchmarks.test_statistics:Counter"
+    row = Row(
+        "row",
+        "a row",
+        lambda scale: {"ours": Side(target), "peer": Side(target)},
+        tuple(Figure(name, lambda r, name=name: r[name]["seconds"]) for name in ("ours", "peer")),
+    )
+    said: list[str] = []
+    result = run_row(row, Scale(True, True, tmp_path), tmp_path, os.getpid(), anyway=False, say=said.append)
+    ours, peer = (outcome.values for outcome in result.outcomes)
+    # the first run of each is the warm-up. Round 2 begins with the peer: its first partner, ours, is played again; and
+    # in round 3 both pass, but not together: the one beside whom others used most is played again
+    assert len(ours) == len(peer) == 3
+    assert ours[:2] == [2.0, 4.0]
+    assert peer[:2] == [2.0, 3.0]
+    assert sorted([ours[2], peer[2]]) in ([4.0, 6.0], [5.0, 5.0])
+    assert sum(result.sides["rounds"]["played again"].values()) == 2
+    assert result.sides["rounds"]["thrown away"] == 0
+    assert any("played again" in line for line in said)
+
+
+def test_the_runs_of_a_round_add_up() -> None:
+    assert together([Load(1.0, 2.0, 3.0, 2), Load(4.0, 5.0, 6.0, 2)]) == Load(5.0, 7.0, 9.0, 2)
+    short = Load(wall=0.1, ours=0.1, machine=0.15, cores=2)  # what a few ticks may hide
+    assert disagreement(short) == ""
+    assert disagreement(together([short] * 7)) == "others used 0.50 of 2 cores for 0.7 s"
+
+
 def test_a_machine_that_stays_busy_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "disagreement", lambda load: "others used 1.00 of 2 cores for 1.0 s")
-    monkeypatch.setattr(harness, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(rounds, "disagreement", lambda load: "others used 1.00 of 2 cores for 1.0 s")
+    monkeypatch.setattr(rounds, "_LOOKS", 0)
     target = "tests.benchmarks.test_statistics:Counter"
     row = Row("row", "a row", lambda scale: {"ours": Side(target)}, (Figure("f", lambda r: r["ours"]["seconds"]),))
     result = run_row(row, Scale(True, True, tmp_path), tmp_path, os.getpid(), anyway=False, say=lambda _: None)
     assert (result.outcomes[0].spread, result.outcomes[0].reason) == (None, "machine busy")
-    assert result.sides["rounds"]["thrown away"] == 3 * harness.RETRIES_PER_PAIR + 1
+    thrown = 3 * rounds.RETRIES_PER_PAIR + 1
+    assert result.sides["rounds"]["thrown away"] == thrown
+    assert result.sides["rounds"]["played again"] == {"ours": thrown * rounds.AGAIN}
     spent = run_row(row, Scale(True, True, tmp_path, 0.0), tmp_path, os.getpid(), anyway=False, say=lambda _: None)
-    assert spent.sides["rounds"]["thrown away"] == harness.RETRIES_OVER_BUDGET + 1
-    assert list(spent.parts) == ["data", "start", "warm-up", "thrown away", "end"]
+    assert spent.sides["rounds"]["thrown away"] == 1
+    assert spent.sides["rounds"]["played again"] == {"ours": rounds.RETRIES_OVER_BUDGET}
+    assert list(spent.parts) == ["data", "start", "warm-up", "played again", "thrown away", "end"]
     assert spent.seconds == sum(spent.parts.values())
 
 
