@@ -25,6 +25,8 @@ STRATEGIES = {
     "hogwild": ["run.kernels=numpy"],
     "downpour": ["strategy.n_push=2", "strategy.n_fetch=2", "strategy.shards=2"],
     "easgd": ["strategy.every=2"],
+    "model_parallel": ["strategy.blocks=2", "strategy.update_on=worker"],
+    "hybrid": ["strategy.blocks=2", "model.name=mlp", "model.hidden=[]", "data.task=classification"],
 }
 
 
@@ -100,7 +102,8 @@ def test_every_strategy_records_and_shows_its_workers(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(curves.Figure, "savefig", saved)
     keys = [*KEYS, f"strategy.name={name}", *STRATEGIES[name], "backend.workers=2", "run.metrics_every_steps=1"]
-    result = run(tmp_path, KIND, *keys)
+    layers = dict(key.split("=", 1) for key in keys)
+    result = run(tmp_path, KIND, *(f"{key}={value}" for key, value in layers.items()))
     found = json.loads((Path(result["run"]) / "result.json").read_text())
     lines = [json.loads(line) for line in (Path(result["run"]) / "metrics.jsonl").read_text().splitlines()]
     assert set(found["idle_by_worker"]) == {"0", "1"}
