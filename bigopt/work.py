@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +28,14 @@ from bigopt.data.meter import Found, Meter, Parts
 from bigopt.data.plan import ALL, Ints
 from bigopt.data.view import DataView
 from bigopt.models.base import Model
-from bigopt.models.fused import STEP, fused_fold, fused_stored, has_kernel
+from bigopt.models.fused import STEP, fused_fold, fused_stored, fused_units, has_kernel
 from bigopt.models.metrics import MetricSums, evaluate_block
 from bigopt.work_rows import Rows, cast, sum_rows, unit_rows
 
 Array = npt.NDArray[Any]
+
+_ENTRIES: Final = 1 << 17
+"""Entries of the gradients that units may have together that are summed in one call: a megabyte."""
 
 
 class Work(Protocol):
@@ -158,8 +161,12 @@ def execute(
     with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges is told so by its sums
         ready = work.prepare(inputs, blocks.buffers) if isinstance(work, GradientSum) else work.prepare(inputs)
         keep: Callable[[Any], Any] | None = work.exact if isinstance(work, GradientSum) else None
-        leaf_values = (work(ready, unit, meter) for unit in units)
-        nodes = tree.fold(leaf_values, leaves, merging(blocks.buffers), start=start, keep=keep)
+        nodes: dict[tree.Node, Any] | None = None
+        if isinstance(work, GradientSum):
+            nodes = work.together(ready, leaves, start, units, meter)
+        if nodes is None:
+            leaf_values = (work(ready, unit, meter) for unit in units)
+            nodes = tree.fold(leaf_values, leaves, merging(blocks.buffers), start=start, keep=keep)
     if isinstance(work, GradientSum) and work.view.source.sparse:
         nodes = {node: packed(value, work.model.outputs) for node, value in nodes.items()}
     return nodes, Stats(time.perf_counter() - begin, meter.bytes_read, meter.rows)
@@ -234,6 +241,33 @@ class GradientSum:
         if not isinstance(grad, np.ndarray) or grad.base is None:
             return value
         return value._replace(grad=np.array(grad, dtype=self.dtype))
+
+    def together(
+        self, inputs: tuple[Any, ...], leaves: int, start: int, units: Ints, meter: Meter
+    ) -> dict[tree.Node, Sums] | None:
+        """Return the folded `Sums` of units from one call; None where they are not whole partitions in memory."""
+        size = self.model.layout.size
+        whole = self._in_parts() and not self.view.source.sparse and bool((units[:, 1] == ALL).all())
+        if not whole or self.dtype != "float64" or len(units) * size > _ENTRIES:
+            return None
+        with meter.blocks_here(self.view, units[:, 0].tolist()) as entries:
+            places = [entry.place for entry in entries or ()]
+            if not places or None in places:
+                return None
+            table = np.array(places, dtype=np.int64)
+            if (table[:, 3] != units[:, 3] - units[:, 2]).any():
+                return None
+            pairs, nodes = tree.merges(start, start + len(units), leaves)
+            merges = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+            grads, sums = fused_units(self.model, inputs[0], table, merges, self.view.dtype)
+        rows = np.concatenate([[0], np.cumsum(table[:, 3])]).tolist()
+        meter.rows += rows[-1]
+        found = {}
+        for node, k in nodes:
+            first, last = tree.span(node, leaves)
+            loss, weight, _ = sums[k].tolist()
+            found[node] = Sums(grads[k], loss, weight, rows[last - start] - rows[first - start])
+        return found
 
     def __call__(self, inputs: tuple[Any, ...], unit: Ints, meter: Meter) -> Sums:
         """Return the unit's `Sums`; rows that cannot stay in memory are added as they are decoded."""

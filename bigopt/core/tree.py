@@ -12,6 +12,7 @@ A worker that holds the leaves ``[start, stop)`` folds what it can and returns t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 Node = tuple[int, int]
@@ -122,3 +123,29 @@ def fold(
     for index, value in enumerate(leaves, start):
         state.add((0, index), value)
     return state.nodes
+
+
+@lru_cache(maxsize=64)
+def merges(start: int, stop: int, n: int) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[Node, int], ...]]:
+    """Return how `fold` adds the leaves ``[start, stop)`` of a tree with `n` leaves, for who adds them elsewhere.
+
+    Parameters
+    ----------
+    start, stop, n : int
+        As of `cover`.
+
+    Returns
+    -------
+    pairs : tuple of (int, int)
+        The j-th leaf of the range is added to the i-th one, in this order.
+    nodes : tuple of (Node, int)
+        Which leaf has the value of each node of the cover in the end.
+    """
+    pairs: list[tuple[int, int]] = []
+
+    def merge(left: int, right: int) -> int:
+        pairs.append((left, right))
+        return left
+
+    nodes = fold(range(stop - start), n, merge, start=start)
+    return tuple(pairs), tuple(nodes.items())

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -111,6 +111,30 @@ class BlockCache(Slots):
             with self._changed:
                 entry.pins -= 1
                 self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def blocks(self, view: DataView, indices: Sequence[int]) -> Iterator[tuple[list[Entry], int] | None]:
+        """Pin the blocks of several partitions at once, as `block`; None where some are not here."""
+        with self._changed:
+            found = [entry for index in indices if (entry := self._entries.get((view.key, index))) is not None]
+            here = len(found) == len(indices)
+            bytes_read = sum(self._use(entry) for entry in found) if here else 0
+        try:
+            yield (found, bytes_read) if here else None
+        finally:
+            if here:
+                with self._changed:
+                    for entry in found:
+                        entry.pins -= 1
+                    self._changed.notify_all()
+
+    def _use(self, entry: Entry) -> int:
+        """Pin a block that is here; return what was read for it when it was decoded ahead."""
+        self._clock += 1
+        entry.pins += 1
+        entry.last_use = self._clock
+        bytes_read, entry.unpaid, entry.awaited = entry.unpaid, 0, False
+        return bytes_read
 
     def has(self, view: DataView, index: int) -> bool:
         """Return whether a partition's block is here."""
@@ -226,13 +250,10 @@ class BlockCache(Slots):
         with self._changed:
             while key in self._loading:
                 self._changed.wait()
-            self._clock += 1
             found = self._entries.get(key)
             if found is not None:
-                found.pins += 1
-                found.last_use = self._clock
-                bytes_read, found.unpaid, found.awaited = found.unpaid, 0, False
-                return found, bytes_read
+                return found, self._use(found)
+            self._clock += 1
             mapped = self._mapped(key, view, index)
             if mapped is not None:
                 return mapped, 0

@@ -10,7 +10,7 @@ together, one more is decoded ahead than lanes are open, where the memory is amp
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,6 +143,17 @@ class Meter:
         self._open += entry.open
         if not following and not self._streams:
             decode_later(self.blocks, view, self.ahead, self._open)
+
+    @contextlib.contextmanager
+    def blocks_here(self, view: DataView, indices: Sequence[int]) -> Iterator[list[Entry] | None]:
+        """Pin the blocks of several partitions of a view that stays here as a whole; None where some are not here."""
+        if view.all_bytes > self.blocks.budget:
+            yield None
+            return
+        with self.blocks.blocks(view, indices) as found:
+            if found is not None:
+                self.bytes_read += found[1]
+            yield None if found is None else found[0]
 
     def _following(self, index: int) -> tuple[int, ...]:
         """Return the partition that the order needs after the one that it needs now, if there is one."""

@@ -20,7 +20,7 @@ from bigopt.core.buffers import Buffers, room
 from bigopt.core.extents import Stored
 from bigopt.models import fused_dense, fused_layers, fused_linear, fused_softmax, kernels
 from bigopt.models.base import Model
-from bigopt.models.folding import Fold
+from bigopt.models.folding import Fold, Found, fold_units
 from bigopt.models.fused_points import POINTS
 from bigopt.models.linear import LinearModel
 from bigopt.models.losses import CategoricalCrossEntropy
@@ -74,7 +74,15 @@ def fused_sum(model: Model, params: Any, X: Any, y: Any, weight: Any | None) -> 
     return fused_fold(model, params, iter([(X, y, weight)]), dtype)[:3]
 
 
-def fused_fold(model: Model, params: Any, parts: Iterator[Any], dtype: str) -> tuple[Any, float, float, int]:
+def fused_units(
+    model: Model, params: Any, table: npt.NDArray[np.int64], merges: npt.NDArray[np.int64], dtype: str
+) -> tuple[Any, Any]:
+    """Return the sums of several units, folded, as `bigopt.models.folding.fold_units`; the model `has_kernel`."""
+    assert isinstance(model, LinearModel)
+    return fold_units(model, params, table, merges, dtype)
+
+
+def fused_fold(model: Model, params: Any, parts: Iterator[Any], dtype: str) -> Found:
     """Return the sums over a unit's rows that come in parts, and how many there were.
 
     Parameters
@@ -95,7 +103,7 @@ def fused_fold(model: Model, params: Any, parts: Iterator[Any], dtype: str) -> t
     return fold.found()
 
 
-def fused_stored(model: Model, params: Any, stored: Stored) -> tuple[tuple[Any, float, float, int], int] | None:
+def fused_stored(model: Model, params: Any, stored: Stored) -> tuple[Found, int] | None:
     """Return what `fused_fold` does for rows that are read from files in one call, and the bytes that were read.
 
     None where they cannot be read so, or not all is as expected.

@@ -28,9 +28,9 @@ _READ_ONLY: Final = 0o2000000
 _WILL_NEED: Final = 3
 _WORD: Final = 64
 _LOW: Final = 0xFFFFFFFF
-_X: Final = 2
-_Y: Final = 11
-_WEIGHT: Final = 18
+AT_X: Final = 2
+AT_Y: Final = 11
+AT_WEIGHT: Final = 18
 """Where the first arrays begin among the arguments of a kernel: after two words come owner, its object, entries, bytes
 of one, address, shape and strides of each."""
 
@@ -64,7 +64,7 @@ def make_fold_files(count: int) -> tuple[Callable[..., None], frozenset[str]]:
         rows, height, width, start = numbers[0], numbers[1], numbers[2], numbers[3]
         beyond, most, step, place = numbers[4], numbers[5], numbers[6], numbers[7]
         tail = 4 if calls[7] != 0 else 0
-        weighted = flat[_WEIGHT + 2] > 0
+        weighted = flat[AT_WEIGHT + 2] > 0
         done, held, read = 0, 0, 0
         for k in range(names.shape[0]):
             handle = open_file(calls[0], names[k], _READ_ONLY, 0, 0)
@@ -93,19 +93,19 @@ def make_fold_files(count: int) -> tuple[Callable[..., None], frozenset[str]]:
                 read += size
                 m = min(m, rows - done - held)
                 if calls[6] != 0 and m > 0:
-                    scale[_X + 2], scale[_X + 4], scale[_X + 5] = m * scale[_X + 6], place, m
+                    scale[AT_X + 2], scale[AT_X + 4], scale[AT_X + 5] = m * scale[AT_X + 6], place, m
                     fine = prepare(calls[6], scale) == 0
                 n = held + m
                 use = n if done + n == rows else n // step * step
                 if fine and use > 0:
-                    flat[_X + 2], flat[_X + 4], flat[_X + 5] = use * flat[_X + 6], place - held * width, use
-                    flat[_Y + 2], flat[_Y + 5] = use, use
+                    flat[AT_X + 2], flat[AT_X + 4], flat[AT_X + 5] = use * flat[AT_X + 6], place - held * width, use
+                    flat[AT_Y + 2], flat[AT_Y + 5] = use, use
                     if weighted:
-                        flat[_WEIGHT + 2], flat[_WEIGHT + 5] = use, use
+                        flat[AT_WEIGHT + 2], flat[AT_WEIGHT + 5] = use, use
                     fine = add(calls[5], flat) == 0
-                    flat[_Y + 4] += use * flat[_Y + 3]
+                    flat[AT_Y + 4] += use * flat[AT_Y + 3]
                     if weighted:
-                        flat[_WEIGHT + 4] += use * flat[_WEIGHT + 3]
+                        flat[AT_WEIGHT + 4] += use * flat[AT_WEIGHT + 3]
                     done += use
                 held = n - use
                 if held > 0:

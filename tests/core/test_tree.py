@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigopt.core.tree import Fold, Node, cover, fold, height, span
+from bigopt.core.tree import Fold, Node, cover, fold, height, merges, span
 
 
 def bracket(left: str, right: str) -> str:
@@ -128,6 +128,19 @@ def test_a_range_folds_to_its_cover(case: tuple[int, int, int]) -> None:
     nodes = fold(map(leaf, range(start, stop)), n, bracket, start=start)
     assert list(nodes) == list(cover(start, stop, n))
     assert nodes == {node: reference(node, n) for node in nodes}
+
+
+@given(ranges())
+def test_a_range_may_be_folded_elsewhere(case: tuple[int, int, int]) -> None:
+    start, stop, n = case
+    stop = min(stop, start + 200)
+    values = [leaf(index) for index in range(start, stop)]
+    pairs, nodes = merges(start, stop, n)
+    for left, right in pairs:
+        values[left] = bracket(values[left], values[right])
+    assert [(node, values[k]) for node, k in nodes] == list(
+        fold(map(leaf, range(start, stop)), n, bracket, start=start).items()
+    )
 
 
 def test_the_order_of_arrival_would_change_the_bits_of_a_plain_sum() -> None:
