@@ -29,7 +29,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         description="Run bigopt and its peers side by side and write a table of ratios, JSON and pictures.",
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"which rows (all): {', '.join(NAMES)}")
-    parser.add_argument("--quick", action="store_true", help="small sizes, 3 rounds")
+    parser.add_argument("--quick", action="store_true", help="small sizes, 3 rounds, by default of fewer rows")
     parser.add_argument("--tiny", action="store_true", help="sizes that only show that the suite runs")
     parser.add_argument("--anyway", action="store_true", help="count runs on busy cores too, and say so")
     parser.add_argument("--list", action="store_true", help="name the rows and end")
@@ -55,8 +55,11 @@ def main(argv: list[str]) -> int:
     logs = out / "logs"
     for folder in (out, work, logs):
         folder.mkdir(parents=True, exist_ok=True)
+    every = [row for row in rows([]) if row.quick or not options.quick]
+    if options.quick and not options.rows:
+        chosen = every
     whole = QUICK_SECONDS if options.quick or options.tiny else SECONDS
-    share = whole / sum(row.seconds for row in rows([]))
+    share = whole / sum(row.seconds for row in every)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the sides are ended on the way out
     begin = time.monotonic()
     results: list[RowResult] = []

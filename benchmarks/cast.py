@@ -21,7 +21,9 @@ from benchmarks.statistics import agree, pairs_for
 
 _SHORT_SECONDS: Final = 5.0
 """A candidate whose run takes less is warmed up twice, and judged by the second run."""
+_GIVEN_UP_SECONDS: Final = 3.0
 _BEHIND: Final = 4.0
+"""A candidate that takes so much longer than the fastest so far is given up after that, or those seconds."""
 _LONGEST_SECONDS: Final = 900.0
 _PATIENCE_SECONDS: Final = 20.0
 
@@ -163,7 +165,7 @@ class Cast:
         """Return how many seconds a candidate is waited for where others of its group have run."""
         group = self.sides[name].group
         took = [self.took[other] for other in timed if group and self.sides[other].group == group]
-        return max(_SHORT_SECONDS, _BEHIND * min(took)) if took else _LONGEST_SECONDS
+        return max(_GIVEN_UP_SECONDS, _BEHIND * min(took)) if took else _LONGEST_SECONDS
 
     def compare(self, names: Sequence[str], tolerance: float, losses: Mapping[str, float]) -> None:
         """Check that sides reach the same loss; a side that does not is no peer and leaves the row."""

@@ -127,7 +127,7 @@ def run_row(row: Row, scale: Scale, folder: Path, root: int, *, anyway: bool, sa
             "kept": len(rounds),
             "thrown away": played.thrown,
             "played again": dict(played.again),
-            "foreign cores": [round(load.foreign / load.wall, 3) for load in played.loads],
+            "foreign cores": [round(load.foreign_cores, 3) for load in played.loads],
         }
     result.seconds, result.parts = parts.total, parts.seconds
     say(f"  {result.seconds:.0f} s{_of_budget(result.seconds, scale.budget)}: {parts}")

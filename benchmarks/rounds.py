@@ -83,12 +83,12 @@ class Play:
         self._cast, self._root, self._anyway = cast, root, anyway
         self._note, self._parts, self._budget = note, parts, budget
         self._found = Rounds()
-        self._busy = 0  # runs that did not count
+        self._busy, self._over = 0, False  # runs that did not count; whether another one cannot be afforded
 
     def rounds(self) -> Rounds:
         """Make the rounds that are wanted, or as many as the machine lets us."""
         found, cast = self._found, self._cast
-        while len(found.kept) < cast.pairs() and cast.players and self._patient():
+        while len(found.kept) < cast.pairs() and cast.players and not self._over:
             names = list(cast.players)
             turn = len(found.kept) % len(names)  # whoever follows another one's loss never begins the first round
             before, begin, part = self._parts.total, time.perf_counter(), "rounds"
@@ -116,13 +116,14 @@ class Play:
             begin, busy = time.perf_counter(), waiting.pop(0)
             reason = self._play(busy, samples, loads)
             if not (reason or waiting or self._anyway):  # each passes by itself: so must all together
-                busy = max(loads, key=lambda name: loads[name].foreign / loads[name].wall, default="")
+                busy = max(loads, key=lambda name: loads[name].foreign_cores, default="")
                 reason = disagreement(together(loads.values()))
             if not reason:
                 continue
             again[busy] += 1
             self._busy += 1
-            if again[busy] > AGAIN or not self._patient():
+            self._over = not self._patient()
+            if self._over or again[busy] > AGAIN:
                 raise _Busy(f"{busy}: {reason}")
             self._found.again[busy] += 1
             waiting.insert(0, busy)
@@ -157,7 +158,7 @@ class Play:
     def _patient(self) -> bool:
         """Return whether there is time for one more run that does not count."""
         found, pairs = self._found, self._cast.pairs()
-        if found.thrown > pairs * RETRIES_PER_PAIR:
+        if found.thrown >= pairs * RETRIES_PER_PAIR:
             return False
         if self._busy <= RETRIES_OVER_BUDGET:
             return True

@@ -119,6 +119,8 @@ class Row:
         The side whose profile is shown where a bar is missed.
     seconds : float
         What it takes at full size on 2 idle cores, about: its part of the budget of all rows.
+    quick : bool
+        Whether ``--quick`` makes it unasked. Not where small sizes save nothing, for engines take the time to start.
     """
 
     name: str
@@ -128,3 +130,4 @@ class Row:
     same_loss: Sequence[tuple[tuple[str, ...], float]] = ()
     ours: str = "bigopt"
     seconds: float = 60.0
+    quick: bool = True

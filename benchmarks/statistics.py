@@ -107,6 +107,11 @@ class Load(NamedTuple):
         """CPU seconds that went to others."""
         return max(0.0, self.machine - self.ours)
 
+    @property
+    def foreign_cores(self) -> float:
+        """Cores that others used."""
+        return self.foreign / self.wall if self.wall else 0.0
+
 
 def together(loads: Iterable[Load]) -> Load:
     """Return what the cores did in several intervals."""
@@ -124,7 +129,7 @@ def disagreement(load: Load) -> str:
     allowed = FOREIGN_SHARE * load.cores * load.wall + TICK_SECONDS * load.cores
     if load.foreign <= allowed:
         return ""
-    return f"others used {load.foreign / load.wall:.2f} of {load.cores} cores for {load.wall:.1f} s"
+    return f"others used {load.foreign_cores:.2f} of {load.cores} cores for {load.wall:.1f} s"
 
 
 def pairs_for(longest: float, *, quick: bool) -> int:

@@ -42,5 +42,5 @@ ROW = Row(
         *(_figure(size, dtype, "tell ", None) for size in _SIZES for dtype in _DTYPES),
     ),
     same_loss=((("bigopt", "torch"), 1e-6),),
-    seconds=30,
+    seconds=20,
 )

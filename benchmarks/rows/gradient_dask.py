@@ -45,5 +45,5 @@ ROW = Row(
         Figure("an empty round of Dask tasks", lambda r: 1e3 * r["delayed"]["empty"], None, "ms"),
     ),
     same_loss=((("local", "bigopt", "actors"), 0.0), (("bigopt", "delayed"), 1e-5)),
-    seconds=120,
+    seconds=130,
 )

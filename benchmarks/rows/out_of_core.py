@@ -48,5 +48,5 @@ ROW = Row(
         Figure("memory of the process", lambda r: r["watched"]["peak_bytes"] / 1e6, None, "MB"),
     ),
     same_loss=((("bigopt", "in memory"), 0.0), (("bigopt", "bigopt raw"), 1e-6)),
-    seconds=60,
+    seconds=28,
 )

@@ -258,6 +258,16 @@ def test_a_run_on_busy_cores_is_played_again_and_stays_in_its_round(
     assert any("played again" in line for line in said)
 
 
+def test_a_row_goes_on_over_its_budget_while_nobody_disturbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verdicts = iter(["busy", "busy"])
+    monkeypatch.setattr(rounds, "disagreement", lambda load: next(verdicts, ""))
+    monkeypatch.setattr(rounds, "_LOOKS", 0)
+    target = "tests.benchmarks.test_statistics:Counter"
+    row = Row("row", "a row", lambda scale: {"ours": Side(target)}, (Figure("f", lambda r: r["ours"]["seconds"]),))
+    result = run_row(row, Scale(True, True, tmp_path, 0.0), tmp_path, os.getpid(), anyway=False, say=lambda _: None)
+    assert result.outcomes[0].values == [4.0, 5.0, 6.0]  # the warm-up was the first run, two more did not count
+
+
 def test_the_runs_of_a_round_add_up() -> None:
     assert together([Load(1.0, 2.0, 3.0, 2), Load(4.0, 5.0, 6.0, 2)]) == Load(5.0, 7.0, 9.0, 2)
     short = Load(wall=0.1, ours=0.1, machine=0.15, cores=2)  # what a few ticks may hide
@@ -274,7 +284,7 @@ def test_a_machine_that_stays_busy_is_given_up(tmp_path: Path, monkeypatch: pyte
     assert (result.outcomes[0].spread, result.outcomes[0].reason) == (None, "machine busy")
     thrown = 3 * rounds.RETRIES_PER_PAIR + 1
     assert result.sides["rounds"]["thrown away"] == thrown
-    assert result.sides["rounds"]["played again"] == {"ours": thrown * rounds.AGAIN}
+    assert result.sides["rounds"]["played again"] == {"ours": (thrown - 1) * rounds.AGAIN}
     spent = run_row(row, Scale(True, True, tmp_path, 0.0), tmp_path, os.getpid(), anyway=False, say=lambda _: None)
     assert spent.sides["rounds"]["thrown away"] == 1
     assert spent.sides["rounds"]["played again"] == {"ours": rounds.RETRIES_OVER_BUDGET}
