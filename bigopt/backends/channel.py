@@ -13,19 +13,22 @@ import contextlib
 import queue
 import threading
 import time
+from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeGuard
 
 from bigopt.backends.base import check_fingerprint, fingerprint
 from bigopt.backends.door import Door, Unreachable
-from bigopt.backends.link import Carrier, Link, activity
-from bigopt.backends.messages import Done, Failed, Install, Lost, Prepare, Stop, Task
+from bigopt.backends.inbox import Inbox
+from bigopt.backends.link import Carrier, Link, activity, arrived
+from bigopt.backends.messages import Done, Failed, Install, Lost, Prepare, Sit, Stop, Task
 from bigopt.backends.resident import Address, serve, untravelled
+from bigopt.backends.seats import NOWHERE, Seats, here
 from bigopt.backends.segments import Pool
 from bigopt.backends.wire import Wire
 from bigopt.core import codec
 from bigopt.core.buffers import Casts
-from bigopt.core.errors import ERRORS, ClusterError
+from bigopt.core.errors import ClusterError
 from bigopt.work import Arrival, GradientSum, Order, Work
 
 __all__ = ["Address", "Hub", "Link", "Unreachable", "serve"]
@@ -69,7 +72,10 @@ class Hub:
         self._lock = threading.RLock()
         self._links: dict[int, Link] = {}
         self._homeless: list[Order] = []
-        self._arrivals: queue.SimpleQueue[Arrival | BaseException] = queue.SimpleQueue()
+        self._arrivals: Inbox[Arrival | BaseException] = Inbox()
+        self._seats = Seats()
+        self._waiter: threading.Thread | None = None
+        self._kept: list[Order] = []  # for the worker whose seat is the driver's core: sent last
         self._works: dict[int, tuple[int, Work]] = {}
         self._serial = 0
         self._closed = False
@@ -165,10 +171,13 @@ class Hub:
                 with contextlib.suppress(OSError):
                     wire.send(Stop())
                 return
-            link = Link(wire, free[0], hello)
+            link = Link(wire, free[0], hello, self._seats.of(free[0], self.slots) if _near(wire) else NOWHERE)
             self._links[link.slot] = link
             self.met = True
             homeless, self._homeless = self._homeless, []
+            if link.core != NOWHERE:
+                with contextlib.suppress(OSError):
+                    wire.send(Sit(link.core))
         if homeless:  # by another thread: this one must read, or two full pipes would wait for each other
             threading.Thread(target=self._resubmit, args=(homeless,), name="bigopt-resubmit", daemon=True).start()
         self._read(link)
@@ -178,14 +187,23 @@ class Hub:
             self.submit(order)
 
     def _read(self, link: Link) -> None:
-        try:
-            while True:
-                message, size = link.wire.receive()
-                self._take(link, message, size)
-        except (EOFError, OSError, ValueError) as error:
-            self._drop(link, f"worker pid {link.hello.pid} on {link.hello.host} is gone ({type(error).__name__})")
+        if self._arrivals.watches and _near(link.wire):
+            self._arrivals.watch(link.wire.fileno(), partial(self._read_one, link), link.ended.set)
+            link.ended.wait()
+        while self._read_one(link):
+            pass
         with link.lock:  # whoever was sending to it has been woken by now
             link.gone = True
+
+    def _read_one(self, link: Link) -> bool:
+        """Read a message; return whether another may come."""
+        try:
+            message, size = link.wire.receive()
+            self._take(link, message, size)
+        except (EOFError, OSError, ValueError) as error:
+            self._drop(link, f"worker pid {link.hello.pid} on {link.hello.host} is gone ({type(error).__name__})")
+            return False
+        return True
 
     def _take(self, link: Link, message: Done | Lost | Failed, size: int) -> None:
         with self._lock:
@@ -198,16 +216,8 @@ class Hub:
             link.since, link.last, link.finished = time.monotonic(), order or link.last, link.finished + 1
             if isinstance(message, Done):
                 link.stats = message.stats
-        if isinstance(message, Failed):
-            error = ERRORS.get(message.kind, ClusterError)(message.message, where=message.where, hint=message.hint)
-            if order is not None:
-                self._arrivals.put(Arrival(order, error=error))
-        elif isinstance(message, Lost):
-            if order is not None:
-                self._arrivals.put(Arrival(order, lost=message.reason))
-        elif order is not None:
-            nodes = dict(zip(message.levels, message.values, strict=True))
-            self._arrivals.put(Arrival(order, nodes, message.stats, sent=sent, received=size))
+        if order is not None:
+            self._arrivals.put(arrived(order, message, sent, size))
 
     def _drop(self, link: Link, reason: str) -> None:
         with self._lock:
@@ -226,7 +236,18 @@ class Hub:
                     self._drop(link, f"{name} is gone")
 
     def submit(self, order: Order) -> None:
-        """Send an order to its slot, else to the worker with the least to do, else to the next that comes."""
+        """Send an order to its slot, else to the worker with the least to do, else to the next that comes.
+
+        One that would be woken where the driver is now is sent by `wait`.
+        """
+        link = self._links.get(order.slot)
+        waits = threading.current_thread() is self._waiter
+        if waits and link is not None and link.core != NOWHERE and link.core == here():
+            self._kept.append(order)
+        else:
+            self._send(order)
+
+    def _send(self, order: Order) -> None:
         with self._lock:
             links = list(self._links.values())
             if not links:
@@ -310,9 +331,14 @@ class Hub:
     def wait(self) -> Arrival:
         """Return the next arrival; raise `ClusterError` where no worker is left for ``timeout`` seconds."""
         alone_since: float | None = None
+        self._waiter = threading.current_thread()
+        kept, self._kept = self._kept, []
+        for order in kept:
+            self._send(order)
         while True:
             try:
-                arrival = self._arrivals.get(timeout=1.0)
+                with self._seats.aside([link.core for link in self.links if link.orders]):
+                    arrival = self._arrivals.get(1.0)
             except queue.Empty:
                 now = time.monotonic()
                 alone_since = None if self.links else (alone_since or now)
@@ -346,6 +372,12 @@ class Hub:
             for wire in self._greeted:
                 wire.hang_up()
         self._door.close()
+        self._arrivals.close()
         for thread in threads:
             thread.join(5.0)
         self._pool.close()
+
+
+def _near(wire: Carrier) -> TypeGuard[Wire]:
+    """Return whether a worker is a process of this machine that came by the Unix socket."""
+    return isinstance(wire, Wire) and wire.shares

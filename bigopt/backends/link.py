@@ -7,8 +7,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from bigopt.backends.messages import Hello
-from bigopt.work import Order, Stats
+from bigopt.backends.messages import Done, Failed, Hello, Lost
+from bigopt.backends.seats import NOWHERE
+from bigopt.core.errors import ERRORS, ClusterError
+from bigopt.work import Arrival, Order, Stats
 
 
 class Carrier(Protocol):
@@ -33,11 +35,16 @@ class Carrier(Protocol):
 
 @dataclass(eq=False)
 class Link:
-    """A connected worker as the driver sees it; `last` is what it finished last, `since` when its state changed."""
+    """A connected worker as the driver sees it.
+
+    `last` is what it finished last, `since` when its state changed; `core` is its seat; `ended`
+    is set when nobody reads from it any more.
+    """
 
     wire: Carrier
     slot: int
     hello: Hello
+    core: int = NOWHERE
     orders: dict[int, tuple[Order, int]] = field(default_factory=dict)
     installed: set[int] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -46,6 +53,18 @@ class Link:
     since: float = field(default_factory=time.monotonic)
     finished: int = 0
     gone: bool = False
+    ended: threading.Event = field(default_factory=threading.Event)
+
+
+def arrived(order: Order, message: Done | Lost | Failed, sent: int, received: int) -> Arrival:
+    """Return the end of an order as a session says it, from what a worker said of it."""
+    if isinstance(message, Failed):
+        kind = ERRORS.get(message.kind, ClusterError)
+        return Arrival(order, error=kind(message.message, where=message.where, hint=message.hint))
+    if isinstance(message, Lost):
+        return Arrival(order, lost=message.reason)
+    nodes = dict(zip(message.levels, message.values, strict=True))
+    return Arrival(order, nodes, message.stats, sent=sent, received=received)
 
 
 def activity(slot: int, link: Link | None, now: float) -> dict[str, Any]:

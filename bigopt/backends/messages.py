@@ -53,6 +53,13 @@ class Install(NamedTuple):
 
 
 @wire
+class Sit(NamedTuple):
+    """The core on which a worker asks to be woken (`bigopt.backends.seats`)."""
+
+    core: int
+
+
+@wire
 class Task(NamedTuple):
     """An order on the wire."""
 

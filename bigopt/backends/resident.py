@@ -17,8 +17,9 @@ from multiprocessing.connection import Client, Connection
 from typing import Any, Final, Protocol
 
 from bigopt.backends.base import Watched, fingerprint, one_blas_thread
-from bigopt.backends.messages import Done, Failed, Hello, Install, Lost, Prepare, Stop, Task
+from bigopt.backends.messages import Done, Failed, Hello, Install, Lost, Prepare, Sit, Stop, Task
 from bigopt.backends.peers import Exchange
+from bigopt.backends.seats import cores, woken_on
 from bigopt.backends.segments import Pool
 from bigopt.backends.slices import Keeper, Slice
 from bigopt.backends.wire import Wire
@@ -91,7 +92,8 @@ def _connect(addresses: Sequence[Address], key: bytes) -> Connection:
 class Resident:
     """A resident's state: caches and the works it was sent.
 
-    `pool` is where gradient sums are made that the driver is to see; None where they cross as bytes.
+    `pool` is where gradient sums are made that the driver is to see; None where they cross as bytes. `seat` is where it
+    is woken; empty for anywhere.
     """
 
     blocks: BlockCache
@@ -100,6 +102,8 @@ class Resident:
     keeper: Keeper = field(default_factory=Keeper)
     ahead: Ahead = field(default_factory=Ahead)
     pool: Pool | None = None
+    seat: frozenset[int] = frozenset()
+    anywhere: frozenset[int] = field(default_factory=lambda: frozenset(cores()))
 
     def turn(self, wire: End) -> bool:
         """Answer one message; return whether another may come.
@@ -108,7 +112,10 @@ class Resident:
         makes its step the next rows are gathered.
         """
         self.blocks.buffers.ahead = self.ahead
-        reply = self.answer(wire.receive()[0])
+        with woken_on(self.seat, self.anywhere):
+            message, _ = wire.receive()
+        reply = self.answer(message)
+        del message
         if isinstance(reply, Stop):
             return False
         if reply is not None:
@@ -126,6 +133,9 @@ class Resident:
                 if name.split(".")[0] != "bigopt":
                     raise ValueError(f"module {name} is none of bigopt's")
                 importlib.import_module(name)
+            return None
+        if isinstance(message, Sit):
+            self.seat = frozenset({message.core}) & self.anywhere
             return None
         if isinstance(message, Install):
             self.works[message.number] = checked(message)

@@ -78,6 +78,10 @@ class Wire:
         if not self.shares:  # send small messages at once; Unix sockets do so by themselves
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    def fileno(self) -> int:
+        """Return the descriptor that messages come from."""
+        return self._connection.fileno()
+
     def send(self, value: Any, origin: object = None) -> int:
         """Send a value; return the bytes it stands for. One thread at a time.
 
