@@ -51,7 +51,7 @@ bench: setup ## bigopt beside its peers and the limits of this machine (sized fo
 	@benchmarks/setup.sh
 	@$(PY) -m benchmarks $(ROWS) $(ARGS)
 
-bench-quick: setup ## the same with small sizes and 3 rounds (sized for 4 minutes)
+bench-quick: setup ## small sizes, 3 rounds, 7 of the 13 rows (sized for 4 minutes)
 	@benchmarks/setup.sh
 	@$(PY) -m benchmarks --quick $(ROWS) $(ARGS)
 
