@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.machine import Peak, cpu_seconds, signalled, tree
+from benchmarks.machine import Peak, compiling_seconds, cpu_seconds, signalled, tree
 from benchmarks.parts import Parts
 from benchmarks.player import Player, SideError, Skip
 from benchmarks.spec import Sample, Side
@@ -24,6 +24,10 @@ _SHORT_SECONDS: Final = 5.0
 _GIVEN_UP_SECONDS: Final = 3.0
 _BEHIND: Final = 4.0
 """A candidate that takes so much longer than the fastest so far is given up after that, or those seconds."""
+_SETTLING_SECONDS: Final = 0.5
+_SETTLING_LOOKS: Final = 20
+_SETTLED: Final = 0.05
+"""Share of a core that compilers of Java machines take at most before the rounds; how long it is waited for that."""
 _LONGEST_SECONDS: Final = 900.0
 _PATIENCE_SECONDS: Final = 20.0
 
@@ -154,6 +158,18 @@ class Cast:
                 judged = self.run(name) or judged
             timed[name] = judged
         return timed, losses
+
+    def settle(self) -> None:
+        """Wait until the Java machines have compiled what their start and the warm-up had them compile, or too long.
+
+        They do so beside whatever runs; a long training would hardly notice.
+        """
+        pids = [pid for player in self.players.values() for pid in tree(player.pid)]
+        for _ in range(_SETTLING_LOOKS):
+            before = compiling_seconds(pids)
+            time.sleep(_SETTLING_SECONDS)
+            if compiling_seconds(pids) - before < _SETTLED * _SETTLING_SECONDS:
+                return
 
     def _check(self, name: str) -> float | None:
         """Return the loss of a side that has one to compare."""

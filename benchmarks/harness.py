@@ -110,6 +110,7 @@ def run_row(row: Row, scale: Scale, folder: Path, root: int, *, anyway: bool, sa
             losses |= cast.warm_up([name for name in sides if name not in first])[1]
             for names, tolerance in row.same_loss:
                 cast.compare(names, tolerance, losses)
+            cast.settle()
         cast.warm = True
         played = Play(cast, root, anyway=anyway, note=note, parts=parts, budget=scale.budget).rounds()
         rounds = played.kept

@@ -24,6 +24,7 @@ PACKAGES: Final = (
     "pyarrow", "zarr", "numcodecs", "matplotlib",
 )  # fmt: skip
 
+_COMPILERS: Final = ("C1 Compiler", "C2 Compiler")
 _LOOK_SECONDS: Final = 0.5
 _GLANCES: Final = 10
 """How often children that nobody waits for are looked at between two looks at the whole tree."""
@@ -71,6 +72,19 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     for pid in pids:
         if fields := _stat(pid):
             total += sum(int(field) for field in fields[11:15])
+    return total / _tick()
+
+
+def compiling_seconds(pids: Iterable[int]) -> float:
+    """Return the CPU time that the compiler threads of Java machines among processes have taken."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                text = "".join(_lines(f"/proc/{pid}/task/{thread}/stat"))
+                name, _, fields = text.partition("(")[2].rpartition(")")
+                if name.startswith(_COMPILERS):
+                    total += sum(int(field) for field in fields.split()[11:13])
     return total / _tick()
 
 
