@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bigopt.backends.base import check_fingerprint, fingerprint
-from bigopt.backends.messages import Failed, Install, Lost, Task
+from bigopt.backends.link import arrived
+from bigopt.backends.messages import Install, Task
 from bigopt.backends.resident import Resident, answer, checked, untravelled
 from bigopt.core import codec
 from bigopt.core.codec import wire
-from bigopt.core.errors import ERRORS, BigoptError, ClusterError
+from bigopt.core.errors import BigoptError, ClusterError
 from bigopt.data.cache import BlockCache
 from bigopt.work import Arrival, Order, Work
 
@@ -116,20 +117,13 @@ class Packer:
     def arrival(self, order: Order, parcel: Parcel, data: bytes) -> Arrival:
         """Return what came of an order."""
         reply = from_bytes(data)
-        outcome = reply.outcome
         try:
             warning = check_fingerprint(self._mine, reply.fingerprint, who="a worker", bits=self._bits)
         except ClusterError as error:
             return Arrival(order, error=error)
         if warning and warning not in self.warnings:
             self.warnings.append(warning)
-        if isinstance(outcome, Failed):
-            kind = ERRORS.get(outcome.kind, ClusterError)
-            return Arrival(order, error=kind(outcome.message, where=outcome.where, hint=outcome.hint))
-        if isinstance(outcome, Lost):
-            return Arrival(order, lost=outcome.reason)
-        nodes = dict(zip(outcome.levels, outcome.values, strict=True))
-        return Arrival(order, nodes, outcome.stats, sent=len(parcel.inputs) + len(parcel.task), received=len(data))
+        return arrived(order, reply.outcome, len(parcel.inputs) + len(parcel.task), len(data))
 
 
 def run(setting: Setting, parcel: Parcel) -> bytes:
